@@ -1,0 +1,130 @@
+"""What a dataset on disk holds: channels, label classes, cases. Read by a layout (`medseg.io.layouts`), never converted by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from medseg.record import Record
+
+
+class Modality(StrEnum):
+    """What the values of a channel mean; decides normalisation."""
+
+    ct = "ct"  # Hounsfield units
+    mr = "mr"  # arbitrary units
+    pet = "pet"  # SUV
+    rgb = "rgb"  # 0..255 colour
+    gray = "gray"  # 0..255 or 0..65535 photograph or microscopy
+    other = "other"
+
+
+class Channel(Record):
+    """One input channel, in the order in which the network sees it."""
+
+    name: str
+    modality: Modality
+
+
+class LabelClass(Record):
+    """A foreground class: the voxels whose value is one of `values`. Several values make it a region that may overlap others."""
+
+    name: str
+    values: tuple[int, ...] = Field(min_length=1)
+
+
+class Labels(Record):
+    """How voxel values in label files map to classes. Value 0 is background.
+
+    Attributes:
+        classes: foreground classes in the order of the network's output.
+        ignore: value of voxels without annotation; they count in no loss and no score.
+        order: for regions only: the value written for each class; later classes overwrite earlier ones (nnU-Net's `regions_class_order`).
+    """
+
+    classes: tuple[LabelClass, ...] = Field(min_length=1)
+    ignore: int | None = None
+    order: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [c.name for c in self.classes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two classes have the same name: {names}")
+        if 0 in self.values:
+            raise ValueError("value 0 is background and cannot belong to a class")
+        if self.ignore is not None and self.ignore in self.values:
+            raise ValueError(f"the ignore value {self.ignore} also belongs to a class")
+        if not self.exclusive and (self.order is None or len(self.order) != len(self.classes)):
+            raise ValueError("overlapping regions need 'order' (regions_class_order) with one written value per class")
+        return self
+
+    @property
+    def exclusive(self) -> bool:
+        """True when every class is one value of its own, so that a voxel has exactly one class."""
+        return self.order is None and all(len(c.values) == 1 for c in self.classes) and len(self.values) == len(self.classes)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Every foreground value, sorted, without the ignore value."""
+        return tuple(sorted({v for c in self.classes for v in c.values}))
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """The value a prediction writes for each class."""
+        return self.order if self.order is not None else tuple(c.values[0] for c in self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names in output order."""
+        return tuple(c.name for c in self.classes)
+
+
+class CaseFiles(Record):
+    """The files of one case.
+
+    Attributes:
+        id: unique within the dataset; the stem of predictions.
+        images: one file per channel, or one file with all channels (4D NIfTI, RGB).
+        label: None for cases to predict only.
+        group: cases of one patient share it; they are never split between training and validation.
+    """
+
+    id: str
+    images: tuple[Path, ...] = Field(min_length=1)
+    label: Path | None = None
+    group: str
+
+
+class Dataset(Record):
+    """A dataset as it lies on disk."""
+
+    name: str
+    root: Path
+    layout: str
+    ndim: int = Field(ge=2, le=3)
+    channels: tuple[Channel, ...] = Field(min_length=1)
+    labels: Labels
+    cases: tuple[CaseFiles, ...] = Field(min_length=1)
+    unlabelled: tuple[CaseFiles, ...] = ()
+    licence: str = ""
+
+    def case(self, case_id: str) -> CaseFiles:
+        """The case with this id."""
+        return next(c for c in (*self.cases, *self.unlabelled) if c.id == case_id)
+
+
+def file_digest(path: Path) -> str:
+    """16 hexadecimal digits of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def case_digest(case: CaseFiles) -> str:
+    """16 hexadecimal digits of the content of all files of a case, and of their order."""
+    files = [*case.images, *([case.label] if case.label else [])]
+    return hashlib.blake2b("/".join(file_digest(f) for f in files).encode(), digest_size=8).hexdigest()

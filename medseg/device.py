@@ -1,0 +1,75 @@
+"""The machine at hand: which device to use, how much memory it has, which fast paths it offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from medseg.errors import ResourceError
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["cpu", "cuda", "mps"]
+CPU_SHARE = 0.5  # of the free memory: other programs, the page cache and the data workers need the rest
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan is made for: kind of device and GiB that training may use."""
+
+    kind: Kind
+    memory: float
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The torch device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+
+    Raises:
+        ResourceError: the device does not exist here.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ResourceError.of("unknown device", found=f"'{name}'", expected="auto, cpu, cuda, cuda:N or mps") from None
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(device.type, False)
+    if not present or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise ResourceError.of(
+            "this device is not available here", found=f"'{name}'", fix="Run `medseg doctor` to see what is, or pass --device auto."
+        )
+    return device
+
+
+def machine(device: str = "auto", memory: float | None = None) -> Machine:
+    """The machine at hand; `memory` in GiB overrides what it has (`--memory`).
+
+    A GPU offers its total memory less 1 GiB for the context; a CPU half of its physical memory (`CPU_SHARE`), rounded down to whole GiB.
+    """
+    import psutil
+    import torch
+
+    chosen = choose_device(device)
+    if memory is not None:
+        return Machine(chosen.type, memory)  # type: ignore[arg-type]
+    if chosen.type == "cuda":
+        return Machine("cuda", max(1.0, float(torch.cuda.get_device_properties(chosen).total_memory // 2**30 - 1)))
+    if chosen.type == "mps":
+        return Machine("mps", max(1.0, float(torch.mps.recommended_max_memory() // 2**30)))
+    return Machine("cpu", max(1.0, float(int(psutil.virtual_memory().total * CPU_SHARE) // 2**30)))
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where it is faster than float32 (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX), else None."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return torch.bfloat16
+    return None

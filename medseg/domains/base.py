@@ -1,0 +1,125 @@
+"""Where data lives: the contract of a domain. The engine sees only this class.
+
+The inverse law holds for every domain: what `prepare` does to a label map, `restore` undoes on the native grid, to the voxel where no
+resampling took place.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from medseg import registry
+from medseg.case import Batch, Case, PreparedCase
+from medseg.dataset import Labels
+from medseg.device import Machine
+from medseg.fingerprint import CaseStats, Fingerprint
+from medseg.geometry import Shape, Step
+from medseg.models.base import Head
+from medseg.plan import Plan, SpaceSection
+from medseg.prediction import DenseMap
+
+Run = Callable[[Tensor], Mapping[str, Tensor]]
+"""Windows `(N, C, *window)` to outputs `(N, channels, *window)` per head."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A configuration that a domain proposes: everything but network, batch and memory.
+
+    Attributes:
+        name: name of the configuration, for example `3d`.
+        space: the domain's section of the plan.
+        windows: candidate windows, largest first; the planner takes the first that fits the machine.
+        spacing: mm of a window voxel along each window axis.
+        shape: median shape of the prepared cases along each window axis.
+        samples: median number of windows' worth of data: prepared voxels of all cases together.
+        mirror: window axes along which mirroring leaves every class what it is.
+        overlap: overlap of neighbouring windows in inference.
+        reasons: dotted plan field -> reason.
+        because: why this configuration is offered at all.
+        preference: the draft with the highest value is recommended, if it fits.
+    """
+
+    name: str
+    space: SpaceSection
+    windows: tuple[Shape, ...]
+    spacing: tuple[float, ...]
+    shape: Shape
+    samples: int
+    mirror: tuple[int, ...]
+    overlap: float
+    reasons: dict[str, str]
+    because: str
+    preference: float
+
+
+class Domain(ABC):
+    """A domain, registered in `medseg.domains`."""
+
+    Settings: ClassVar[type[SpaceSection]]
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    # Before there is a plan.
+
+    @staticmethod
+    @abstractmethod
+    def measure(case: Case, labels: Labels, digest: str) -> CaseStats:
+        """One case's share of the fingerprint."""
+
+    @staticmethod
+    @abstractmethod
+    def drafts(fingerprint: Fingerprint, machine: Machine) -> tuple[Draft, ...]:
+        """The configurations this dataset asks for."""
+
+    @staticmethod
+    @abstractmethod
+    def check(plan: Plan) -> str:
+        """What is impossible in a plan of this domain; empty when nothing is."""
+
+    # With a plan.
+
+    @abstractmethod
+    def prepare(self, case: Case) -> Case:
+        """Bring a case to the grid and the intensities a network sees; each step goes on the trail. Works without a label."""
+
+    @abstractmethod
+    def locations(self, label: NDArray[Any]) -> tuple[NDArray[np.int32], ...]:
+        """For each foreground class, at most a few thousand voxel indices `(n, d)` of a prepared label map, chosen deterministically."""
+
+    @abstractmethod
+    def sample(self, case: PreparedCase, rng: np.random.Generator, focus: int | None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """One training window: image `(C, *window)` float32 and label `(*window)` int16; `focus` is the class index to centre on.
+
+        Reads no more of the (memory-mapped) case than the window. Where the case is smaller than the window the image is padded with
+        zeros and the label with 0 (background).
+        """
+
+    @abstractmethod
+    def augment(self, batch: Batch, generator: Generator) -> Batch:
+        """Random spatial and intensity changes, batched, on the batch's device; parameters drawn from `generator` (a CPU generator)."""
+
+    @abstractmethod
+    def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, DenseMap]:
+        """Run windows over a case and blend them; maps above `memory` bytes live on disk. `run` gets windows on the CPU, float32."""
+
+    @abstractmethod
+    def native(self, maps: Mapping[str, DenseMap], trail: tuple[Step, ...]) -> dict[str, DenseMap]:
+        """Maps on the prepared grid to lazily resampled maps at native spacing (cropping and orientation stay for `restore`)."""
+
+    @abstractmethod
+    def restore(self, array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0) -> NDArray[Any]:
+        """An array `(..., *shape)` at native spacing to the native grid: orientation and cropping undone exactly, outside is `fill`."""
+
+
+def find_domain(name: str) -> type[Domain]:
+    """The domain registered as `name`."""
+    return cast(type[Domain], registry.domains.get(name))

@@ -1,0 +1,88 @@
+"""What planning knows of a dataset: numbers per case, and their summary. Holds no image and no patient identifier but the case id."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from medseg.dataset import Channel, Labels
+from medseg.record import Record
+
+
+class Intensities(Record):
+    """Intensities of one channel within the foreground (within the whole case where it has no foreground).
+
+    `quantiles` holds the values at `QUANTILES` probabilities, evenly spaced from 0 to 1.
+    """
+
+    count: int = Field(ge=0)
+    mean: float
+    std: float = Field(ge=0)
+    quantiles: tuple[float, ...]
+
+    def percentile(self, q: float) -> float:
+        """The value at `q` per cent, linear between the stored quantiles."""
+        position = q / 100 * (len(self.quantiles) - 1)
+        low = min(int(position), len(self.quantiles) - 2)
+        return self.quantiles[low] + (position - low) * (self.quantiles[low + 1] - self.quantiles[low])
+
+
+QUANTILES = 201  # every half per cent
+
+
+class ClassStats(Record):
+    """One class in one case.
+
+    Attributes:
+        voxels: number of voxels.
+        volume: in mm^3 (mm^2 in 2D; voxels where there is no spacing).
+        components: number of connected components (full connectivity).
+        sizes: component sizes in voxels at the quantiles 0, 25, 50, 75, 100 %; empty when the class is absent.
+        box: bounding box as (start, stop) per axis; empty when absent.
+    """
+
+    voxels: int
+    volume: float
+    components: int
+    sizes: tuple[int, ...] = ()
+    box: tuple[tuple[int, int], ...] = ()
+
+
+class CaseStats(Record):
+    """One case's share of the fingerprint, on its canonical grid.
+
+    Attributes:
+        shape, spacing: of the whole case.
+        cropped: shape of the box of voxels that are not zero in every channel.
+        zeros: fraction of voxels that are zero in every channel.
+        channels: one per channel.
+        classes: one per class, in the order of `Labels.classes`.
+    """
+
+    id: str
+    digest: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    cropped: tuple[int, ...]
+    zeros: float
+    channels: tuple[Intensities, ...]
+    classes: tuple[ClassStats, ...]
+
+
+class Fingerprint(Record):
+    """The summary a plan is made from.
+
+    Attributes:
+        dataset: name of the dataset.
+        digest: changes with any byte of any image or label.
+        channels, labels: as the dataset declares them.
+        intensities: one per channel, over all cases, each case with the same weight.
+        cases: sorted by id.
+    """
+
+    dataset: str
+    digest: str
+    ndim: int
+    channels: tuple[Channel, ...]
+    labels: Labels
+    intensities: tuple[Intensities, ...]
+    cases: tuple[CaseStats, ...] = Field(min_length=1)

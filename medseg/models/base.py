@@ -1,0 +1,60 @@
+"""What the engine knows of a network: how it is planned, built, and what it returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+
+from medseg import registry
+from medseg.device import Machine
+from medseg.geometry import Shape
+from medseg.record import Section
+
+Outputs = dict[str, list[Tensor]]
+"""Head name -> maps `(N, C, *spatial)` from full resolution to coarse. More than one only in training mode (deep supervision)."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """One output of a network: its name and channels."""
+
+    name: str
+    channels: int
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A network planned for a window: its settings, the window rounded to what the network can take, and reasons by field name."""
+
+    settings: Section
+    window: Shape
+    reasons: dict[str, str]
+
+
+class NetworkFamily(ABC):
+    """A family of networks, registered in `medseg.networks`. `build(...)` returns a module with `forward(image) -> Outputs`."""
+
+    Settings: ClassVar[type[Section]]
+
+    @staticmethod
+    @abstractmethod
+    def configure(window: Shape, spacing: tuple[float, ...], machine: Machine) -> Configured:
+        """Plan the network for windows of about this size (voxels) and spacing (mm, one per window axis)."""
+
+    @staticmethod
+    @abstractmethod
+    def check(settings: Any, window: Shape) -> str:
+        """What is wrong with these settings for this window; empty when nothing is."""
+
+    @staticmethod
+    @abstractmethod
+    def build(settings: Any, channels: int, heads: tuple[Head, ...]) -> nn.Module:
+        """The network with `channels` input channels. Weights are initialised with torch's global generator."""
+
+
+def find_network(name: str) -> type[NetworkFamily]:
+    """The network family registered as `name`."""
+    return cast(type[NetworkFamily], registry.networks.get(name))

@@ -1,0 +1,172 @@
+"""The plan: every decision between a dataset and a trained model, with its reason, in one file that people can read and edit.
+
+Three sections are open: `space` (the domain's), `network` and `target` (the task's) name their type by `kind`, resolved through the
+registries, so a plug-in brings its own typed fields. All other sections belong to the engine and are the same for every task.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from medseg import registry
+from medseg.dataset import Channel, Labels
+from medseg.record import Record, Section, section
+
+
+class SpaceSection(Section):
+    """Base of a domain's settings."""
+
+    def preparation_key(self) -> str:
+        """Text that changes with every setting that changes prepared cases. Narrow it where settings only matter later."""
+        return self.to_json()
+
+
+class DataPlan(Record):
+    """What a model must know of the data it was made for."""
+
+    name: str
+    digest: str = Field(description="Digest of the fingerprint that the plan was made from.")
+    ndim: int = Field(ge=2, le=3, description="Dimensions of a case as it is stored.")
+    channels: tuple[Channel, ...] = Field(min_length=1, description="Input channels in order.")
+    labels: Labels = Field(description="Classes, ignore value, and the value written for each class.")
+
+
+class Optimizer(StrEnum):
+    """Optimisers a plan can ask for."""
+
+    adamw = "adamw"
+    muon = "muon"
+    sgd = "sgd"
+
+
+class TrainingPlan(Record):
+    """How the network is trained. Schedules are functions of progress (0 to 1), so they end exactly at `--time` or `--epochs`."""
+
+    batch_size: int = Field(ge=1, description="Windows per optimiser step, over all devices.")
+    steps: int = Field(ge=1, description="Optimiser steps per epoch.")
+    epochs: int = Field(ge=1, description="Epochs when neither --epochs nor --time is given.")
+    optimizer: Optimizer = Field(description="muon: orthogonalised momentum for convolution weights, AdamW for all others.")
+    learning_rate: float = Field(gt=0, lt=10, description="Peak learning rate (of the main parameter group).")
+    weight_decay: float = Field(ge=0, lt=1)
+    warmup: float = Field(ge=0, le=0.5, description="Fraction of training with linearly rising learning rate; cosine to 0 after it.")
+    clip: float = Field(gt=0, description="Largest allowed norm of the gradient.")
+    ema: float = Field(ge=0, lt=1, description="Decay of the averaged weights (the model) per step at the end of training.")
+    foreground: float = Field(ge=0, le=1, description="Fraction of windows that are centred on a foreground voxel, classes taking turns.")
+    folds: int = Field(ge=2, le=20, description="Folds of cross-validation.")
+    seed: int = Field(ge=0)
+
+
+class InferencePlan(Record):
+    """How windows are put together."""
+
+    overlap: float = Field(ge=0, lt=1, description="Overlap of neighbouring windows as a fraction of the window.")
+    mirror: tuple[int, ...] = Field(description="Window axes flipped for test-time augmentation; all combinations are averaged.")
+
+
+class MemoryPlan(Record):
+    """What training needs, measured on the network under fake tensors."""
+
+    budget: float = Field(gt=0, description="GiB allowed (--memory, or what the machine has).")
+    training: float = Field(ge=0, description="GiB at the peak of one training step: weights, gradients, optimiser, activations.")
+    device: Literal["cpu", "cuda", "mps"] = Field(description="Kind of device that the plan was made for.")
+
+
+class Plan(Record):
+    """One configuration of a dataset: everything that preprocessing, training and prediction need to know.
+
+    `reasons` maps dotted field names to the reason for the value, and `evidence` is quoted in it; every decision has one
+    (`medseg explain` prints them).
+    """
+
+    format: Literal[1] = 1
+    name: str = Field(description="Name of the configuration, for example 3d.")
+    task: str = Field(description="Registered name of the task.")
+    domain: str = Field(description="Registered name of the domain.")
+    data: DataPlan
+    window: tuple[int, ...] = Field(min_length=1, description="Size of one network input, in prepared samples per axis.")
+    space: section(registry.domains)  # type: ignore[valid-type]
+    network: section(registry.networks)  # type: ignore[valid-type]
+    target: section(registry.tasks)  # type: ignore[valid-type]
+    training: TrainingPlan
+    inference: InferencePlan
+    memory: MemoryPlan
+    recommended: bool = Field(default=False, description="Whether `medseg run` takes this configuration.")
+    reasons: dict[str, str] = Field(description="Why: dotted field name to one sentence with the evidence from the fingerprint.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(n < 1 for n in self.window):
+            raise ValueError(f"window must be positive, got {list(self.window)}")
+        for name, expected in (("space", self.domain), ("target", self.task)):
+            kind = getattr(self, name).kind
+            if kind != expected:
+                raise ValueError(f"'{name}.kind' is '{kind}' but the plan says '{expected}'")
+        for path in self.reasons:
+            lookup(self, path)
+        problem = registry.domains.get(self.domain).check(self) or registry.networks.get(self.network.kind).check(self.network, self.window)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def prepared_digest(self) -> str:
+        """Changes with whatever changes the prepared cases: the data, and what the domain does to them."""
+        return hashlib.blake2b(f"{self.data.digest} {self.space.preparation_key()}".encode(), digest_size=8).hexdigest()
+
+    def edited(self, edits: dict[str, str], where: str = "--set") -> Plan:
+        """A copy with values replaced, validated; each edit becomes its own reason.
+
+        Args:
+            edits: dotted field name to a JSON value (text that is not JSON is taken as a string).
+        """
+        data = self.model_dump(mode="json")
+        for path, text in edits.items():
+            lookup(self, path, where)
+            *parents, leaf = path.split(".")
+            node: Any = data
+            for part in parents:
+                node = node[int(part)] if isinstance(node, list) else node[part]
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError:
+                value = text
+            node[int(leaf) if isinstance(node, list) else leaf] = value
+            data["reasons"][path] = f"set by hand ({where} {path}={text})"
+        return Plan.parse(data, where=where)
+
+
+def lookup(record: Any, path: str, where: str = "reasons") -> Any:
+    """The value at a dotted path of a plan.
+
+    Raises:
+        ValueError: there is no such field; names the nearest one (a PlanError when called through `Plan.edited`).
+    """
+    node = record
+    for part in path.split("."):
+        if isinstance(node, Record):
+            if part not in type(node).model_fields:
+                near = difflib.get_close_matches(part, type(node).model_fields, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"{where}: no field '{path}' in a plan{hint}")
+            node = getattr(node, part)
+        elif isinstance(node, (tuple, list)) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
+            raise ValueError(f"{where}: no field '{path}' in a plan")
+    return node
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan file. Raises PlanError (see `Record.load`)."""
+    return Plan.load(path)
+
+
+__all__ = ["DataPlan", "InferencePlan", "MemoryPlan", "Optimizer", "Plan", "Section", "SpaceSection", "TrainingPlan", "load_plan", "lookup"]

@@ -1,0 +1,103 @@
+"""What an annotation means: the contract of a task. The engine sees only this class."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medseg import registry
+from medseg.case import Batch
+from medseg.dataset import Dataset
+from medseg.fingerprint import Fingerprint
+from medseg.models.base import Head, Outputs, find_network
+from medseg.plan import Plan
+from medseg.prediction import DenseMap, Prediction, Scores
+from medseg.record import Section
+
+
+@dataclass(frozen=True)
+class Needs:
+    """All that the planner may know of a task.
+
+    Attributes:
+        channels: input channels of the network.
+        heads: outputs of the network.
+        target: the task's section of the plan.
+        reasons: field name within the section -> reason.
+    """
+
+    channels: int
+    heads: tuple[Head, ...]
+    target: Section
+    reasons: dict[str, str]
+
+
+class Task(ABC):
+    """A task, registered in `medseg.tasks`. Stateless apart from its plan.
+
+    The oracle law holds for every task: `score(decode(oracle(targets)), truth)` is 1 in every similarity metric.
+    """
+
+    Settings: ClassVar[type[Section]]
+    summary: ClassVar[str]
+    """One line for `medseg tasks`."""
+    metrics: ClassVar[tuple[str, ...]]
+    """Names of what `score` can compute; the first one selects models and is what validation during training shows."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    @staticmethod
+    @abstractmethod
+    def needs(dataset: Dataset, fingerprint: Fingerprint) -> Needs:
+        """What the task asks of the planner for this dataset."""
+
+    @property
+    @abstractmethod
+    def heads(self) -> tuple[Head, ...]:
+        """The network's outputs under this plan; equal to what `needs` said."""
+
+    @property
+    def channels(self) -> int:
+        """The network's input channels under this plan; a wrapper adds its own."""
+        return len(self.plan.data.channels)
+
+    def network(self) -> nn.Module:
+        """A new network; also built on the meta device and under fake tensors, for the memory estimate."""
+        return find_network(self.plan.network.kind).build(self.plan.network, self.channels, self.heads)
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The network's input `(N, C, *window)`. Never looks at labels."""
+        return batch.image
+
+    @abstractmethod
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
+        """What the outputs should be, computed on the device after augmentation."""
+
+    @abstractmethod
+    def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named terms; the trainer sums and logs them. Finite also for empty targets."""
+
+    @abstractmethod
+    def oracle(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Full-resolution outputs `(N, C, *window)` per head, as a perfect network would give them. Used by contract tests."""
+
+    @abstractmethod
+    def decode(self, outputs: Mapping[str, DenseMap], case_id: str, probabilities: bool = False) -> Prediction:
+        """Stitched outputs of one case to a prediction on the same grid, in bounded memory."""
+
+    @abstractmethod
+    def score(
+        self, prediction: NDArray[Any], truth: NDArray[Any], spacing: tuple[float, ...], metrics: tuple[str, ...] | None = None
+    ) -> Scores:
+        """Scores of a label map against the truth, both voxel values on one grid with `spacing` in mm; `metrics` None means all."""
+
+
+def find_task(name: str) -> type[Task]:
+    """The task registered as `name`."""
+    return cast(type[Task], registry.tasks.get(name))

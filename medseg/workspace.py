@@ -1,0 +1,129 @@
+"""Where files lie. Two folders exist for a user:
+
+    PLANS/  a workspace            RUN/  a model (and how it came to be)
+      dataset.json                   plan.json
+      fingerprint.json               provenance.json
+      2d.json, 3d.json               splits.json
+      prepared/<digest>/             fold_0/ weights.safetensors metrics.csv splits.json state/ validation/
+      mlflow.db, mlartifacts/        report/ index.html cases.csv summary.json
+
+`RUN/plan.json`, `RUN/provenance.json` and `RUN/fold_*/weights.safetensors` are all that prediction needs. A fold that trained on every
+case is `fold_none`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medseg.dataset import Dataset
+from medseg.errors import ModelError
+from medseg.fingerprint import Fingerprint
+from medseg.plan import Plan
+from medseg.record import Record
+
+
+class Workspace:
+    """The folder of plans, prepared cases and tracking of one dataset."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def of_plan(cls, plan_file: Path) -> Workspace:
+        """The workspace in which a plan file lies."""
+        return cls(plan_file.resolve().parent)
+
+    @property
+    def dataset_file(self) -> Path:
+        """The dataset as it was read."""
+        return self.root / "dataset.json"
+
+    @property
+    def fingerprint_file(self) -> Path:
+        """The fingerprint the plans were made from."""
+        return self.root / "fingerprint.json"
+
+    @property
+    def cache(self) -> Path:
+        """Per-case statistics by content digest."""
+        return self.root / "cache"
+
+    @property
+    def tracking(self) -> Path:
+        """MLflow's sqlite database."""
+        return self.root / "mlflow.db"
+
+    def plan_file(self, name: str) -> Path:
+        """Where the plan of a configuration lies."""
+        return self.root / f"{name}.json"
+
+    def prepared(self, plan: Plan) -> Path:
+        """The folder of prepared cases of a plan; shared by plans that prepare alike."""
+        return self.root / "prepared" / plan.prepared_digest()
+
+    def dataset(self) -> Dataset:
+        """Read the dataset record."""
+        return Dataset.load(self.dataset_file)
+
+    def fingerprint(self) -> Fingerprint:
+        """Read the fingerprint."""
+        return Fingerprint.load(self.fingerprint_file)
+
+
+class Provenance(Record):
+    """Where a model comes from. No path and no patient identifier."""
+
+    medseg: str
+    python: str
+    torch: str
+    device: str
+    dataset: str
+    dataset_digest: str
+    plan_digest: str
+    seed: int
+    created: str
+    licence: str = ""
+    mlflow_run: str = ""
+
+
+class RunFolder:
+    """A model folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def plan_file(self) -> Path:
+        """The plan the model was trained with."""
+        return self.root / "plan.json"
+
+    @property
+    def provenance_file(self) -> Path:
+        """Versions, digests, seed."""
+        return self.root / "provenance.json"
+
+    @property
+    def report(self) -> Path:
+        """The evaluation of out-of-fold predictions."""
+        return self.root / "report"
+
+    def fold(self, fold: int | None) -> Path:
+        """The folder of one fold; None is the model trained on every case."""
+        return self.root / f"fold_{'none' if fold is None else fold}"
+
+    def weights(self) -> tuple[Path, ...]:
+        """The weights of every trained fold, in order.
+
+        Raises:
+            ModelError: the folder is not a trained model.
+        """
+        found = tuple(sorted(self.root.glob("fold_*/weights.safetensors")))
+        if not self.plan_file.is_file() or not found:
+            raise ModelError.of(
+                "is not a trained model",
+                where=str(self.root),
+                found=", ".join(sorted(p.name for p in self.root.iterdir())[:8]) if self.root.is_dir() else "no such folder",
+                expected="plan.json and fold_*/weights.safetensors",
+                fix="Pass the folder that `medseg train` or `medseg run` wrote, or finish the training with --resume.",
+            )
+        return found
