@@ -1,0 +1,83 @@
+"""The command line: `medseg VERB ...`. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from medseg.commands import console, data, machine, models
+from medseg.errors import MedsegError
+
+FLAGS = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--debug": "debug"}
+EPILOG = "Every verb also takes --json (result for machines on stdout), --quiet and --debug (full traceback), anywhere on the line."
+
+app = typer.Typer(
+    name="medseg",
+    help="Self-configuring segmentation for medical images. Start with `medseg demo`, then `medseg run DATASET -o RUN`.",
+    no_args_is_help=True,
+    epilog=EPILOG,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("medseg"))
+        raise typer.Exit
+
+
+for verb in (
+    models.demo,
+    data.verify,
+    data.plan,
+    data.explain,
+    data.preprocess,
+    models.train,
+    models.predict,
+    models.evaluate,
+    models.compare,
+    models.run,
+    machine.doctor,
+    data.tasks,
+    data.schema,
+):
+    app.command(epilog=EPILOG, no_args_is_help=verb in data.NEED_ARGUMENTS or verb in models.NEED_ARGUMENTS)(verb)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 some cases failed, 2 wrong input or usage, 130 interrupted."""
+    arguments = sys.argv[1:]
+    limit = arguments.index("--") if "--" in arguments else len(arguments)
+    for flag in [a for a in arguments[:limit] if a in FLAGS]:
+        setattr(console.style, FLAGS[flag], True)
+    kept = [a for a in arguments[:limit] if a not in FLAGS] + arguments[limit:]
+    try:
+        code = app(args=kept, prog_name="medseg", standalone_mode=False)
+    except MedsegError as error:
+        if console.style.debug:
+            raise
+        sys.exit(_fail(str(error)))
+    except click.exceptions.Abort:
+        sys.exit(_fail("interrupted", 130))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted; the same command goes on from here (train: add --resume)", 130))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int = 2) -> int:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error[/] ", end="")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+    return code

@@ -1,0 +1,270 @@
+"""Verbs about models: demo, train, predict, evaluate, compare, run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medseg.commands.console import Bars, answer, say, table
+from medseg.commands.data import (
+    Classes,
+    DatasetPath,
+    Device,
+    LabelFolder,
+    Memory,
+    ModalityOption,
+    PlanFile,
+    ResampleLabels,
+    TaskName,
+    Workers,
+    options,
+)
+from medseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from medseg.evaluation.records import Evaluation
+
+Time = Annotated[str | None, typer.Option("--time", help="Length of the training itself, e.g. 20m, 90s, 1h30m.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Length of the training in epochs. Default: the plan's.")]
+Patience = Annotated[int | None, typer.Option(min=1, help="Stop after this many validations without a better Dice; the best weights are kept.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change a plan value, e.g. --set training.batch_size=4 (repeatable).")]
+Devices = Annotated[int, typer.Option(min=1, help="Number of devices (processes) to train on.")]
+RunPath = Annotated[Path, typer.Argument(help="A model: the folder that `medseg run` or `medseg train` wrote.")]
+
+
+def parse_time(text: str | None) -> float | None:
+    """`"1h30m"` to seconds."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    seconds = sum(float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0.0
+    if seconds <= 0:
+        raise UsageError.of("not a length of time", where="--time", found=f"'{text}'", expected="for example 20m, 90s or 1h30m")
+    return seconds
+
+
+def parse_edits(texts: list[str] | None) -> dict[str, str]:
+    """`["training.batch_size=4"]` to a dict."""
+    edits: dict[str, str] = {}
+    for text in texts or []:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise UsageError.of("not an edit", where="--set", found=f"'{text}'", expected="FIELD=VALUE, e.g. training.batch_size=4")
+        edits[name.strip()] = value
+    return edits
+
+
+def parse_folds(text: str) -> tuple[int | None, ...] | str:
+    """`0`, `0,2`, `all` or `none`."""
+    if text == "all":
+        return "all"
+    if text == "none":
+        return (None,)
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError.of("not folds", where="--folds", found=f"'{text}'", expected="a number, a list such as 0,1, all or none") from None
+
+
+def train(
+    plan: PlanFile,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the model.")],
+    fold: Annotated[str, typer.Option("--fold", help="Fold to leave out for validation: 0, 1, ..., or none to train on every case.")] = "0",
+    time: Time = None,
+    epochs: Epochs = None,
+    patience: Patience = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    edits: Set = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    workers: Workers = None,
+) -> None:
+    """Train one fold of a plan (prepares the cases first where that has not been done)."""
+    from medseg import workflow
+
+    folds = parse_folds(fold)
+    if isinstance(folds, str) or len(folds) != 1:
+        raise UsageError.of("one fold at a time", where="--fold", found=f"'{fold}'", fix="Use `medseg run --folds all` for cross-validation.")
+    with Bars() as progress:
+        result = workflow.train(
+            plan,
+            out,
+            fold=folds[0],
+            seconds=parse_time(time),
+            epochs=epochs,
+            patience=patience,
+            resume=resume,
+            edits=parse_edits(edits),
+            device=device,
+            devices=devices,
+            workers=workers,
+            progress=progress,
+        )
+    say(f"[green]ok[/] trained {result.epochs} epochs in {result.seconds / 60:.1f} minutes; model in {out}")
+    if result.score is not None:
+        say(f"Validation {result.metric} {result.score:.4f} over {result.cases} cases left out")
+    say(f"Next: medseg predict {out} IMAGES -o OUT")
+    answer(result)
+
+
+def predict(
+    run: RunPath,
+    inputs: Annotated[list[Path], typer.Argument(help="Image files or folders of images.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the predictions, one file per case.")],
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also report one uncertainty per case.")] = False,
+    mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Test-time mirroring, where the plan allows it.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is already there.")] = False,
+    device: Device = "auto",
+    memory: Memory = None,
+) -> None:
+    """Predict on files or folders; writes each prediction on its input's own grid."""
+    from medseg import workflow
+
+    with Bars() as progress:
+        predicted = workflow.predict(
+            run,
+            inputs,
+            out,
+            probabilities=probabilities,
+            uncertainty=uncertainty,
+            mirror=mirror,
+            overwrite=overwrite,
+            device=device,
+            memory=memory,
+            progress=progress,
+        )
+    done = len(predicted.cases)
+    say(f"[green]ok[/] {done} prediction{'s' if done != 1 else ''} in {out}")
+    for failure in predicted.failures:
+        say(f"[red]failed[/] {failure}")
+    answer(predicted)
+    if predicted.failures:
+        raise typer.Exit(1)
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predictions.")],
+    reference: Annotated[Path, typer.Argument(help="Folder of reference labels, or a dataset.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report.")],
+    classes: Classes = None,
+    run: Annotated[Path | None, typer.Option("--run", help="The model's folder: adds its explanation and training curves to the report.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Folder of the images: adds overlays. Found by itself for a dataset.")] = None,
+    tolerance: Annotated[float | None, typer.Option("--tolerance", min=0.0, help="NSD tolerance in mm. Default: see the report.")] = None,
+    workers: Workers = None,
+) -> None:
+    """Score predictions against references: JSON, CSV and one self-contained HTML page."""
+    from medseg import workflow
+    from medseg.commands.data import parse_classes
+
+    with Bars() as progress:
+        result = workflow.evaluate(
+            predictions,
+            reference,
+            out,
+            classes=parse_classes(classes) if classes else None,
+            run=run,
+            images=images,
+            tolerance=tolerance,
+            workers=workers,
+            progress=progress,
+        )
+    show_scores(result, out)
+    answer(result)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="A report folder.")],
+    second: Annotated[Path, typer.Argument(help="Another report folder, over the same cases.")],
+) -> None:
+    """Compare two evaluations case by case: paired differences, 95 % bootstrap intervals, Wilcoxon test."""
+    from medseg import workflow
+
+    result = workflow.compare(first, second)
+    rows = [(d.name, d.metric, d.first, d.second, d.difference, f"{d.low:+.4f} to {d.high:+.4f}", f"{d.p:.3g}") for d in result.differences]
+    table(f"{second} minus {first}, {result.cases} cases", ("class", "metric", "first", "second", "difference", "95 %", "Wilcoxon p"), rows)
+    answer(result)
+
+
+def run(
+    dataset: DatasetPath,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the model, its workspace and its report.")],
+    time: Time = None,
+    epochs: Epochs = None,
+    patience: Patience = None,
+    folds: Annotated[str, typer.Option("--folds", help="0 (default): train on four fifths, report on the rest; all: cross-validate; none: every case.")] = "0",
+    configuration: Annotated[str | None, typer.Option("--configuration", help="Configuration to train. Default: the recommended one.")] = None,
+    edits: Set = None,
+    task: TaskName = "semantic",
+    memory: Memory = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    classes: Classes = None,
+    labels: LabelFolder = None,
+    modality: ModalityOption = None,
+    workers: Workers = None,
+    resample_labels: ResampleLabels = False,
+) -> None:
+    """Verify, plan, preprocess, train, predict and evaluate with the recommended plan. Run it again to go on after an interruption."""
+    from medseg import workflow
+
+    with Bars() as progress:
+        result = workflow.run(
+            dataset,
+            out,
+            seconds=parse_time(time),
+            epochs=epochs,
+            patience=patience,
+            folds=parse_folds(folds),
+            configuration=configuration,
+            edits=parse_edits(edits),
+            task=task,
+            memory=memory,
+            device=device,
+            devices=devices,
+            options=options(classes, labels, modality),
+            workers=workers,
+            resample_labels=resample_labels,
+            progress=progress,
+        )
+    if result.evaluation is not None:
+        show_scores(result.evaluation, result.report)
+    say(f"Model: {out}. Next: medseg predict {out} IMAGES -o OUT")
+    if result.tracking:
+        say(f"Training is tracked: mlflow ui --backend-store-uri {result.tracking}")
+    answer(result)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the demo's model and report.")] = Path("medseg-demo"),
+    time: Annotated[str, typer.Option("--time", help="Length of the training itself.")] = "100s",
+) -> None:
+    """Everything on the shipped real sample (24 hippocampus MR volumes), in a few minutes on 2 cores."""
+    from medseg import workflow
+
+    with Bars() as progress:
+        result = workflow.demo(out, seconds=parse_time(time), progress=progress)
+    assert result.evaluation is not None
+    show_scores(result.evaluation, result.report)
+    say(f"Open {result.report / 'index.html'} in a browser. The same on your data: medseg run DATASET -o RUN --time 20m")
+    answer(result)
+
+
+def show_scores(evaluation: Evaluation, report: Path | None) -> None:
+    """The summary of an evaluation as a table."""
+    metrics = [m for m in ("dice", "nsd", "hd95", "lesion_f1") if m in evaluation.metrics]
+    rows = [(s.name, *(_interval(evaluation, s.name, m) for m in metrics)) for s in evaluation.classes]
+    table(f"{len(evaluation.cases)} cases, mean (95 % bootstrap interval)", ("class", *metrics), rows)
+    if report is not None:
+        say(f"Report: {report / 'index.html'}")
+
+
+def _interval(evaluation: Evaluation, name: str, metric: str) -> str:
+    summary = evaluation.summary(name, metric)
+    return f"{summary.mean:.3f} ({summary.low:.3f} to {summary.high:.3f})" if summary.count else "undefined"
+
+
+NEED_ARGUMENTS = (train, predict, evaluate, compare, run)
