@@ -103,6 +103,11 @@ class RunFolder:
         return self.root / "provenance.json"
 
     @property
+    def splits_file(self) -> Path:
+        """Which cases each fold trains on and leaves out."""
+        return self.root / "splits.json"
+
+    @property
     def report(self) -> Path:
         """The evaluation of out-of-fold predictions."""
         return self.root / "report"

@@ -1,0 +1,322 @@
+"""The whole flow on one page, as plain functions that a notebook can call:
+
+    dataset -> fingerprint -> plan -> prepared cases -> windows -> network -> stitched output -> decoded prediction
+            -> restored to the native geometry -> written and scored
+
+Each verb of the command line is one call here. Nothing on this page knows a task or a domain by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medseg.dataset import Dataset
+from medseg.device import machine
+from medseg.errors import ModelError, PlanError, UsageError
+from medseg.evaluation.compare import Comparison
+from medseg.evaluation.compare import compare as compare_evaluations
+from medseg.evaluation.evaluate import evaluate as evaluate_predictions
+from medseg.evaluation.records import Evaluation
+from medseg.inference.predictor import Predicted, Predictor
+from medseg.io.layouts.base import LayoutOptions, open_dataset
+from medseg.io.store import Store
+from medseg.planning.explain import Decision
+from medseg.planning.explain import explain as explain_plan
+from medseg.planning.fingerprinting import make_fingerprint
+from medseg.planning.planner import make_plans
+from medseg.planning.verify import Verified
+from medseg.planning.verify import verify as verify_dataset
+from medseg.plans import Plan
+from medseg.preprocessing.prepare import prepare
+from medseg.progress import Progress, Silent
+from medseg.record import Record, write_text
+from medseg.training.budget import Budget
+from medseg.training.splits import Split, Splits, make_splits
+from medseg.training.tracking import Tracker
+from medseg.training.train import TrainingResult
+from medseg.training.train import train as train_fold
+from medseg.workspace import RunFolder, Workspace
+
+SILENT = Silent()
+
+
+def verify(
+    dataset: Path,
+    options: LayoutOptions | None = None,
+    *,
+    workers: int | None = None,
+    resample_labels: bool = False,
+    progress: Progress = SILENT,
+) -> Verified:
+    """Check every file of a dataset. Raises DatasetError with all problems at once."""
+    return verify_dataset(open_dataset(dataset, options or LayoutOptions()), workers=workers, progress=progress, resample_labels=resample_labels)
+
+
+def plan(
+    dataset: Path,
+    out: Path,
+    *,
+    task: str = "semantic",
+    domain: str = "grid",
+    network: str = "unet",
+    memory: float | None = None,
+    device: str = "auto",
+    options: LayoutOptions | None = None,
+    workers: int | None = None,
+    resample_labels: bool = False,
+    progress: Progress = SILENT,
+) -> tuple[Plan, ...]:
+    """Verify and fingerprint a dataset, and write one plan per configuration into the workspace `out`.
+
+    Args:
+        memory: GiB that training may use; None takes what the machine has.
+    """
+    found = open_dataset(dataset, options or LayoutOptions())
+    verify_dataset(found, workers=workers, progress=progress, resample_labels=resample_labels)
+    workspace = Workspace(out)
+    fingerprint = make_fingerprint(found, domain, workspace.cache, workers=workers, progress=progress)
+    plans = make_plans(found, fingerprint, task=task, domain=domain, network=network, machine=machine(device, memory))
+    found.save(workspace.dataset_file)
+    fingerprint.save(workspace.fingerprint_file)
+    for one in plans:
+        one.save(workspace.plan_file(one.name))
+    return plans
+
+
+def explain(plan_file: Path) -> tuple[Decision, ...]:
+    """Every decision of a plan with its reason; with the evidence where the fingerprint lies beside it."""
+    chosen = Plan.load(plan_file)
+    workspace = Workspace.of_plan(plan_file)
+    return explain_plan(chosen, workspace.fingerprint() if workspace.fingerprint_file.is_file() else None)
+
+
+def preprocess(plan_file: Path, *, workers: int | None = None, progress: Progress = SILENT) -> Store:
+    """Prepare every case of the plan's dataset; finished cases are kept, so it goes on after an interruption."""
+    chosen = Plan.load(plan_file)
+    workspace = Workspace.of_plan(plan_file)
+    return _prepared(chosen, workspace, workers, progress)
+
+
+def train(
+    plan_file: Path,
+    out: Path,
+    *,
+    fold: int | None = 0,
+    seconds: float | None = None,
+    epochs: int | None = None,
+    patience: int | None = None,
+    resume: bool = False,
+    edits: Mapping[str, str] | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+) -> TrainingResult:
+    """Train one fold (None: on every case) into the model folder `out`; the length is `seconds`, `epochs`, or the plan's epochs."""
+    if seconds is not None and epochs is not None:
+        raise UsageError.of("--time and --epochs contradict each other", fix="Give one of them.")
+    chosen = Plan.load(plan_file).edited(dict(edits or {}))
+    workspace = Workspace.of_plan(plan_file)
+    store = _prepared(chosen, workspace, workers, progress)
+    folder = RunFolder(out)
+    _claim(folder, chosen)
+    splits = _splits(chosen, workspace, folder)
+    tracker = Tracker.open(workspace, chosen, workspace.fingerprint())
+    return train_fold(
+        plan=chosen,
+        store=store,
+        splits=splits,
+        fold=fold,
+        run=folder,
+        budget=Budget(seconds=seconds, epochs=epochs if epochs is not None or seconds is not None else chosen.training.epochs),
+        patience=patience,
+        resume=resume,
+        device=device,
+        devices=devices,
+        tracker=tracker,
+        progress=progress,
+    )
+
+
+def predict(
+    run: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    mirror: bool = True,
+    overwrite: bool = False,
+    device: str = "auto",
+    memory: float | None = None,
+    progress: Progress = SILENT,
+) -> Predicted:
+    """Predict on image files or folders; a failing case does not stop the others and is listed in the result."""
+    predictor = Predictor.load(run, device=device, memory=memory)
+    return predictor.predict(
+        list(inputs), out, probabilities=probabilities, uncertainty=uncertainty, mirror=mirror, overwrite=overwrite, progress=progress
+    )
+
+
+def evaluate(
+    predictions: Path,
+    reference: Path,
+    out: Path | None = None,
+    *,
+    classes: Mapping[str, tuple[int, ...]] | None = None,
+    run: Path | None = None,
+    images: Path | None = None,
+    tolerance: float | None = None,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+) -> Evaluation:
+    """Score a folder of predictions against a folder of labels or a dataset; writes JSON, CSV and an HTML page into `out`.
+
+    Class names come from `classes`, else from the model `run`, else from the predictions' own record, else from the dataset.
+    """
+    dataset = _dataset_at(reference)
+    labels = _labels(classes, run, predictions, dataset)
+    return evaluate_predictions(
+        predictions,
+        {c.id: c.label for c in dataset.cases if c.label is not None} if dataset else reference,
+        labels,
+        out,
+        images={c.id: c.images for c in dataset.cases} if dataset else images,
+        run=RunFolder(run) if run else None,
+        tolerance=tolerance,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """Compare two report folders case by case."""
+    return compare_evaluations(Evaluation.load(first / "summary.json"), Evaluation.load(second / "summary.json"))
+
+
+class RunResult(Record):
+    """What `run` produced."""
+
+    model: Path
+    plan: str
+    folds: tuple[int | None, ...]
+    report: Path | None
+    evaluation: Evaluation | None
+    tracking: str
+
+
+def run(
+    dataset: Path,
+    out: Path,
+    *,
+    seconds: float | None = None,
+    epochs: int | None = None,
+    patience: int | None = None,
+    folds: Sequence[int | None] | str = (0,),
+    configuration: str | None = None,
+    edits: Mapping[str, str] | None = None,
+    task: str = "semantic",
+    memory: float | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    options: LayoutOptions | None = None,
+    workers: int | None = None,
+    resample_labels: bool = False,
+    progress: Progress = SILENT,
+) -> RunResult:
+    """Everything with the recommended plan. Called again with the same `out`, it goes on where it was interrupted.
+
+    The report covers the cases that each trained fold left out; with `folds=(None,)` every case trains and there is none.
+    """
+    workspace = Workspace(out / "workspace")
+    plans = plan(
+        dataset,
+        workspace.root,
+        task=task,
+        memory=memory,
+        device=device,
+        options=options,
+        workers=workers,
+        resample_labels=resample_labels,
+        progress=progress,
+    )
+    chosen = _configuration(plans, configuration)
+    wanted = tuple(range(chosen.training.folds)) if folds == "all" else tuple(f for f in folds if not isinstance(f, str))
+    tracking = ""
+    for fold in wanted:
+        result = train(
+            workspace.plan_file(chosen.name),
+            out,
+            fold=fold,
+            seconds=seconds,
+            epochs=epochs,
+            patience=patience,
+            resume=True,
+            edits=edits,
+            device=device,
+            devices=devices,
+            workers=workers,
+            progress=progress,
+        )
+        tracking = result.tracking
+    held_out = tuple(f for f in wanted if f is not None)
+    evaluation = _report(out, workspace.dataset(), held_out, device, memory, workers, progress) if held_out else None
+    return RunResult(
+        model=out,
+        plan=chosen.name,
+        folds=wanted,
+        report=RunFolder(out).report if evaluation else None,
+        evaluation=evaluation,
+        tracking=tracking,
+    )
+
+
+def demo(out: Path, *, seconds: float | None = 100.0, progress: Progress = SILENT) -> RunResult:
+    """`run` on the real sample that is shipped with medseg."""
+    return run(sample_dataset(), out, seconds=seconds, progress=progress)
+
+
+def sample_dataset() -> Path:
+    """The folder of the shipped hippocampus sample: in the installed package, or in the source tree."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "datasets" / "hippocampus", package.parent / "datasets" / "hippocampus"):
+        if (folder / "dataset.json").is_file():
+            return folder
+    raise UsageError.of("the sample dataset is not installed", expected="datasets/hippocampus", fix="Reinstall medseg, or run from its source tree.")
+
+
+def _prepared(chosen: Plan, workspace: Workspace, workers: int | None, progress: Progress) -> Store:
+    return prepare(workspace.dataset(), chosen, workspace.prepared(chosen), workers=workers, progress=progress)
+
+
+def _claim(folder: RunFolder, chosen: Plan) -> None:
+    """Write the plan into a new model folder; refuse a folder that holds a model of another plan."""
+    if folder.plan_file.is_file():
+        present = Plan.load(folder.plan_file)
+        if present.content_digest() != chosen.content_digest():
+            raise ModelError.of(
+                "already holds a model of another plan",
+                where=str(folder.root),
+                found=f"plan {present.name} {present.content_digest()}",
+                expected=f"plan {chosen.name} {chosen.content_digest()}",
+                fix="Choose another output folder, or remove this one.",
+            )
+        return
+    chosen.save(folder.plan_file)
+
+
+def _splits(chosen: Plan, workspace: Workspace, folder: RunFolder) -> tuple[Split, ...]:
+    """The splits of a model folder: made once, then read, so that every fold and every resumption sees the same."""
+    if folder.splits_file.is_file():
+        return Splits.load(folder.splits_file).folds
+    splits = make_splits(workspace.dataset(), workspace.fingerprint(), chosen.training.folds, chosen.training.seed)
+    Splits(folds=splits).save(folder.splits_file)
+    return splits
+
+
+def _configuration(plans: Sequence[Plan], name: str | None) -> Plan:
+    for one in plans:
+        if (one.recommended if name is None else one.name == name):
+            return one
+    raise PlanError.of("no such configuration", where="--configuration", found=f"'{name}'", expected=", ".join(p.name for p in plans))
