@@ -9,6 +9,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from medseg.errors import ImageError
 from medseg.record import Record
 
 
@@ -26,15 +27,15 @@ class Modality(StrEnum):
 class Channel(Record):
     """One input channel, in the order in which the network sees it."""
 
-    name: str
-    modality: Modality
+    name: str = Field(description="For people.")
+    modality: Modality = Field(description="What the values mean; decides normalisation.")
 
 
 class LabelClass(Record):
     """A foreground class: the voxels whose value is one of `values`. Several values make it a region that may overlap others."""
 
-    name: str
-    values: tuple[int, ...] = Field(min_length=1)
+    name: str = Field(description="For people, tables and reports.")
+    values: tuple[int, ...] = Field(min_length=1, description="Voxel values in label files.")
 
 
 class Labels(Record):
@@ -92,12 +93,14 @@ class CaseFiles(Record):
         images: one file per channel, or one file with all channels (4D NIfTI, RGB).
         label: None for cases to predict only.
         group: cases of one patient share it; they are never split between training and validation.
+        resample_label: the label lies on another grid in the same world and is brought to the image's when it is read.
     """
 
     id: str
     images: tuple[Path, ...] = Field(min_length=1)
     label: Path | None = None
     group: str
+    resample_label: bool = False
 
 
 class Dataset(Record):
@@ -119,9 +122,18 @@ class Dataset(Record):
 
 
 def file_digest(path: Path) -> str:
-    """16 hexadecimal digits of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    """16 hexadecimal digits of a file's content.
+
+    Raises:
+        ImageError: the file does not exist, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    except FileNotFoundError:
+        raise ImageError.of("the file does not exist", where=str(path), fix="Check the path, or restore the file.") from None
+    except OSError as error:
+        raise ImageError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
 
 
 def case_digest(case: CaseFiles) -> str:

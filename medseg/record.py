@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -153,4 +154,5 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             "cannot be written", where=str(path), found=error.strerror or str(error), fix="Free disk space or choose another output folder."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one that tells
+            temporary.unlink(missing_ok=True)

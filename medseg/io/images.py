@@ -1,0 +1,328 @@
+"""Read and write images of every supported format, chosen by suffix.
+
+Arrays are `(C, Z, Y, X)` or `(C, Y, X)`, grids are LPS millimetres. Colour images have three channels; transparency is dropped and the
+colours stay as stored. Photographs (png, jpg, bmp) have spacing 1, whatever print resolution they name.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from medseg.case import Case
+from medseg.dataset import CaseFiles
+from medseg.errors import ImageError, Problem
+from medseg.geometry import Array, Grid
+from medseg.io.format import Format, Header, Image, Native, numbers, smallest_integer
+from medseg.record import write_atomic
+from medseg.scratch import IN_MEMORY, Scratch, copy
+
+TOLERANCE = 0.1  # of the smallest spacing: how far two grids of one case may lie apart
+
+FORMATS = {".nii.gz": "nifti", ".nii": "nifti", ".nrrd": "itk", ".mha": "itk", ".mhd": "itk", ".png": "raster", ".jpg": "raster",
+           ".jpeg": "raster", ".bmp": "raster", ".tif": "tiff", ".tiff": "tiff"}  # fmt: skip
+
+SUFFIXES: tuple[str, ...] = tuple(FORMATS)
+"""Every suffix that can be read, lower case."""
+
+
+@cache
+def _load(kind: str) -> Format:
+    """The format, whose library is imported only when a file of it comes along."""
+    if kind == "nifti":
+        from medseg.io.nifti import Nifti
+
+        return Nifti()
+    if kind == "itk":
+        from medseg.io.itk import Itk
+
+        return Itk()
+    if kind == "tiff":
+        from medseg.io.tiff import Tiff
+
+        return Tiff()
+    from medseg.io.raster import Raster
+
+    return Raster()
+
+
+def image_suffix(path: Path) -> str:
+    """The image suffix as the file name has it (`.nii.gz`, `.PNG`), or empty where it is none that can be read."""
+    name = path.name.lower()
+    for suffix in SUFFIXES:
+        if name.endswith(suffix) and len(name) > len(suffix):
+            return path.name[-len(suffix) :]
+    return ""
+
+
+def image_stem(path: Path) -> str:
+    """The file name without its image suffix: `a.b.nii.gz` gives `a.b`."""
+    suffix = image_suffix(path)
+    return path.name[: len(path.name) - len(suffix)] if suffix else path.stem
+
+
+def label_suffix(path: Path) -> str:
+    """The suffix under which a label map for this image is written: its own, or `.png` for JPEG, which would change the values."""
+    suffix = image_suffix(path)
+    return ".png" if suffix.lower() in (".jpg", ".jpeg") else suffix
+
+
+def map_suffix(path: Path) -> str:
+    """The suffix under which float maps for this image are written: its own, or `.tif` for photographs, which hold no floats."""
+    suffix = image_suffix(path)
+    return ".tif" if suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp") else suffix
+
+
+def read_header(path: Path, label: bool = False) -> Header:
+    """The header of an image, without its voxels.
+
+    Raises:
+        ImageError: no such file, unknown format, or a header that makes no sense.
+    """
+    return _format(path).header(path, label)
+
+
+def read_image(path: Path, scratch: Scratch = IN_MEMORY) -> Image:
+    """One image with all its channels; a large one lies in `scratch`.
+
+    Raises:
+        ImageError: as `read_header`, and for truncated or damaged voxels.
+    """
+    return _format(path).read(path, scratch=scratch)
+
+
+def read_stack(paths: Sequence[Path], scratch: Scratch = IN_MEMORY) -> Image:
+    """The channels of all files, in order, on the grid of the first.
+
+    Raises:
+        ImageError: a file cannot be read, or lies on another grid than the first; all problems at once.
+    """
+    if len(paths) == 1:
+        return read_image(paths[0], scratch)
+    problems: list[Problem] = []
+    images: list[Image] = []
+    for path in paths:
+        try:
+            image = read_image(path, scratch)
+            if images:
+                problems += grid_problems(path, image.grid, image.native, paths[0], images[0].grid, images[0].native)
+            images.append(image)
+        except ImageError as error:
+            problems += error.problems
+    if problems:
+        raise ImageError(problems)
+    first = images[0]
+    channels = [len(image.array) for image in images]
+    stack = scratch.zeros((sum(channels), *first.grid.shape), np.result_type(*(image.array for image in images)))
+    for image, stop in zip(images, itertools.accumulate(channels), strict=True):
+        for channel, target in zip(image.array, stack[stop - len(image.array) : stop], strict=True):
+            copy(channel, target)
+    return Image(stack, first.grid, first.native)
+
+
+def read_label(path: Path) -> Image:
+    """A label map, one channel of integers; floats that are exactly integers become integers.
+
+    Raises:
+        ImageError: as `read_image`, and for JPEG, colour, several channels, or values that are no integers.
+    """
+    if image_suffix(path).lower() in (".jpg", ".jpeg"):
+        raise ImageError.of(
+            "a label map is stored as JPEG, which changes values",
+            where=str(path),
+            expected="a lossless format",
+            fix="Threshold or round it once, and save it as PNG.",
+        )
+    image = _format(path).read(path, label=True)
+    array = image.array
+    if array.shape[0] == 3 and np.array_equal(array[0], array[1]) and np.array_equal(array[0], array[2]):
+        array = array[:1]  # gray, stored as colour
+    if array.shape[0] != 1:
+        raise ImageError.of(
+            "a label map has several channels",
+            where=str(path),
+            found=f"{array.shape[0]} channels",
+            expected="1",
+            fix="Store one integer per voxel (not colours, not one-hot).",
+        )
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
+    elif array.dtype.kind == "f":
+        array = _whole(path, array)
+    return Image(array, image.grid, image.native)
+
+
+def _whole(path: Path, array: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.isfinite(array) & (np.rint(array) == array))
+    if wrong.any():
+        example = array[wrong][0]
+        raise ImageError.of(
+            "label values are not whole numbers",
+            where=str(path),
+            found=f"{float(example):.6g} and others, {int(wrong.sum())} voxels of type {array.dtype.name}",
+            expected="integers",
+            fix="Probability maps need a threshold; resampled labels need nearest-neighbour interpolation.",
+        )
+    limit = 2.0**53
+    if np.abs(array).max(initial=0) > limit:
+        raise ImageError.of("label values are too large", where=str(path), found=f"{float(np.abs(array).max()):.6g}", expected="integers")
+    return array.astype(smallest_integer(array))
+
+
+def write_label(path: Path, array: Array, like: Path) -> None:
+    """Write a label map `(*shape)`, atomically, in the smallest integer type, on the grid of `like`.
+
+    Between files of one format the geometry is copied to the bit; otherwise it goes through `Grid`.
+
+    Raises:
+        ImageError: the format cannot hold labels, or the shape is not that of `like`.
+        ResourceError: the path cannot be written.
+    """
+    if image_suffix(path).lower() in (".jpg", ".jpeg"):
+        raise ImageError.of("JPEG would change label values", where=str(path), expected=label_suffix(path), fix="Write PNG.")
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
+    if array.dtype.kind not in "iu":
+        raise ImageError.of("label values are not whole numbers", where=str(path), found=array.dtype.name, expected="integers")
+    _write(path, array[None].astype(smallest_integer(array), copy=False), like)
+
+
+def write_maps(path: Path, array: Array, like: Path) -> None:
+    """Write float maps `(K, *shape)` as one float32 file with K channels, atomically, on the grid of `like` (see `write_label`).
+
+    Raises:
+        ImageError: the format holds no floats (photographs: see `map_suffix`), or the shape is not that of `like`.
+        ResourceError: the path cannot be written.
+    """
+    if map_suffix(path) != image_suffix(path):
+        raise ImageError.of("the format holds no floats", where=str(path), found=image_suffix(path), expected=map_suffix(path))
+    _write(path, array.astype(np.float32, copy=False), like)
+
+
+def _write(path: Path, array: Array, like: Path) -> None:
+    target, source = _format(path), _format(like)
+    grid = source.header(like).grid
+    if array.shape[1:] != grid.shape:
+        raise ImageError.of(
+            "a prediction does not have the shape of its image",
+            where=str(path),
+            found=numbers(array.shape[1:]),
+            expected=f"{numbers(grid.shape)} as {like}",
+        )
+    write_atomic(path, lambda temporary: target.write(temporary, array, grid, like if source is target else None))
+
+
+def tolerance(grid: Grid) -> float:
+    """How far, in mm, two grids of one case may lie apart: a tenth of a voxel."""
+    return TOLERANCE * min(grid.spacing)
+
+
+def grid_problems(
+    path: Path, grid: Grid, native: Native, first: Path, expected: Grid, other: Native, what: str = "channel"
+) -> list[Problem]:
+    """How `path` lies elsewhere than `first`: shape, then distance of the corners where both files say where they lie."""
+    fix = "Re-export both on one grid" + (", or pass --resample-labels." if what == "label" else ".")
+    if grid.ndim != expected.ndim:
+        return [Problem(f"the {what} has other dimensions than {first}", str(path), f"{grid.ndim}D", f"{expected.ndim}D", fix)]
+    if grid.shape != expected.shape:
+        return [Problem(f"the {what}'s shape differs from that of {first}", str(path), numbers(grid.shape), numbers(expected.shape), fix)]
+    if not (native.spaced and other.spaced):
+        return []
+    far = grid.distance(expected)
+    if far <= tolerance(expected):
+        return []
+    parts = [f"{far:.3g} mm apart at the far corner"]
+    if not np.allclose(grid.spacing, expected.spacing, rtol=1e-3):
+        parts.append(f"spacing {numbers(grid.spacing)} instead of {numbers(expected.spacing)}")
+    elif not np.allclose(grid.direction, expected.direction, atol=1e-3):
+        parts.append("other orientation")
+    else:
+        parts.append(f"origin {numbers(grid.origin)} instead of {numbers(expected.origin)}")
+    return [
+        Problem(
+            f"the {what}'s affine differs from that of {first}", str(path), "; ".join(parts), f"at most {tolerance(expected):.3g} mm", fix
+        )
+    ]
+
+
+def read_case(files: CaseFiles, with_label: bool = True, scratch: Scratch = IN_MEMORY) -> Case:
+    """A case on its native grid, with an empty trail.
+
+    Args:
+        with_label: False leaves the label file unread.
+        scratch: where the image lies; the label stays in memory.
+
+    Raises:
+        ImageError: files that cannot be read or lie on different grids; all problems at once.
+    """
+    problems: list[Problem] = []
+    image: Image | None = None
+    label: Image | None = None
+    try:
+        image = read_stack(files.images, scratch)
+    except ImageError as error:
+        problems += error.problems
+    if with_label and files.label is not None:
+        try:
+            label = read_label(files.label)
+        except ImageError as error:
+            problems += error.problems
+        if image is not None and label is not None:
+            wrong = grid_problems(files.label, label.grid, label.native, files.images[0], image.grid, image.native, "label")
+            if wrong and files.resample_label and label.grid.ndim == image.grid.ndim:
+                label = Image(on_grid(label, image.grid), image.grid, image.native)
+            else:
+                problems += wrong
+    if problems:
+        raise ImageError(problems)
+    assert image is not None
+    return Case(files.id, image.array, None if label is None else label.array[0], image.grid)
+
+
+def on_grid(image: Image, grid: Grid) -> Array:
+    """The values of an image at the nearest of its voxels to each voxel of `grid`, 0 outside; for labels. `(C, *grid.shape)`."""
+    from scipy import ndimage
+
+    matrix = np.linalg.inv(image.grid.affine) @ grid.affine
+    d = grid.ndim
+    planes = [
+        ndimage.affine_transform(c, matrix[:d, :d], matrix[:d, d], output_shape=grid.shape, order=0, mode="grid-constant", cval=0)
+        for c in image.array
+    ]
+    return np.stack(planes)
+
+
+def _format(path: Path) -> Format:
+    kind = FORMATS.get(image_suffix(path).lower())
+    if kind is None:
+        raise ImageError.of(
+            "is in no format that can be read", where=str(path), found=path.suffix or "no suffix", expected=", ".join(SUFFIXES)
+        )
+    return _load(kind)
+
+
+__all__ = [
+    "SUFFIXES",
+    "Header",
+    "Image",
+    "Native",
+    "grid_problems",
+    "image_stem",
+    "image_suffix",
+    "label_suffix",
+    "map_suffix",
+    "on_grid",
+    "read_case",
+    "read_header",
+    "read_image",
+    "read_label",
+    "read_stack",
+    "tolerance",
+    "write_label",
+    "write_maps",
+]

@@ -1,0 +1,173 @@
+"""What a layout is, and how the one that fits a folder is found."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+
+from medseg import registry
+from medseg.dataset import Channel, Dataset, LabelClass, Labels, Modality
+from medseg.errors import DatasetError, Problem, UsageError
+from medseg.record import problems_of
+
+
+@dataclass(frozen=True)
+class LayoutOptions:
+    """What a user says about a dataset that its files do not.
+
+    Attributes:
+        classes: class name -> label values; replaces what the dataset declares.
+        labels: name of the folder of labels, where a layout has several candidates.
+        modality: what the values of every channel mean; replaces what names suggest.
+    """
+
+    classes: Mapping[str, tuple[int, ...]] | None = None
+    labels: str | None = None
+    modality: Modality | None = None
+
+    def __post_init__(self) -> None:
+        if self.modality is not None and self.modality not in list(Modality):
+            raise UsageError.of("unknown modality", where="--modality", found=f"'{self.modality}'", expected=", ".join(Modality))
+        if self.modality is not None:
+            object.__setattr__(self, "modality", Modality(self.modality))
+
+
+class Layout(ABC):
+    """One convention of folders, registered in `medseg.layouts`. Layouts list files; whether these are sound is for `verify` to say."""
+
+    name: ClassVar[str]
+    looks_for: ClassVar[str]
+    """What a folder must hold to be of this layout; shown when none is detected."""
+
+    @abstractmethod
+    def detect(self, root: Path) -> bool:
+        """Whether the folder is of this layout. Raises DatasetError for a description file that cannot be parsed."""
+
+    @abstractmethod
+    def read(self, root: Path, options: LayoutOptions) -> Dataset:
+        """The dataset. Raises DatasetError with all problems found."""
+
+
+def open_dataset(path: Path, options: LayoutOptions | None = None) -> Dataset:
+    """Read a dataset folder (or its `dataset.json`) by the one layout that detects it.
+
+    Raises:
+        DatasetError: no layout fits, several do, or the one that fits finds problems.
+    """
+    root = Path(path).resolve()
+    if root.is_file() and root.suffix == ".json":
+        root = root.parent
+    if not root.is_dir():
+        raise DatasetError.of("no such folder", where=str(path), fix="Pass the folder that holds the images and labels.")
+    layouts = [(name, kind()) for name, kind in registry.layouts.items()]
+    fitting = [(name, layout) for name, layout in layouts if layout.detect(root)]
+    if len(fitting) == 1:
+        dataset = fitting[0][1].read(root, options or LayoutOptions())
+        assert isinstance(dataset, Dataset)
+        return dataset
+    wanted = "; ".join(f"{name}: {layout.looks_for}" for name, layout in (fitting or layouts))
+    if fitting:
+        raise DatasetError.of(
+            "several layouts fit this folder",
+            where=str(root),
+            found=wanted,
+            expected="one",
+            fix="Remove the description file that does not belong here.",
+        )
+    inside = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "an empty folder"
+    raise DatasetError.of("is no dataset of a known layout", where=str(root), found=inside, expected=wanted)
+
+
+def read_json(path: Path) -> Mapping[str, Any] | None:
+    """A JSON object, or None where there is no such file.
+
+    Raises:
+        DatasetError: the file cannot be read, is no JSON, or is no object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DatasetError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError.of(
+            "is not valid JSON", where=str(path), found=str(error), fix="Correct the file at this place, or restore it."
+        ) from None
+    if not isinstance(data, dict):
+        raise DatasetError.of("is not a JSON object", where=str(path), found=type(data).__name__, expected="{...}")
+    return data
+
+
+def make_labels(
+    options: LayoutOptions,
+    classes: Mapping[str, tuple[int, ...]],
+    where: Path,
+    ignore: int | None = None,
+    order: tuple[int, ...] | None = None,
+) -> Labels:
+    """The label description, `options.classes` before what the dataset declares.
+
+    Classes that share values are regions and need `order`; several values without overlap make one class that is written as its first.
+    """
+    chosen = {name: tuple(values) for name, values in (options.classes or classes).items()}
+    if options.classes is not None:
+        order = None
+    if order is None and any(len(v) > 1 for v in chosen.values()):
+        flat = [v for values in chosen.values() for v in values]
+        if len(set(flat)) == len(flat):
+            order = tuple(values[0] for values in chosen.values() if values)
+    try:
+        return Labels(classes=tuple(LabelClass(name=n, values=v) for n, v in chosen.items()), ignore=ignore, order=order)
+    except ValidationError as error:
+        raise DatasetError(problems_of(Labels, error, f"{where}, labels")) from None
+
+
+def make_dataset(where: Path, **fields: Any) -> Dataset:
+    """The validated record; pydantic's errors as a DatasetError."""
+    try:
+        return Dataset(**fields)
+    except ValidationError as error:
+        raise DatasetError(problems_of(Dataset, error, str(where))) from None
+
+
+def require(data: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: Path, problems: list[Problem]) -> Any:
+    """`data[key]` if it has the type, else None and a problem."""
+    value = data.get(key)
+    if isinstance(value, kind):
+        return value
+    kinds = " or ".join(
+        "an object" if k is dict else "a list" if k is list else "text" for k in (kind if isinstance(kind, tuple) else (kind,))
+    )
+    found = "nothing" if key not in data else type(value).__name__
+    problems.append(Problem(f"'{key}' is missing or of the wrong type", str(where), found, kinds))
+    return None
+
+
+WORDS = {
+    Modality.ct: {"ct", "cbct", "hu"},
+    Modality.pet: {"pet", "suv", "fdg"},
+    Modality.rgb: {"rgb", "red", "green", "blue", "r", "g", "b"},
+    Modality.mr: {
+        "mr", "mri", "t1", "t1w", "t1gd", "t1c", "t1ce", "t1post", "t2", "t2w", "t2star", "flair", "adc", "dwi", "hbv", "pd", "pdw", "swi",
+        "bold", "mra", "dce", "stir", "asl",
+    },
+    Modality.gray: {"gray", "grey", "grayscale", "greyscale", "xray", "us", "ultrasound", "microscopy", "em", "oct"},
+}  # fmt: skip
+
+
+def modality_of(name: str, fallback: Modality = Modality.other) -> Modality:
+    """What a channel's name says of its values, for example `FLAIR` -> mr, `CT` -> ct."""
+    words = set("".join(c if c.isalnum() else " " for c in name.lower()).split())
+    return next((modality for modality, known in WORDS.items() if words & known), fallback)
+
+
+def make_channels(names: tuple[str, ...], options: LayoutOptions, fallback: Modality = Modality.other) -> tuple[Channel, ...]:
+    """Channels by name; `options.modality` before what the names say."""
+    return tuple(Channel(name=name, modality=options.modality or modality_of(name, fallback)) for name in names)

@@ -1,0 +1,124 @@
+"""PNG, JPEG and BMP through Pillow. They hold no geometry: spacing is 1 (their resolution is meant for printing).
+
+Transparency is dropped from images, colours stay as stored; palettes become colours in images and indices in labels.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast, final
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+
+from medseg.errors import ImageError
+from medseg.geometry import Array, Grid
+from medseg.io.format import Format, Header, Image, Native
+from medseg.scratch import IN_MEMORY, Scratch
+
+GRAY = {"1": "uint8", "L": "uint8", "LA": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
+DAMAGE = (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError)
+
+
+@final
+class Raster(Format):
+    """`.png`, `.jpg`, `.jpeg` and `.bmp`."""
+
+    name = "raster"
+
+    def header(self, path: Path, label: bool = False) -> Header:
+        """See `Format.header`."""
+        with _opened(path) as picture:
+            channels = _channels(picture, label)
+            dtype = GRAY.get(picture.mode, "uint8")
+            shape = (picture.height, picture.width)
+        return Header(shape, channels, Grid.plain(shape), dtype, Native(self.name, dtype, False))
+
+    def read(self, path: Path, label: bool = False, scratch: Scratch = IN_MEMORY) -> Image:
+        """See `Format.read`."""
+        with _opened(path) as picture:
+            channels = _channels(picture, label)
+            mode = picture.mode
+            if (mode == "P" and not label) or (mode not in GRAY and mode not in ("P", "RGB", "RGBA")):
+                picture = picture.convert("RGB")
+            array = np.array(picture)
+        if array.dtype == bool:
+            array = array.astype(np.uint8)
+        elif label and mode == "L":
+            array = array // _expansion(path)
+        array = array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -1, 0))
+        array = array[:channels]
+        return Image(scratch.keep(array), Grid.plain(array.shape[1:]), Native(self.name, array.dtype.name, False))
+
+    def write(self, path: Path, array: Array, grid: Grid, like: Path | None) -> None:
+        """See `Format.write`. One channel of uint8, and in PNG of uint16."""
+        png = path.name.lower().endswith(".png")
+        most = 65535 if png else 255
+        if array.shape[0] != 1 or grid.ndim != 2 or array.min(initial=0) < 0 or array.max(initial=0) > most:
+            raise ImageError.of(
+                "the format cannot hold this label map",
+                where=str(path),
+                found=f"{grid.ndim}D, values {array.min(initial=0)} to {array.max(initial=0)}",
+                expected=f"2D, values 0 to {most}",
+                fix="Write .tif or .nii.gz.",
+            )
+        kind = np.uint8 if array.max(initial=0) <= 255 else np.uint16
+        Pillow.fromarray(np.ascontiguousarray(array[0].astype(kind))).save(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Pillow.Image]:
+    limit = Pillow.MAX_IMAGE_PIXELS
+    Pillow.MAX_IMAGE_PIXELS = None  # whole-slide regions are large on purpose
+    try:
+        if path.name.lower().endswith(".png"):
+            _refuse_deep_colour(path)
+        with Pillow.open(path) as picture:
+            yield picture
+    except FileNotFoundError:
+        raise ImageError.of("the file does not exist", where=str(path), fix="Check the path, or restore the file.") from None
+    except UnidentifiedImageError:
+        raise ImageError.of(
+            "is not an image of its suffix", where=str(path), found=f"{path.stat().st_size} bytes", fix="Export or download it again."
+        ) from None
+    except DAMAGE as error:
+        raise ImageError.of("is truncated or damaged", where=str(path), found=str(error), fix="Export or download it again.") from None
+    finally:
+        Pillow.MAX_IMAGE_PIXELS = limit
+
+
+def _png_kind(path: Path) -> tuple[int, int]:
+    """Bit depth and colour type of a PNG (its header chunk is always the first)."""
+    with path.open("rb") as file:
+        start = file.read(26)
+    return (start[24], start[25]) if len(start) == 26 and start[12:16] == b"IHDR" else (8, 0)
+
+
+def _refuse_deep_colour(path: Path) -> None:
+    depth, colour = _png_kind(path)
+    if depth == 16 and colour != 0:
+        raise ImageError.of(
+            "16-bit colour PNG cannot be read without loss", where=str(path), expected="8-bit colour or 16-bit gray", fix="Save it as TIFF."
+        )
+
+
+def _expansion(path: Path) -> int:
+    """Pillow stretches gray of 2 and 4 bits to 0..255; labels want the stored values back."""
+    if not path.name.lower().endswith(".png"):
+        return 1
+    depth, colour = _png_kind(path)
+    return {2: 85, 4: 17}.get(depth, 1) if colour == 0 else 1
+
+
+def _channels(picture: Pillow.Image, label: bool) -> int:
+    if picture.mode in GRAY or (label and picture.mode == "P"):
+        return 1
+    if picture.mode == "P":
+        palette = np.array(cast("list[int]", picture.getpalette("RGB"))).reshape(-1, 3)
+        return 1 if (palette == palette[:, :1]).all() else 3
+    return 3

@@ -1,0 +1,280 @@
+"""Everything that can be wrong with a dataset, found before anything costs time, and reported at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from medseg.dataset import CaseFiles, Dataset
+from medseg.device import CPU_SHARE
+from medseg.errors import DatasetError, Problem
+from medseg.parallel import default_workers, map_cases
+from medseg.planning.inspection import CaseReport, inspect_case
+from medseg.progress import Progress, Silent
+from medseg.record import Record
+from medseg.scratch import Scratch
+
+FORBIDDEN = set('/\\:*?"<>|')
+SILENT = Silent()
+FEW = 5  # patients below which cross-validation says little
+UNITS = 8.0  # spacing so many times the median is most likely in another unit
+
+
+class Verified(Record):
+    """A dataset in which nothing was found that prevents training.
+
+    Attributes:
+        dataset: as it was given; with `resample_labels`, cases whose label lies on another grid are marked so. Go on with this one.
+        warnings: what is odd.
+        occurrences: class name -> number of cases in which it occurs.
+        summary: one line.
+    """
+
+    dataset: Dataset
+    warnings: tuple[Problem, ...]
+    occurrences: dict[str, int]
+    summary: str
+
+
+def verify(dataset: Dataset, workers: int | None = None, progress: Progress = SILENT, resample_labels: bool = False) -> Verified:
+    """Read every file of a dataset and check all of it.
+
+    Args:
+        resample_labels: a label on another grid is a warning instead of an error, and its case is marked to be resampled when it is read.
+
+    Raises:
+        DatasetError: with all problems of all cases.
+    """
+    problems = [*_ids(dataset), *_values(dataset)]
+    warnings: list[Problem] = []
+    reports: list[CaseReport] = []
+    files = [*dataset.cases, *dataset.unlabelled]
+    work = partial(inspect_case, dataset=dataset, resample_labels=resample_labels, scratch=_scratch(workers))
+    for outcome in progress.track(map_cases(work, files, workers), len(files), "verify"):
+        if outcome.failure is not None:
+            problems += outcome.failure.problems
+            continue
+        assert outcome.result is not None
+        problems += outcome.result.problems
+        warnings += outcome.result.warnings
+        reports.append(outcome.result)
+    problems += _dimensions(dataset, reports)
+    problems += _channel_order(dataset, reports)
+    labelled = reports[: len(dataset.cases)]
+    occurrences = {name: sum(r.voxels[i] > 0 for r in labelled if r.voxels) for i, name in enumerate(dataset.labels.names)}
+    found, odd = _classes(dataset, labelled, occurrences)
+    problems += found
+    warnings += [*odd, *_twins(dataset, labelled), *_spacings(labelled), *_size(dataset)]
+    if problems:
+        raise DatasetError(problems)
+    moved = {r.id for r in labelled if r.resample}
+    cases = tuple(c.model_copy(update={"resample_label": True}) if c.id in moved else c for c in dataset.cases)
+    return Verified(
+        dataset=dataset.model_copy(update={"cases": cases}),
+        warnings=tuple(warnings),
+        occurrences=occurrences,
+        summary=_summary(dataset, labelled, occurrences),
+    )
+
+
+def _summary(dataset: Dataset, reports: Sequence[CaseReport], occurrences: dict[str, int]) -> str:
+    """What the dataset holds, in one line."""
+    shapes = np.array([r.shape for r in reports])
+    low, high = shapes.min(axis=0), shapes.max(axis=0)
+    size = " x ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(low, high, strict=True))
+    classes = ", ".join(f"{name} in {count}" for name, count in occurrences.items())
+    more = f" and {len(dataset.unlabelled)} without label" if dataset.unlabelled else ""
+    channels = ", ".join(c.name for c in dataset.channels)
+    return f"{dataset.name}: {len(dataset.cases)} {dataset.ndim}D cases{more}, {size} voxels, channels {channels}; classes: {classes}"
+
+
+def _scratch(workers: int | None) -> Scratch:
+    """Memory for all workers together; a case takes about two arrays at once, the image and its copy in float64."""
+    import psutil
+
+    return Scratch(psutil.virtual_memory().total * CPU_SHARE / (workers or default_workers()) / 2)
+
+
+def _ids(dataset: Dataset) -> list[Problem]:
+    problems = []
+    seen: dict[str, CaseFiles] = {}
+    for case in (*dataset.cases, *dataset.unlabelled):
+        if case.id.startswith(".") or FORBIDDEN & set(case.id):
+            problems.append(
+                Problem(
+                    "the case id cannot be a file name", f"case '{case.id}'", expected='none of / \\ : * ? " < > |', fix="Rename the file."
+                )
+            )
+        # Without regard to case: two ids that differ in it alone are one file on Windows and macOS.
+        other = seen.setdefault(case.id.lower(), case)
+        if other is not case:
+            problems.append(
+                Problem(
+                    "the case id is not unique",
+                    f"case '{case.id}'",
+                    f"{other.images[0]} and {case.images[0]}",
+                    "one case per id",
+                    "Rename one of them, image and label.",
+                )
+            )
+    return problems
+
+
+def _values(dataset: Dataset) -> list[Problem]:
+    declared = [*dataset.labels.values, *dataset.labels.written, *([dataset.labels.ignore] if dataset.labels.ignore is not None else [])]
+    wrong = sorted({v for v in declared if not 0 <= v <= 32767})
+    if not wrong:
+        return []
+    return [
+        Problem(
+            "declared label values are out of range",
+            f"dataset '{dataset.name}'",
+            ", ".join(map(str, wrong)),
+            "0 to 32767",
+            "Renumber the labels.",
+        )
+    ]
+
+
+def _dimensions(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Problem]:
+    known = [r for r in reports if r.shape]
+    counts = Counter(len(r.shape) for r in known)
+    if len(counts) < 2:
+        return []
+    (usual, many), *_ = counts.most_common()
+    odd = [r.id for r in known if len(r.shape) != usual]
+    return [
+        Problem(
+            "2D and 3D cases are mixed",
+            f"dataset '{dataset.name}'",
+            f"{many} cases in {usual}D, but {len(odd)} in {5 - usual}D: {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}",
+            "one number of dimensions",
+            "Make two datasets.",
+        )
+    ]
+
+
+def _classes(dataset: Dataset, reports: Sequence[CaseReport], occurrences: dict[str, int]) -> tuple[list[Problem], list[Problem]]:
+    """Empty labels and classes that never occur. Without problems elsewhere only: an unreadable label may hold the class."""
+    read = [r for r in reports if r.voxels]
+    empty = [r for r in read if not any(r.voxels)]
+    if read and len(empty) == len(read):
+        where = f"dataset '{dataset.name}'"
+        expected = ", ".join(f"{v}" for v in dataset.labels.values)
+        return [
+            Problem("every label is empty", where, "no voxel of any class", f"values {expected}", "Check the label folder and the classes.")
+        ], []
+    warnings = [
+        Problem("the label is empty", f"case '{r.id}', {r.label}", "only background", "", "Right where the case shows nothing to segment.")
+        for r in empty
+    ]
+    problems = []
+    for name, count in occurrences.items():
+        values = next(c.values for c in dataset.labels.classes if c.name == name)
+        if count == 0 and len(read) == len(dataset.cases):
+            problems.append(
+                Problem(
+                    f"class '{name}' occurs in no case",
+                    f"dataset '{dataset.name}'",
+                    f"no voxel with value {', '.join(map(str, values))}",
+                    "at least one case",
+                    "Remove the class from the dataset's description, or add cases that show it.",
+                )
+            )
+        elif count == 1 and len(read) > 1:
+            warnings.append(
+                Problem(
+                    f"class '{name}' occurs in one case only", f"dataset '{dataset.name}'", fix="It cannot be learnt and scored at once."
+                )
+            )
+    return problems, warnings
+
+
+def _twins(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Problem]:
+    """Cases with the same image that may be split between training and validation."""
+    groups = {c.id: c.group for c in dataset.cases}
+    first: dict[str, CaseReport] = {}
+    warnings = []
+    for report in reports:
+        other = first.setdefault(report.content, report)
+        if other is not report and groups.get(other.id) != groups.get(report.id):
+            warnings.append(
+                Problem(
+                    "two cases have the same image",
+                    f"cases '{other.id}' and '{report.id}'",
+                    fix="Remove one: validation on a case that was trained on says nothing.",
+                )
+            )
+    return warnings
+
+
+def _spacings(reports: Sequence[CaseReport]) -> list[Problem]:
+    known = [r for r in reports if r.spacing]
+    if len({len(r.spacing) for r in known}) != 1:
+        return []
+    median = np.median([r.spacing for r in known], axis=0)
+    warnings = []
+    for report in known:
+        ratio = np.asarray(report.spacing) / median
+        if ratio.max() > UNITS or ratio.min() < 1 / UNITS:
+            warnings.append(
+                Problem(
+                    "the spacing is far from that of the other cases",
+                    f"case '{report.id}'",
+                    " x ".join(f"{v:.4g}" for v in report.spacing) + " mm",
+                    f"about {' x '.join(f'{v:.4g}' for v in median)} mm",
+                    "Check the unit in its header.",
+                )
+            )
+    return warnings
+
+
+def _size(dataset: Dataset) -> list[Problem]:
+    patients = len({c.group for c in dataset.cases})
+    if patients >= FEW:
+        return []
+    return [
+        Problem("the dataset is small", f"dataset '{dataset.name}'", f"{patients} patients", f"{FEW} or more", "Scores will be uncertain.")
+    ]
+
+
+def _channel_order(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Problem]:
+    """Cases whose channels fit the other cases only in another order.
+
+    Each channel is described by mean, spread and range on a logarithmic scale. A case is refused if, as it is, it lies more than ten
+    times as far from the median of all cases as cases usually do, while two swapped channels bring it within the usual distance.
+    """
+    count = len(dataset.channels)
+    known = [r for r in reports if len(r.features) == count]
+    if count < 2 or len(known) < 4:
+        return []
+    features = np.array([r.features for r in known])  # (cases, channels, features)
+    middle = np.median(features, axis=0)
+    spread = np.maximum(np.median(np.abs(features - middle), axis=0), 0.05)
+    usual = float(np.median(np.abs((features - middle) / spread).mean(axis=(1, 2))))
+    problems = []
+    for report, own in zip(known, features, strict=True):
+        distance = float(np.abs((own - middle) / spread).mean())
+        if distance <= 10 * usual or distance <= 1:
+            continue
+        for a in range(count):
+            for b in range(a + 1, count):
+                order = list(range(count))
+                order[a], order[b] = b, a
+                if float(np.abs((own[order] - middle) / spread).mean()) <= 2 * usual:
+                    problems.append(_swapped(dataset, report, a, b))
+    return problems
+
+
+def _swapped(dataset: Dataset, report: CaseReport, a: int, b: int) -> Problem:
+    names = [c.name for c in dataset.channels]
+    return Problem(
+        "the channels are in another order than in the other cases",
+        f"case '{report.id}', {report.image}",
+        f"values of '{names[b]}' where '{names[a]}' should be, and the reverse",
+        ", ".join(names),
+        "Put the channels of this case in the dataset's order.",
+    )
