@@ -24,6 +24,7 @@ from medseg.geometry import Shape, Step
 from medseg.models.base import Head
 from medseg.plan import Plan, SpaceSection
 from medseg.prediction import DenseMap
+from medseg.scratch import IN_MEMORY, Scratch
 
 Run = Callable[[Tensor], Mapping[str, Tensor]]
 """Windows `(N, C, *window)` to outputs `(N, channels, *window)` per head."""
@@ -88,8 +89,11 @@ class Domain(ABC):
     # With a plan.
 
     @abstractmethod
-    def prepare(self, case: Case) -> Case:
-        """Bring a case to the grid and the intensities a network sees; each step goes on the trail. Works without a label."""
+    def prepare(self, case: Case, scratch: Scratch = IN_MEMORY) -> Case:
+        """Bring a case to the grid and the intensities a network sees; each step goes on the trail. Works without a label.
+
+        Large arrays come from `scratch`; with a bounded one memory does not grow with the image (which may itself lie in a file).
+        """
 
     @abstractmethod
     def locations(self, label: NDArray[Any]) -> tuple[NDArray[np.int32], ...]:
@@ -97,15 +101,19 @@ class Domain(ABC):
 
     @abstractmethod
     def sample(self, case: PreparedCase, rng: np.random.Generator, focus: int | None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """One training window: image `(C, *window)` float32 and label `(*window)` int16; `focus` is the class index to centre on.
+        """One training window: image `(C, *source)` float32 and label `(*source)` int16; `focus` is the class index to centre on.
 
+        `source` is the plan's window plus whatever margin `augment` needs around it, the same for every call.
         Reads no more of the (memory-mapped) case than the window. Where the case is smaller than the window the image is padded with
         zeros and the label with 0 (background).
         """
 
     @abstractmethod
     def augment(self, batch: Batch, generator: Generator) -> Batch:
-        """Random spatial and intensity changes, batched, on the batch's device; parameters drawn from `generator` (a CPU generator)."""
+        """Random spatial and intensity changes, batched, on the batch's device; parameters drawn from `generator` (a CPU generator).
+
+        Takes windows as `sample` gives them and returns windows of exactly the plan's size.
+        """
 
     @abstractmethod
     def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, DenseMap]:
@@ -116,7 +124,7 @@ class Domain(ABC):
         """Maps on the prepared grid to lazily resampled maps at native spacing (cropping and orientation stay for `restore`)."""
 
     @abstractmethod
-    def restore(self, array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0) -> NDArray[Any]:
+    def restore(self, array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:
         """An array `(..., *shape)` at native spacing to the native grid: orientation and cropping undone exactly, outside is `fill`."""
 
 

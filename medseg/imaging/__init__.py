@@ -1,0 +1,1 @@
+"""Pure functions over arrays and tensors; they know neither files nor plans."""

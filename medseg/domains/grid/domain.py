@@ -1,0 +1,111 @@
+"""The grid domain: images and volumes with voxels in rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Generator
+
+from medseg.case import Batch, Case, PreparedCase
+from medseg.dataset import Labels
+from medseg.device import Machine
+from medseg.domains.base import Domain, Draft, Run
+from medseg.domains.grid.augment import augment_batch
+from medseg.domains.grid.drafts import make_drafts
+from medseg.domains.grid.maps import ResampledMap
+from medseg.domains.grid.measure import measure_case
+from medseg.domains.grid.prepare import prepare_case, restore_array
+from medseg.domains.grid.sampling import class_locations, sample_window, source_window
+from medseg.domains.grid.settings import GridSettings
+from medseg.domains.grid.stitch import stitch_case
+from medseg.fingerprint import CaseStats, Fingerprint
+from medseg.geometry import Resample, Step
+from medseg.models.base import Head
+from medseg.plan import Plan, SpaceSection
+from medseg.prediction import DenseMap
+from medseg.scratch import IN_MEMORY, Scratch
+
+
+class GridDomain(Domain):
+    """Images `(C, Y, X)` and volumes `(C, Z, Y, X)`. Windows have two or three axes; two go through a volume slice by slice."""
+
+    Settings: ClassVar[type[SpaceSection]] = GridSettings
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        assert isinstance(plan.space, GridSettings)
+        self.settings: GridSettings = plan.space
+        self.source = source_window(plan.window, self.settings.augmentation)
+
+    @staticmethod
+    def measure(case: Case, labels: Labels, digest: str) -> CaseStats:
+        """See `Domain.measure`."""
+        return measure_case(case, labels, digest)
+
+    @staticmethod
+    def drafts(fingerprint: Fingerprint, machine: Machine) -> tuple[Draft, ...]:
+        """See `Domain.drafts`."""
+        return make_drafts(fingerprint, machine)
+
+    @staticmethod
+    def check(plan: Plan) -> str:
+        """See `Domain.check`."""
+        space = plan.space
+        assert isinstance(space, GridSettings)
+        window, ndim = len(plan.window), plan.data.ndim
+        if len(space.axes) != ndim:
+            return f"space.axes has {len(space.axes)} axes but the data has {ndim} dimensions"
+        if not 2 <= window <= ndim:
+            return f"window has {window} axes; a {ndim}D dataset takes {'2' if ndim == 2 else '2 or 3'}"
+        if len(space.channels) != len(plan.data.channels):
+            return f"space.channels normalises {len(space.channels)} channels but the data has {len(plan.data.channels)}"
+        for name, axes in (("space.augmentation.mirror", space.augmentation.mirror), ("inference.mirror", plan.inference.mirror)):
+            if len(set(axes)) != len(axes) or any(not 0 <= a < window for a in axes):
+                return f"{name} must name different axes of the window (0 to {window - 1}), got {list(axes)}"
+        unseen = sorted(set(plan.inference.mirror) - set(space.augmentation.mirror))
+        if unseen:
+            return f"inference.mirror flips axes {unseen} that training never flips; add them to space.augmentation.mirror or remove them"
+        return ""
+
+    def prepare(self, case: Case, scratch: Scratch = IN_MEMORY) -> Case:
+        """See `Domain.prepare`."""
+        return prepare_case(case, self.settings, scratch)
+
+    def locations(self, label: NDArray[Any]) -> tuple[NDArray[np.int32], ...]:
+        """See `Domain.locations`."""
+        return class_locations(label, self.plan.data.labels)
+
+    def sample(self, case: PreparedCase, rng: np.random.Generator, focus: int | None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """See `Domain.sample`; the margin is what augmentation can move into the window."""
+        return sample_window(case, self.plan.window, self.source, rng, focus)
+
+    def augment(self, batch: Batch, generator: Generator) -> Batch:
+        """See `Domain.augment`."""
+        labels = self.plan.data.labels
+        values = (0, *labels.values, *([] if labels.ignore is None else [labels.ignore]))
+        return augment_batch(batch, self.plan.window, self.settings.augmentation, self._proportions(), values, generator)
+
+    def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, DenseMap]:
+        """See `Domain.stitch`."""
+        return stitch_case(case, run, heads, self.plan.window, self.plan.inference.overlap, batch_size, memory)
+
+    def native(self, maps: Mapping[str, DenseMap], trail: tuple[Step, ...]) -> dict[str, DenseMap]:
+        """See `Domain.native`."""
+        result = dict(maps)
+        for step in reversed(trail):
+            if isinstance(step, Resample):
+                result = {name: ResampledMap(source, step.source) for name, source in result.items()}
+        return result
+
+    def restore(self, array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:
+        """See `Domain.restore`."""
+        return restore_array(array, trail, fill, scratch)
+
+    def _proportions(self) -> tuple[float, ...]:
+        """Relative spacing of the window axes: rotations happen in millimetres."""
+        spacing = self.settings.spacing[-len(self.plan.window) :]
+        known = [s for s in spacing if s is not None]
+        return tuple(1.0 if s is None else s / min(known) for s in spacing)

@@ -1,0 +1,125 @@
+"""The configurations that a dataset on a regular grid asks for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from medseg.device import Machine
+from medseg.domains.base import Draft
+from medseg.domains.grid import rules
+from medseg.domains.grid.settings import Augmentation, GridSettings
+from medseg.fingerprint import Fingerprint
+from medseg.geometry import Shape
+from medseg.imaging.resample import ANISOTROPY
+
+LARGEST = {"cuda": (2048**2, 256**3), "mps": (1024**2, 160**3), "cpu": (768**2, 128**3)}  # voxels of the first 2D and 3D window
+OVERLAP = 0.5
+
+
+def make_drafts(fingerprint: Fingerprint, machine: Machine) -> tuple[Draft, ...]:
+    """2D images give `2d`; volumes give `3d` and `2d`, large ones `3d_lowres` too; volumes of a few slices give `2d` only."""
+    survey = _Survey.of(fingerprint, machine)
+    target = rules.target_spacing(survey.spacings, survey.shapes)
+    if fingerprint.ndim == 2:
+        return (survey.draft("2d", target, 2, "the images are 2D", 2.0),)
+
+    slices = int(np.median([s[0] for s in survey.shapes]))
+    if slices < rules.FEW_SLICES:
+        because = f"the median case has only {slices} slices (fewer than {rules.FEW_SLICES}), too few for 3D windows to learn from"
+        slicewise = survey.draft("2d", target, 2, because, 3.0)
+    else:
+        slicewise = survey.draft("2d", target, 2, "slices one by one are a quick baseline, best where slices are thick and few", 1.0)
+    if slices < rules.FEWEST_SLICES:
+        return (slicewise,)
+    volume = survey.draft("3d", target, 3, "3D windows see the context of neighbouring slices", 2.0)
+    coarse = rules.low_resolution(target.value, volume.shape)
+    if coarse is None:
+        return (volume, slicewise)
+    if machine.kind == "cpu":
+        because, preference = f"{coarse.because}, and a CPU reads few windows in the time people give", 2.5
+    else:
+        because, preference = f"{coarse.because}; detail is lost, so full resolution is better where it can be trained for long", 1.5
+    return (volume, survey.draft("3d_lowres", coarse, 3, because, preference), slicewise)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What all drafts of a dataset share. Shapes and spacings are in the order of prepared axes, after cropping."""
+
+    fingerprint: Fingerprint
+    machine: Machine
+    order: rules.Decided[tuple[int, ...]]
+    crop: rules.Decided[bool]
+    shapes: list[Shape]
+    spacings: list[tuple[float, ...]]
+
+    @classmethod
+    def of(cls, fingerprint: Fingerprint, machine: Machine) -> _Survey:
+        cases = fingerprint.cases
+        order, crop = rules.axis_order(cases), rules.crop_to_nonzero(cases)
+        shapes = [tuple((c.cropped if crop.value else c.shape)[a] for a in order.value) for c in cases]
+        spacings = [tuple(c.spacing[a] for a in order.value) for c in cases]
+        return cls(fingerprint, machine, order, crop, shapes, spacings)
+
+    def draft(self, name: str, target: rules.Decided[tuple[float, ...]], window_axes: int, because: str, preference: float) -> Draft:
+        seen = self.fingerprint
+        lead = seen.ndim - window_axes
+        spacing = tuple(None if a < lead else s for a, s in enumerate(target.value))
+        prepared = [
+            tuple(n if t is None else max(1, round(n * s / t)) for n, s, t in zip(shape, has, spacing, strict=True))
+            for shape, has in zip(self.shapes, self.spacings, strict=True)
+        ]
+        planes = [shape[lead:] for shape in prepared]
+        kept = rules.kept_by_crop(seen.cases) if self.crop.value else 1.0
+        channels = [rules.normalization(c, values, kept) for c, values in zip(seen.channels, seen.intensities, strict=True)]
+        mirror = rules.mirror_axes(seen.labels, self.order.value, window_axes, self.machine.kind)
+        windows = rules.window_candidates(planes, target.value[lead:], LARGEST[self.machine.kind][window_axes - 2])
+        augmentation = plan_augmentation(target.value[lead:], windows.value[0], mirror.value)
+        reasons = {
+            "space.axes": self.order.because,
+            "space.spacing": target.because + ("; slices stay where they are" if lead else ""),
+            "space.crop": self.crop.because,
+            **{f"space.channels.{i}": f"channel '{seen.channels[i].name}': {c.because}" for i, c in enumerate(channels)},
+            "space.augmentation": augmentation.because,
+            "window": windows.because,
+            "inference.overlap": "half a window, so that every voxel is near the middle of some window (nnU-Net)",
+            "inference.mirror": mirror.because,
+        }
+        return Draft(
+            name=name,
+            space=GridSettings(
+                axes=self.order.value,
+                spacing=spacing,
+                crop=self.crop.value,
+                channels=tuple(c.value for c in channels),
+                augmentation=augmentation.value,
+            ),
+            windows=windows.value,
+            spacing=target.value[lead:],
+            shape=tuple(round(v) for v in rules.median(planes)),
+            samples=sum(math.prod(shape) for shape in prepared),
+            mirror=mirror.value,
+            overlap=OVERLAP,
+            reasons={path: _sentence(reason) for path, reason in reasons.items()},
+            because=_sentence(because),
+            preference=preference,
+        )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def plan_augmentation(spacing: tuple[float, ...], window: Shape, mirror: tuple[int, ...]) -> rules.Decided[Augmentation]:
+    """Moderate rotations, zooms and deformations; within the slices where the window is far coarser or flatter along its first axis."""
+    if len(window) == 2:
+        how = Augmentation(mirror=mirror, rotation=30.0)
+        return rules.Decided(how, "rotations to 30 degrees, zooms of 15 %, deformations, and intensity changes")
+    if spacing[0] > ANISOTROPY * max(spacing[1:]) or window[0] * ANISOTROPY < max(window[1:]):
+        how = Augmentation(mirror=mirror, in_plane=True, rotation=30.0)
+        return rules.Decided(how, f"slices of {spacing[0]:.4g} mm ({window[0]} in a window) are too coarse to rotate out of their plane")
+    how = Augmentation(mirror=mirror)
+    return rules.Decided(how, "rotations to 15 degrees about each axis, zooms of 15 %, deformations, and intensity changes")

@@ -1,0 +1,56 @@
+"""Maps over a case that may be larger than memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.geometry import Shape
+from medseg.imaging.resample import SLAB, resample_slabs
+from medseg.prediction import DenseMap
+from medseg.scratch import release
+
+
+@dataclass(frozen=True)
+class BlendedMap:
+    """Weighted sums of windows `(C, *shape)` (in memory or in a temporary file), divided by the sum of weights as they are read."""
+
+    total: NDArray[np.float32]
+    weights: tuple[NDArray[np.float64], ...]
+
+    @property
+    def shape(self) -> Shape:
+        """`(C, *spatial)`."""
+        return self.total.shape
+
+    def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """See `DenseMap.slabs`."""
+        rest = reduce(np.multiply.outer, self.weights[1:])
+        step = max(1, SLAB // max(1, self.shape[0] * rest.size))
+        for start in range(0, self.shape[1], step):
+            rows = slice(start, min(start + step, self.shape[1]))
+            weight = np.multiply.outer(self.weights[0][rows], rest)
+            values = (self.total[:, rows] / weight).astype(np.float32)
+            release(self.total)
+            yield rows, values
+
+
+@dataclass(frozen=True)
+class ResampledMap:
+    """A map on another grid of the same extent, computed as it is read."""
+
+    source: DenseMap
+    spatial: Shape
+
+    @property
+    def shape(self) -> Shape:
+        """`(C, *spatial)`."""
+        return (self.source.shape[0], *self.spatial)
+
+    def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """See `DenseMap.slabs`."""
+        yield from resample_slabs(self.source.slabs(), self.source.shape[1:], self.spatial)

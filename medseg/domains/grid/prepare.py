@@ -1,0 +1,122 @@
+"""From the native grid and intensities to those a network sees, and the way back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.case import Case
+from medseg.domains.grid.settings import GridSettings, Normalization, Scheme
+from medseg.errors import DatasetError
+from medseg.geometry import Crop, Grid, Reorient, Resample, Shape, Step
+from medseg.imaging.crop import bounding_box, nonzero
+from medseg.imaging.normalize import body_mask, standardise, zscore
+from medseg.imaging.resample import coarse_axis, resample_image, resample_label
+from medseg.scratch import IN_MEMORY, Scratch, copy
+
+LARGEST = 2**33  # prepared voxels; above it the spacing is wrong rather than the image large
+
+
+def prepare_case(case: Case, settings: GridSettings, scratch: Scratch = IN_MEMORY) -> Case:
+    """Reorient, crop, normalise, resample; each geometric step goes on the trail. Slab by slab, with large arrays in `scratch`.
+
+    Raises:
+        DatasetError: the case does not fit the settings (dimensions, channels), or its spacing would make it impossibly large.
+    """
+    _fits(case, settings)
+    reorient = _orient(case.grid, settings.axes)
+    steps: list[Step] = [reorient]
+    grid, image = reorient.grid(case.grid), reorient.apply(case.image)
+    label = None if case.label is None else reorient.apply(case.label)
+
+    inside = nonzero(image, scratch) if settings.crop or any(c.scheme is Scheme.masked for c in settings.channels) else None
+    if settings.crop and inside is not None and (box := bounding_box(inside)):
+        crop = Crop(start=tuple(a for a, _ in box), shape=tuple(b - a for a, b in box), source=grid.shape)
+        if crop.shape != crop.source:
+            steps.append(crop)
+            grid, image, inside = crop.grid(grid), crop.apply(image), crop.apply(inside)
+            label = None if label is None else crop.apply(label)
+
+    normal = scratch.zeros(image.shape, np.float32)
+    body = body_mask(inside) if inside is not None and any(c.scheme is Scheme.masked for c in settings.channels) else None
+    for channel, how, out in zip(image, settings.channels, normal, strict=True):
+        _normalise(channel, how, body, out)
+    image = normal
+
+    shape = prepared_shape(grid, settings)
+    if shape != grid.shape:
+        if int(np.prod(shape)) > LARGEST:
+            raise DatasetError.of(
+                f"resampling from {_mm(grid.spacing)} mm to {_mm(settings.spacing)} mm gives an impossibly large image",
+                where=f"case '{case.id}'",
+                found=f"{list(shape)} voxels",
+                fix="Correct the spacing in the file's header.",
+            )
+        resample = Resample(source=grid.shape, shape=shape)
+        apart = coarse_axis(grid.spacing)
+        apart = apart if apart is not None else coarse_axis(resample.grid(grid).spacing)
+        steps.append(resample)
+        image = resample_image(image, shape, apart, scratch=scratch)
+        label = None if label is None else resample_label(np.ascontiguousarray(label), shape, apart)
+        grid = resample.grid(grid)
+    label = None if label is None else np.ascontiguousarray(label)
+    return Case(case.id, np.ascontiguousarray(image), label, grid, (*case.trail, *steps))
+
+
+def prepared_shape(grid: Grid, settings: GridSettings) -> Shape:
+    """Voxels along each prepared axis; at least one."""
+    return tuple(
+        n if target is None else max(1, round(n * spacing / target))
+        for n, spacing, target in zip(grid.shape, grid.spacing, settings.spacing, strict=True)
+    )
+
+
+def restore_array(array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:
+    """Undo cropping and orientation of an array `(..., *shape)` at native spacing; outside the crop is `fill`."""
+    for step in reversed(trail):
+        if isinstance(step, Crop) and step.shape != step.source:
+            whole = scratch.zeros((*array.shape[: array.ndim - len(step.shape)], *step.source), array.dtype)
+            if fill != 0:
+                whole[...] = fill
+            copy(array, step.apply(whole))
+            array = whole
+        elif isinstance(step, Reorient):
+            array = step.undo(array)
+    if array.flags.c_contiguous:
+        return array
+    result = scratch.zeros(array.shape, array.dtype)
+    copy(array, result)
+    return result
+
+
+def _orient(grid: Grid, axes: tuple[int, ...]) -> Reorient:
+    """To the canonical orientation, then the plan's order of axes, as one step."""
+    canonical = grid.canonical()
+    return Reorient(axes=tuple(canonical.axes[a] for a in axes), flips=tuple(canonical.flips[a] for a in axes))
+
+
+def _normalise(channel: NDArray[Any], how: Normalization, body: NDArray[np.bool_] | None, out: NDArray[np.float32]) -> None:
+    if how.scheme is Scheme.fixed:
+        assert how.mean is not None
+        assert how.std is not None
+        standardise(channel, how.mean, how.std, how.low, how.high, out=out)
+    else:
+        zscore(channel, body if how.scheme is Scheme.masked else None, out=out)
+
+
+def _fits(case: Case, settings: GridSettings) -> None:
+    where = f"case '{case.id}'"
+    if case.grid.ndim != len(settings.axes):
+        raise DatasetError.of(
+            "the case has the wrong number of dimensions", where=where, found=f"{case.grid.ndim}D", expected=f"{len(settings.axes)}D"
+        )
+    if len(case.image) != len(settings.channels):
+        raise DatasetError.of(
+            "the case has the wrong number of channels", where=where, found=str(len(case.image)), expected=str(len(settings.channels))
+        )
+
+
+def _mm(spacing: tuple[float | None, ...]) -> str:
+    return " x ".join("as is" if s is None else f"{s:.4g}" for s in spacing)

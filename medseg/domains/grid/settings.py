@@ -1,0 +1,101 @@
+"""The `space` section of a plan over regular grids."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from medseg.plan import SpaceSection
+from medseg.record import Record
+
+
+class Scheme(StrEnum):
+    """How a channel's intensities are normalised."""
+
+    fixed = "fixed"  # clip to [low, high], then (x - mean) / std with numbers of the whole dataset (CT, RGB)
+    zscore = "zscore"  # each case's own mean and standard deviation
+    masked = "masked"  # as zscore, but inside the nonzero body only; outside is 0
+
+
+class Normalization(Record):
+    """Normalisation of one channel. `low`, `high`, `mean` and `std` belong to the scheme `fixed` only."""
+
+    scheme: Scheme
+    low: float | None = None
+    high: float | None = None
+    mean: float | None = None
+    std: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        numbers = (self.low, self.high, self.mean, self.std)
+        if self.scheme is Scheme.fixed:
+            if self.low is None or self.high is None or self.mean is None or self.std is None:
+                raise ValueError("the scheme 'fixed' needs low, high, mean and std")
+            if self.low >= self.high:
+                raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        elif any(n is not None for n in numbers):
+            raise ValueError(f"low, high, mean and std belong to the scheme 'fixed', not to '{self.scheme}'")
+        return self
+
+
+class Augmentation(Record):
+    """Random changes of training windows. Each is drawn for each window on its own; a probability of 0 turns it off."""
+
+    mirror: tuple[int, ...] = Field(default=(), description="Window axes flipped with probability 0.5 each.")
+    spatial: float = Field(default=0.7, ge=0, le=1, description="Probability of each rotation and scaling.")
+    rotation: float = Field(default=15.0, ge=0, le=180, description="Largest angle in degrees about each axis.")
+    in_plane: bool = Field(default=False, description="Rotate and deform only within the last two axes (anisotropic windows).")
+    scale: float = Field(default=0.15, ge=0, lt=1, description="Largest log zoom, the same for all axes.")
+    stretch: float = Field(default=0.075, ge=0, lt=1, description="Largest additional log zoom of each axis alone.")
+    shift: float = Field(default=2.0, ge=0, description="Largest shift in samples along each axis.")
+    elastic: float = Field(default=0.5, ge=0, le=1, description="Probability of an elastic deformation.")
+    elastic_size: float = Field(default=1.5, ge=0, description="Largest standard deviation of the elastic displacement in samples.")
+    elastic_cell: float = Field(default=10.0, gt=1, description="Samples between the control points of the elastic deformation.")
+    contrast: float = Field(default=0.5, ge=0, le=1, description="Probability of a change of contrast about the mean.")
+    contrast_size: float = Field(default=0.3, ge=0, lt=2, description="Largest log factor of the contrast.")
+    brightness: float = Field(default=0.5, ge=0, le=1, description="Probability of a change of brightness.")
+    brightness_size: float = Field(default=0.3, ge=0, description="Largest brightness offset in standard deviations.")
+    gamma: float = Field(default=0.4, ge=0, le=1, description="Probability of a gamma curve; mean and deviation are kept.")
+    gamma_size: float = Field(default=0.35, ge=0, lt=2, description="Largest log exponent.")
+    noise: float = Field(default=0.3, ge=0, le=1, description="Probability of Gaussian noise.")
+    noise_size: float = Field(default=0.15, ge=0, description="Largest standard deviation of the noise.")
+    blur: float = Field(default=0.1, ge=0, le=1, description="Probability of a Gaussian blur.")
+    blur_size: tuple[float, float] = Field(default=(0.5, 1.0), description="Smallest and largest sigma in samples.")
+    coarse: float = Field(default=0.1, ge=0, le=1, description="Probability of a simulated lower resolution.")
+    coarse_size: tuple[float, float] = Field(default=(0.5, 1.0), description="Smallest and largest resolution relative to the window's.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not 0 < self.blur_size[0] <= self.blur_size[1] <= 8:
+            raise ValueError(f"blur_size must rise within 0 to 8, got {list(self.blur_size)}")
+        if not 0 < self.coarse_size[0] <= self.coarse_size[1] <= 1:
+            raise ValueError(f"coarse_size must rise within 0 to 1, got {list(self.coarse_size)}")
+        return self
+
+
+class GridSettings(SpaceSection):
+    """How cases become prepared arrays, and how windows of them are varied in training."""
+
+    kind: Literal["grid"] = "grid"
+    axes: tuple[int, ...] = Field(description="Order of the canonical axes (z, y, x) in prepared arrays; the coarsest comes first.")
+    spacing: tuple[float | None, ...] = Field(description="Target spacing in mm along the prepared axes; null leaves an axis as it is.")
+    crop: bool = Field(description="Whether cases are cropped to the box of voxels that are not zero in every channel.")
+    channels: tuple[Normalization, ...] = Field(min_length=1, description="Normalisation of each channel.")
+    augmentation: Augmentation = Field(default=Augmentation(), description="Random changes of training windows.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if sorted(self.axes) != list(range(len(self.axes))):
+            raise ValueError(f"axes must be a permutation of 0 to {len(self.axes) - 1}, got {list(self.axes)}")
+        if len(self.spacing) != len(self.axes):
+            raise ValueError(f"spacing has {len(self.spacing)} values for {len(self.axes)} axes")
+        if any(s is not None and s <= 0 for s in self.spacing):
+            raise ValueError(f"spacing must be positive, got {list(self.spacing)}")
+        return self
+
+    def preparation_key(self) -> str:
+        """Augmentation happens in training: plans that differ in it share prepared cases."""
+        return self.model_copy(update={"augmentation": Augmentation()}).to_json()

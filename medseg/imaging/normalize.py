@@ -1,0 +1,74 @@
+"""Intensities to the range a network learns well from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medseg.scratch import release, row_slabs
+
+Image = NDArray[np.float32]
+SMALLEST_STD = 1e-6
+
+
+def standardise(
+    channel: NDArray[Any], mean: float, std: float, low: float | None = None, high: float | None = None, out: Image | None = None
+) -> Image:
+    """`(clip(channel, low, high) - mean) / std` with numbers known beforehand, equal for every case.
+
+    Returns float32, a new array or `out`. Works slab by slab: both arrays may lie in files.
+    """
+    result = np.empty(channel.shape, dtype=np.float32) if out is None else out
+    for rows in row_slabs(channel.shape):
+        part = np.array(channel[rows], dtype=np.float32)
+        if low is not None or high is not None:
+            np.clip(part, low, high, out=part)
+        part -= np.float32(mean)
+        part /= np.float32(max(std, SMALLEST_STD))
+        result[rows] = part
+        release(result)
+        release(channel)
+    return result
+
+
+def zscore(channel: NDArray[Any], mask: NDArray[np.bool_] | None = None, out: Image | None = None) -> Image:
+    """Subtract the mean and divide by the standard deviation of this channel (float32, a new array or `out`).
+
+    With a `mask` both are taken inside it and everything outside becomes 0. A constant channel becomes 0. Works slab by slab.
+    """
+    result = np.empty(channel.shape, dtype=np.float32) if out is None else out
+    mean, std = moments(channel, mask if mask is not None and mask.any() else None)
+    if std < SMALLEST_STD:
+        result[...] = 0
+        return result
+    standardise(channel, mean, std, out=result)
+    if mask is not None:
+        for rows in row_slabs(channel.shape):
+            result[rows][~mask[rows]] = 0
+            release(result)
+    return result
+
+
+def moments(channel: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> tuple[float, float]:
+    """Mean and standard deviation (inside `mask`), in float64 and slab by slab."""
+    count, total, squares = 0, 0.0, 0.0
+    for rows in row_slabs(channel.shape):
+        values = channel[rows] if mask is None else channel[rows][mask[rows]]
+        count += values.size
+        total += float(values.sum(dtype=np.float64))
+        release(channel)
+    mean = total / count
+    for rows in row_slabs(channel.shape):
+        values = channel[rows] if mask is None else channel[rows][mask[rows]]
+        squares += float(np.square(values.astype(np.float64) - mean).sum())
+        release(channel)
+    return mean, math.sqrt(squares / count)
+
+
+def body_mask(nonzero: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Nonzero voxels and the holes within them: zeros inside the body are data, not background (Isensee et al. 2021)."""
+    return np.asarray(ndimage.binary_fill_holes(nonzero))

@@ -1,0 +1,80 @@
+"""Batched spatial transforms: one interpolation for rotation, scaling, mirroring, shift and elastic deformation together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from medseg.geometry import Shape
+
+MOST_MAPS = 8  # label values interpolated at once: bounds memory for label maps with many values
+MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def rotation_matrices(angles: Tensor, ndim: int) -> Tensor:
+    """Rotations `(N, d, d)` for angles in radians: `(N, 1)` in 2D, `(N, 3)` about the array axes in 3D."""
+    c, s = torch.cos(angles), torch.sin(angles)
+    matrix = torch.eye(ndim, device=angles.device).repeat(len(angles), 1, 1)
+    for turn, (a, b) in enumerate([(0, 1)] if ndim == 2 else [(1, 2), (0, 2), (0, 1)]):
+        part = torch.eye(ndim, device=angles.device).repeat(len(angles), 1, 1)
+        part[:, a, a] = part[:, b, b] = c[:, turn]
+        part[:, a, b], part[:, b, a] = -s[:, turn], s[:, turn]
+        matrix = matrix @ part
+    return matrix
+
+
+def sampling_grid(source: Shape, window: Shape, matrix: Tensor, shift: Tensor, displacement: Tensor | None = None) -> Tensor:
+    """Where each sample of the window lies in the source, as `grid_sample` wants it: `(N, *window, d)`, last axis reversed.
+
+    Args:
+        matrix: `(N, d, d)`, from offsets of window samples from the window's centre to offsets from the source's centre, in samples.
+        shift: `(N, d)` in samples.
+        displacement: `(N, d, *window)` in samples, added at the end.
+    """
+    lines = [torch.arange(n, dtype=torch.float32, device=matrix.device) - (n - 1) / 2 for n in window]
+    points = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).reshape(1, -1, len(window))
+    moved = points @ matrix.mT + shift[:, None]
+    if displacement is not None:
+        moved = moved + displacement.flatten(2).mT
+    size = torch.tensor(source, dtype=torch.float32, device=matrix.device)
+    return (moved * (2 / size)).flip(-1).reshape(len(matrix), *window, len(window))
+
+
+def smooth_field(noise: Tensor, window: Shape) -> Tensor:
+    """Control points `(N, d, *cells)` to a smooth field `(N, d, *window)`."""
+    return functional.interpolate(noise, size=window, mode=MODES[len(window)], align_corners=True)
+
+
+def warp(image: Tensor, label: Tensor | None, values: tuple[int, ...], grid: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Image `(N, C, *source)` and label `(N, *source)` on a sampling grid; outside the source both are 0.
+
+    The image is interpolated linearly. Every label value is a 0/1 map interpolated linearly, and the largest wins, which keeps borders
+    smooth where the nearest neighbour frays them; the values share the image's interpolation.
+    """
+    if label is None:
+        return _sample(image, grid), None
+    channels = image.shape[1]
+    others = [v for v in values if v != 0]
+    result = torch.zeros((len(label), *grid.shape[1:-1]), dtype=label.dtype, device=label.device)
+    best = torch.zeros(result.shape, dtype=torch.float32, device=label.device)
+    background = torch.ones_like(best)
+    for first in range(0, max(1, len(others)), MOST_MAPS):
+        part = others[first : first + MOST_MAPS]
+        maps = torch.stack([label == v for v in part], 1).to(torch.float32) if part else image[:, :0]
+        sampled = _sample(torch.cat([image, maps], 1) if first == 0 else maps, grid)
+        if first == 0:
+            image, sampled = sampled[:, :channels], sampled[:, channels:]
+        # Comparisons one by one: an argmax over the channel axis takes ten times as long on a CPU.
+        for value, weight in zip(part, sampled.unbind(1), strict=True):
+            result = torch.where(weight > best, value, result)
+            best = torch.maximum(best, weight)
+            background = background - weight
+    return image, torch.where(best > background, result, 0)
+
+
+def _sample(values: Tensor, grid: Tensor) -> Tensor:
+    if values.device.type == "mps" and values.ndim == 5:
+        # The oldest torch that medseg runs with has no 3D interpolation on MPS.
+        return _sample(values.cpu(), grid.cpu()).to(values.device)
+    return functional.grid_sample(values, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

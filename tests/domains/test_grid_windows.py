@@ -1,0 +1,255 @@
+"""Windows for training (sampling, augmentation) and for inference (stitching, native resampling)."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medseg.case import Batch, PreparedCase
+from medseg.dataset import LabelClass, Labels
+from medseg.domains.grid.augment import augment_batch
+from medseg.domains.grid.maps import BlendedMap, ResampledMap
+from medseg.domains.grid.sampling import PER_CLASS, class_locations, sample_window, source_window
+from medseg.domains.grid.settings import Augmentation
+from medseg.domains.grid.stitch import stitch_case
+from medseg.geometry import Grid
+from medseg.models.base import Head
+
+LABELS = Labels(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2, 3))), order=(1, 2))
+STILL = Augmentation(spatial=0, shift=0, elastic=0, contrast=0, brightness=0, gamma=0, noise=0, blur=0, coarse=0)
+
+
+def prepared(shape, seed=0, channels=1):
+    rng = np.random.default_rng(seed)
+    label = np.zeros(shape, np.uint8)
+    label[tuple(n // 3 for n in shape)] = 1
+    label[tuple(slice(n - 1 - n // 4, n) for n in shape)] = 3
+    image = rng.normal(size=(channels, *shape)).astype(np.float16)
+    return PreparedCase("c", image, label, class_locations(label, LABELS), Grid.plain(shape), ())
+
+
+def whole(dense):
+    parts = list(dense.slabs())
+    assert [r.start for r, _ in parts] == [0, *(r.stop for r, _ in parts[:-1])]
+    return np.concatenate([v for _, v in parts], 1)
+
+
+def test_locations_are_voxels_of_the_class_and_bounded():
+    label = np.random.default_rng(0).integers(0, 4, (30, 30, 30)).astype(np.uint8)
+    first, second = class_locations(label, LABELS)
+    assert first.dtype == np.int32
+    assert first.shape == second.shape == (PER_CLASS, 3)
+    assert (label[tuple(first.T)] == 1).all()
+    assert set(np.unique(label[tuple(second.T)])) == {2, 3}
+    assert len(np.unique(first, axis=0)) == PER_CLASS
+    again = class_locations(label, LABELS)
+    assert all(np.array_equal(a, b) for a, b in zip((first, second), again, strict=True))
+    assert class_locations(np.zeros((4, 4), np.uint8), LABELS)[0].shape == (0, 2)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)),
+    window=st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(1, 24)),
+    margin=st.integers(0, 3),
+    dims=st.sampled_from([2, 3]),
+    focus=st.sampled_from([None, 0, 1]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=80, deadline=None)
+def test_sampled_windows_come_from_the_case(shape, window, margin, dims, focus, seed):
+    case = prepared(shape)
+    window = window[-dims:]
+    source = tuple(n + 2 * margin for n in window)
+    image, label = sample_window(case, window, source, np.random.default_rng(seed), focus)
+    assert (image.shape, image.dtype) == ((1, *source), np.float32)
+    assert (label.shape, label.dtype) == (source, np.int16)
+    inner = tuple(slice(margin, margin + n) for n in window)
+    if focus is not None:
+        wanted = LABELS.classes[focus].values
+        if any(len(places) for places in case.locations) and len(case.locations[focus]):
+            assert np.isin(label[inner], wanted).any()
+    # The window holds as much of the case as can be: no padding where the case is at least as large.
+    covered = np.prod([min(n, w) for n, w in zip(shape[-dims:], window, strict=True)])
+    assert np.count_nonzero(image[0][inner]) >= covered - np.count_nonzero(case.image == 0)
+
+
+def test_sampling_repeats_with_the_same_generator_and_varies_with_another():
+    case = prepared((30, 30, 30))
+    draws = [sample_window(case, (8, 8, 8), (8, 8, 8), np.random.default_rng(s), None)[0] for s in (1, 1, 2)]
+    assert np.array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], draws[2])
+
+
+def test_an_absent_class_gives_way_to_one_that_is_there():
+    case = prepared((40, 40, 40))
+    only_b = PreparedCase(
+        "c", case.image, np.where(case.label == 1, 0, case.label), (case.locations[0][:0], case.locations[1]), case.native, ()
+    )
+    for seed in range(5):
+        _, label = sample_window(only_b, (4, 4, 4), (4, 4, 4), np.random.default_rng(seed), 0)
+        assert (label == 3).any()
+    empty = PreparedCase("c", case.image, np.zeros_like(case.label), (case.locations[0][:0],) * 2, case.native, ())
+    assert sample_window(empty, (4, 4, 4), (4, 4, 4), np.random.default_rng(0), 0)[0].shape == (1, 4, 4, 4)
+
+
+def test_only_the_window_is_read():
+    class Watched(np.ndarray):
+        read = 0
+
+        def __getitem__(self, index):
+            found = super().__getitem__(index)
+            Watched.read += found.size
+            return found
+
+    image = np.zeros((1, 100, 100, 100), np.float16).view(Watched)
+    case = PreparedCase("c", image, None, (), Grid.plain((100, 100, 100)), ())
+    sample_window(case, (10, 10, 10), (12, 12, 12), np.random.default_rng(0), None)
+    assert Watched.read <= 12**3
+
+
+def test_source_window_has_a_margin_only_where_windows_move():
+    assert source_window((32, 40, 40), STILL) == (32, 40, 40)
+    moved = source_window((32, 40, 40), Augmentation())
+    assert all(a >= b and (a - b) % 2 == 0 for a, b in zip(moved, (32, 40, 40), strict=True))
+    assert all(a <= 1.25 * b + 2 for a, b in zip(moved, (32, 40, 40), strict=True))
+    flat = source_window((8, 256, 256), Augmentation(in_plane=True, rotation=30, shift=0, scale=0, stretch=0))
+    assert flat[0] == 8
+    assert flat[1] == flat[2] > 256
+
+
+def batch(window, n=3, channels=2, margin=4, seed=0):
+    torch.manual_seed(seed)
+    source = tuple(w + 2 * margin for w in window)
+    return Batch(torch.randn(n, channels, *source), torch.randint(0, 4, (n, *source), dtype=torch.int16), {"prompt": torch.zeros(n, 1)})
+
+
+@pytest.mark.parametrize("window", [(16, 12), (10, 12, 14)])
+def test_augmented_windows_have_the_plans_size_and_known_values(window):
+    given_ = batch(window)
+    how = Augmentation(mirror=tuple(range(len(window))), blur=1, coarse=1, noise=1, gamma=1, elastic=1)
+    result = augment_batch(given_, window, how, (1.0,) * len(window), (0, 1, 2, 3), torch.Generator().manual_seed(0))
+    assert result.image.shape == (3, 2, *window)
+    assert result.label is not None
+    assert (result.label.shape, result.label.dtype) == ((3, *window), torch.int16)
+    assert torch.isfinite(result.image).all()
+    assert set(result.label.unique().tolist()) <= {0, 1, 2, 3}
+    assert "prompt" in result.extra
+
+
+@pytest.mark.parametrize("how", [Augmentation(mirror=(0, 1)), STILL])
+def test_augmentation_repeats_with_the_same_seed_and_leaves_its_input_alone(how):
+    given_ = batch((16, 12))
+    before = given_.image.clone()
+    runs = [augment_batch(given_, (16, 12), how, (1.0, 1.0), (0, 1, 2, 3), torch.Generator().manual_seed(s)) for s in (5, 5, 6)]
+    assert torch.equal(given_.image, before)
+    assert torch.equal(runs[0].image, runs[1].image)
+    assert torch.equal(runs[0].label, runs[1].label)
+    assert torch.equal(runs[0].image, runs[2].image) == (how is STILL)
+
+
+def test_augmentation_without_any_change_is_the_middle():
+    given_ = batch((10, 12, 14))
+    result = augment_batch(given_, (10, 12, 14), STILL, (1.0,) * 3, (0, 1, 2, 3), torch.Generator().manual_seed(0))
+    assert torch.equal(result.image, given_.image[..., 4:-4, 4:-4, 4:-4])
+    assert torch.equal(result.label, given_.label[..., 4:-4, 4:-4, 4:-4])
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e-9])
+def test_mirroring_is_the_same_in_both_paths_and_hits_image_and_label(shift):
+    given_ = batch((6, 8), n=40)
+    how = STILL.model_copy(update={"mirror": (1,), "shift": shift})
+    result = augment_batch(given_, (6, 8), how, (1.0, 1.0), (0, 1, 2, 3), torch.Generator().manual_seed(0))
+    middle, label = given_.image[..., 4:-4, 4:-4], given_.label[..., 4:-4, 4:-4]
+    flipped = 0
+    for i in range(40):
+        turned = torch.equal(result.label[i], label[i].flip(-1))
+        flipped += turned
+        torch.testing.assert_close(result.image[i], middle[i].flip(-1) if turned else middle[i], atol=1e-3, rtol=0)
+        assert turned or torch.equal(result.label[i], label[i])
+    assert 8 < flipped < 32
+
+
+def test_rotation_in_millimetres_keeps_a_ball_round():
+    """On anisotropic samples a ball stays a ball (an ellipsoid in samples) under any rotation."""
+    size, ratio = (17, 51, 51), (3.0, 1.0, 1.0)
+    z, y, x = torch.meshgrid(*[torch.arange(n) - (n - 1) / 2 for n in size], indexing="ij")
+    ball = ((3 * z) ** 2 + y**2 + x**2 < 15**2).to(torch.int16)
+    how = STILL.model_copy(update={"spatial": 1.0, "rotation": 180.0, "scale": 0.0, "stretch": 0.0})
+    given_ = Batch(ball[None, None].float().repeat(4, 1, 1, 1, 1), ball[None].repeat(4, 1, 1, 1))
+
+    def overlaps(proportions):
+        moved = augment_batch(given_, size, how, proportions, (0, 1), torch.Generator().manual_seed(0)).label
+        return 2 * (moved * ball).sum((1, 2, 3)) / (moved.sum((1, 2, 3)) + ball.sum())
+
+    assert overlaps(ratio).min() > 0.95  # not 1: slices of 3 mm
+    assert overlaps((1.0, 1.0, 1.0)).min() < 0.7
+
+
+def test_in_plane_augmentation_leaves_slices_apart():
+    given_ = batch((6, 20, 20), n=2, channels=1, margin=2)
+    given_.image[...] = torch.arange(10.0)[:, None, None]
+    how = STILL.model_copy(update={"spatial": 1.0, "rotation": 20.0, "scale": 0.0, "stretch": 0.0, "elastic": 1.0, "in_plane": True})
+    result = augment_batch(given_, (6, 20, 20), how, (1.0,) * 3, (0, 1, 2, 3), torch.Generator().manual_seed(0))
+    expected = torch.arange(2.0, 8)[None, None, :, None, None].expand(2, 1, 6, 4, 4)
+    torch.testing.assert_close(result.image[..., 8:12, 8:12], expected, atol=1e-4, rtol=0)
+
+
+def echo(windows):
+    return {"echo": windows, "twice": torch.cat([windows[:, :1]] * 2, 1) * 2}
+
+
+HEADS = (Head("echo", 1), Head("twice", 2))
+
+
+@given(
+    window=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
+    factor=st.tuples(st.floats(0.2, 3), st.floats(0.2, 3), st.floats(0.2, 3)),
+    dims=st.sampled_from([2, 3]),
+    overlap=st.sampled_from([0.0, 0.5]),
+    batch_size=st.integers(1, 5),
+    on_disk=st.booleans(),
+)
+@settings(max_examples=50, deadline=None)
+def test_stitching_what_went_in_gives_it_back_at_any_size(window, factor, dims, overlap, batch_size, on_disk):
+    shape = tuple(max(1, round(w * f)) for w, f in zip(window, factor, strict=True))
+    case = prepared(shape)
+    maps = stitch_case(case, echo, HEADS, window[-dims:], overlap, batch_size, 0 if on_disk else 1e9)
+    assert maps["twice"].shape == (2, *shape)
+    np.testing.assert_allclose(whole(maps["echo"]), case.image.astype(np.float32), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(whole(maps["twice"])[1], 2 * case.image[0].astype(np.float32), rtol=1e-4, atol=1e-5)
+
+
+def test_stitching_is_the_weighted_mean_of_windows():
+    """Two windows with constant outputs 0 and 1: a smooth step from one to the other."""
+    case = PreparedCase("c", np.zeros((1, 12, 8), np.float16), None, (), Grid.plain((12, 8)), ())
+    calls = iter((0.0, 1.0))
+    maps = stitch_case(case, lambda w: {"h": torch.full((1, 1, 8, 8), next(calls))}, (Head("h", 1),), (8, 8), 0.5, 1, 1e9)
+    line = whole(maps["h"])[0, :, 3]
+    assert (line[:4] == 0).all()
+    np.testing.assert_allclose(line[8:], 1, rtol=1e-6)
+    assert (np.diff(line[3:9]) > 0).all()
+    np.testing.assert_allclose(line[4:8] + line[4:8][::-1], 1, atol=1e-6)
+
+
+def test_windows_outside_a_small_case_are_zero_and_centred():
+    seen = []
+    case = PreparedCase("c", np.ones((1, 2, 3), np.float16), None, (), Grid.plain((2, 3)), ())
+    stitch_case(case, lambda w: seen.append(w) or {"echo": w}, (Head("echo", 1),), (4, 5), 0.5, 2, 1e9)
+    assert len(seen) == 1
+    expected = torch.zeros(1, 1, 4, 5)
+    expected[..., 1:3, 1:4] = 1
+    assert torch.equal(seen[0], expected)
+    assert seen[0].dtype == torch.float32
+
+
+@given(shape=st.tuples(st.integers(1, 12), st.integers(1, 8)), target=st.tuples(st.integers(1, 20), st.integers(1, 12)))
+@settings(max_examples=30, deadline=None)
+def test_resampled_maps_keep_probabilities(shape, target):
+    values = np.random.default_rng(0).random((3, *shape)).astype(np.float32)
+    values /= values.sum(0)
+    source = BlendedMap(values, (np.ones(shape[0]), np.ones(shape[1])))
+    dense = ResampledMap(source, target)
+    assert dense.shape == (3, *target)
+    np.testing.assert_allclose(whole(dense).sum(0), 1, atol=1e-5)
+    assert whole(dense).shape == (3, *target)
