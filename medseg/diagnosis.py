@@ -30,7 +30,7 @@ class Diagnosis(Record):
 
 def examine() -> Diagnosis:
     """Look at this machine; takes a few seconds, for the measurements."""
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    versions = {"python": platform.pythoninstalled_version(), **{name: installed_version(name) for name in PACKAGES}}
     device = choose_device()
     offered = machine()
     disk = shutil.disk_usage(Path.cwd())
@@ -49,10 +49,10 @@ def examine() -> Diagnosis:
     return Diagnosis(versions=versions, machine=hardware, fast_paths=fast, warnings=tuple(warnings))
 
 
-def known_bad(torch_version: str, device: str) -> list[str]:
+def known_bad(torchinstalled_version: str, device: str) -> list[str]:
     """Combinations that are known to be slow or wrong."""
     found = []
-    if torch_version.startswith("2.9."):
+    if torchinstalled_version.startswith("2.9."):
         found.append(
             "torch 2.9 runs 3D convolutions under autocast about four times slower (pytorch issue 166122): install torch 2.8 or 2.10 and later"
         )
@@ -63,7 +63,8 @@ def known_bad(torch_version: str, device: str) -> list[str]:
     return found
 
 
-def _version(name: str) -> str:
+def installed_version(name: str) -> str:
+    """The version of an installed package, or a note that it is not."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -93,7 +94,9 @@ def _measure(device: torch.device) -> tuple[dict[str, str], list[str]]:
         quick = _median(step, device)
     fast[f"3D convolution, {str(dtype).removeprefix('torch.')}"] = f"{quick * 1e3:.1f} ms ({plain / quick:.1f} times as fast)"
     if quick > plain * 1.2:
-        return fast, [f"autocast is slower than float32 here ({quick * 1e3:.1f} against {plain * 1e3:.1f} ms): another torch version may mend it"]
+        return fast, [
+            f"autocast is slower than float32 here ({quick * 1e3:.1f} against {plain * 1e3:.1f} ms): another torch version may mend it"
+        ]
     return fast, []
 
 

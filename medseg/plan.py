@@ -31,7 +31,7 @@ class SpaceSection(Section):
 class DataPlan(Record):
     """What a model must know of the data it was made for."""
 
-    name: str
+    name: str = Field(description="Name of the dataset.")
     digest: str = Field(description="Digest of the fingerprint that the plan was made from.")
     ndim: int = Field(ge=2, le=3, description="Dimensions of a case as it is stored.")
     channels: tuple[Channel, ...] = Field(min_length=1, description="Input channels in order.")
@@ -54,13 +54,17 @@ class TrainingPlan(Record):
     epochs: int = Field(ge=1, description="Epochs when neither --epochs nor --time is given.")
     optimizer: Optimizer = Field(description="muon: orthogonalised momentum for convolution weights, AdamW for all others.")
     learning_rate: float = Field(gt=0, lt=10, description="Peak learning rate (of the main parameter group).")
-    weight_decay: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(
+        ge=0, lt=1, description="Share of a weight that a step at learning rate 1 takes away; not for norms and biases."
+    )
     warmup: float = Field(ge=0, le=0.5, description="Fraction of training with linearly rising learning rate; cosine to 0 after it.")
     clip: float = Field(gt=0, description="Largest allowed norm of the gradient.")
-    ema: float = Field(ge=0, lt=1, description="Decay of the averaged weights (the model) per step at the end of training.")
+    ema: float = Field(
+        ge=0, le=0.5, description="Averaging horizon of the delivered weights, as a fraction of the steps so far; 0 averages nothing."
+    )
     foreground: float = Field(ge=0, le=1, description="Fraction of windows that are centred on a foreground voxel, classes taking turns.")
     folds: int = Field(ge=2, le=20, description="Folds of cross-validation.")
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, description="Of splits, first weights, windows and augmentation.")
 
 
 class InferencePlan(Record):
@@ -85,18 +89,18 @@ class Plan(Record):
     (`medseg explain` prints them).
     """
 
-    format: Literal[1] = 1
+    format: Literal[1] = Field(default=1, description="Version of this file format.")
     name: str = Field(description="Name of the configuration, for example 3d.")
     task: str = Field(description="Registered name of the task.")
     domain: str = Field(description="Registered name of the domain.")
-    data: DataPlan
+    data: DataPlan = Field(description="The dataset that the plan was made for.")
     window: tuple[int, ...] = Field(min_length=1, description="Size of one network input, in prepared samples per axis.")
-    space: section(registry.domains)  # type: ignore[valid-type]
-    network: section(registry.networks)  # type: ignore[valid-type]
-    target: section(registry.tasks)  # type: ignore[valid-type]
-    training: TrainingPlan
-    inference: InferencePlan
-    memory: MemoryPlan
+    space: section(registry.domains) = Field(description="How cases are prepared, and varied in training.")  # type: ignore[valid-type]
+    network: section(registry.networks) = Field(description="The network.")  # type: ignore[valid-type]
+    target: section(registry.tasks) = Field(description="What the network learns, and from which loss.")  # type: ignore[valid-type]
+    training: TrainingPlan = Field(description="How the network is trained.")
+    inference: InferencePlan = Field(description="How windows are put together.")
+    memory: MemoryPlan = Field(description="What training needs.")
     recommended: bool = Field(default=False, description="Whether `medseg run` takes this configuration.")
     reasons: dict[str, str] = Field(description="Why: dotted field name to one sentence with the evidence from the fingerprint.")
 

@@ -11,34 +11,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medseg.dataset import Dataset
+from medseg.dataset import Dataset, LabelClass, Labels
 from medseg.device import machine
-from medseg.errors import ModelError, PlanError, UsageError
-from medseg.evaluation.compare import Comparison
-from medseg.evaluation.compare import compare as compare_evaluations
-from medseg.evaluation.evaluate import evaluate as evaluate_predictions
-from medseg.evaluation.records import Evaluation
+from medseg.errors import ImageError, PlanError, Problem, UsageError
+from medseg.evaluation.comparison import compare as compare_evaluations
+from medseg.evaluation.records import Comparison, Evaluation
+from medseg.evaluation.scoring import evaluate as score_folder
 from medseg.inference.predictor import Predicted, Predictor
 from medseg.io.layouts.base import LayoutOptions, open_dataset
 from medseg.io.store import Store
+from medseg.plan import Plan
 from medseg.planning.explain import Decision
 from medseg.planning.explain import explain as explain_plan
 from medseg.planning.fingerprinting import make_fingerprint
 from medseg.planning.planner import make_plans
 from medseg.planning.verify import Verified
 from medseg.planning.verify import verify as verify_dataset
-from medseg.plans import Plan
 from medseg.preprocessing.prepare import prepare
 from medseg.progress import Progress, Silent
-from medseg.record import Record, write_text
+from medseg.record import Record
 from medseg.training.budget import Budget
-from medseg.training.splits import Split, Splits, make_splits
+from medseg.training.splits import Split, Splits, choose_split, make_splits
 from medseg.training.tracking import Tracker
 from medseg.training.train import TrainingResult
 from medseg.training.train import train as train_fold
 from medseg.workspace import RunFolder, Workspace
 
 SILENT = Silent()
+PYFUNC = Path(__file__).parent / "inference" / "pyfunc.py"  # logged with each model; MLflow runs it where the model is loaded
 
 
 def verify(
@@ -50,7 +50,9 @@ def verify(
     progress: Progress = SILENT,
 ) -> Verified:
     """Check every file of a dataset. Raises DatasetError with all problems at once."""
-    return verify_dataset(open_dataset(dataset, options or LayoutOptions()), workers=workers, progress=progress, resample_labels=resample_labels)
+    return verify_dataset(
+        open_dataset(dataset, options or LayoutOptions()), workers=workers, progress=progress, resample_labels=resample_labels
+    )
 
 
 def plan(
@@ -72,8 +74,12 @@ def plan(
     Args:
         memory: GiB that training may use; None takes what the machine has.
     """
-    found = open_dataset(dataset, options or LayoutOptions())
-    verify_dataset(found, workers=workers, progress=progress, resample_labels=resample_labels)
+    verified = verify_dataset(
+        open_dataset(dataset, options or LayoutOptions()), workers=workers, progress=progress, resample_labels=resample_labels
+    )
+    found = verified.dataset
+    for warning in verified.warnings:
+        progress.say(f"warning: {warning}")
     workspace = Workspace(out)
     fingerprint = make_fingerprint(found, domain, workspace.cache, workers=workers, progress=progress)
     plans = make_plans(found, fingerprint, task=task, domain=domain, network=network, machine=machine(device, memory))
@@ -120,23 +126,26 @@ def train(
     workspace = Workspace.of_plan(plan_file)
     store = _prepared(chosen, workspace, workers, progress)
     folder = RunFolder(out)
-    _claim(folder, chosen)
-    splits = _splits(chosen, workspace, folder)
+    dataset = workspace.dataset()
     tracker = Tracker.open(workspace, chosen, workspace.fingerprint())
-    return train_fold(
-        plan=chosen,
-        store=store,
-        splits=splits,
-        fold=fold,
-        run=folder,
-        budget=Budget(seconds=seconds, epochs=epochs if epochs is not None or seconds is not None else chosen.training.epochs),
+    result = train_fold(
+        chosen,
+        store,
+        _splits(chosen, workspace, folder),
+        fold,
+        folder,
+        Budget(seconds=seconds, epochs=epochs if epochs is not None or seconds is not None else chosen.training.epochs),
         patience=patience,
         resume=resume,
         device=device,
         devices=devices,
         tracker=tracker,
         progress=progress,
+        licence=dataset.licence,
     )
+    if result.finished:
+        tracker.log_model(folder, PYFUNC)
+    return result
 
 
 def predict(
@@ -167,32 +176,34 @@ def evaluate(
     classes: Mapping[str, tuple[int, ...]] | None = None,
     run: Path | None = None,
     images: Path | None = None,
-    tolerance: float | None = None,
+    metrics: Sequence[str] | None = None,
     workers: int | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """Score a folder of predictions against a folder of labels or a dataset; writes JSON, CSV and an HTML page into `out`.
+    """Score a folder of predictions against a dataset or a folder of labels; writes JSON, CSV and an HTML page into `out`.
 
-    Class names come from `classes`, else from the model `run`, else from the predictions' own record, else from the dataset.
+    Classes come from `classes`, else from the model `run` (which also gives the page its plan and training curves), else from the
+    dataset, else from the values found in the references.
     """
-    dataset = _dataset_at(reference)
-    labels = _labels(classes, run, predictions, dataset)
-    return evaluate_predictions(
+    model = RunFolder(run) if run else None
+    labels = Labels(classes=tuple(LabelClass(name=n, values=v) for n, v in classes.items())) if classes else None
+    return score_folder(
         predictions,
-        {c.id: c.label for c in dataset.cases if c.label is not None} if dataset else reference,
+        reference,
         labels,
         out,
-        images={c.id: c.images for c in dataset.cases} if dataset else images,
-        run=RunFolder(run) if run else None,
-        tolerance=tolerance,
-        workers=workers,
-        progress=progress,
+        workers,
+        progress,
+        plan=Plan.load(model.plan_file) if model else None,
+        metrics=metrics,
+        images=images,
+        curves=model.curves() if model else (),
     )
 
 
 def compare(first: Path, second: Path) -> Comparison:
     """Compare two report folders case by case."""
-    return compare_evaluations(Evaluation.load(first / "summary.json"), Evaluation.load(second / "summary.json"))
+    return compare_evaluations(Evaluation.open(first), Evaluation.open(second))
 
 
 class RunResult(Record):
@@ -261,7 +272,7 @@ def run(
         )
         tracking = result.tracking
     held_out = tuple(f for f in wanted if f is not None)
-    evaluation = _report(out, workspace.dataset(), held_out, device, memory, workers, progress) if held_out else None
+    evaluation = _report(RunFolder(out), workspace.dataset(), held_out, device, memory, workers, progress) if held_out else None
     return RunResult(
         model=out,
         plan=chosen.name,
@@ -283,27 +294,13 @@ def sample_dataset() -> Path:
     for folder in (package / "datasets" / "hippocampus", package.parent / "datasets" / "hippocampus"):
         if (folder / "dataset.json").is_file():
             return folder
-    raise UsageError.of("the sample dataset is not installed", expected="datasets/hippocampus", fix="Reinstall medseg, or run from its source tree.")
+    raise UsageError.of(
+        "the sample dataset is not installed", expected="datasets/hippocampus", fix="Reinstall medseg, or run from its source tree."
+    )
 
 
 def _prepared(chosen: Plan, workspace: Workspace, workers: int | None, progress: Progress) -> Store:
     return prepare(workspace.dataset(), chosen, workspace.prepared(chosen), workers=workers, progress=progress)
-
-
-def _claim(folder: RunFolder, chosen: Plan) -> None:
-    """Write the plan into a new model folder; refuse a folder that holds a model of another plan."""
-    if folder.plan_file.is_file():
-        present = Plan.load(folder.plan_file)
-        if present.content_digest() != chosen.content_digest():
-            raise ModelError.of(
-                "already holds a model of another plan",
-                where=str(folder.root),
-                found=f"plan {present.name} {present.content_digest()}",
-                expected=f"plan {chosen.name} {chosen.content_digest()}",
-                fix="Choose another output folder, or remove this one.",
-            )
-        return
-    chosen.save(folder.plan_file)
 
 
 def _splits(chosen: Plan, workspace: Workspace, folder: RunFolder) -> tuple[Split, ...]:
@@ -317,6 +314,33 @@ def _splits(chosen: Plan, workspace: Workspace, folder: RunFolder) -> tuple[Spli
 
 def _configuration(plans: Sequence[Plan], name: str | None) -> Plan:
     for one in plans:
-        if (one.recommended if name is None else one.name == name):
+        if one.recommended if name is None else one.name == name:
             return one
     raise PlanError.of("no such configuration", where="--configuration", found=f"'{name}'", expected=", ".join(p.name for p in plans))
+
+
+def _report(
+    folder: RunFolder, dataset: Dataset, folds: Sequence[int], device: str, memory: float | None, workers: int | None, progress: Progress
+) -> Evaluation:
+    """Predict the cases that each fold left out, from their files and with that fold's weights alone, and evaluate them together."""
+    splits = Splits.load(folder.splits_file).folds
+    held_out: list[str] = []
+    for fold in folds:
+        ids = choose_split(splits, fold).val
+        held_out += ids
+        predictor = Predictor.load(folder.root, device=device, memory=memory, folds=[fold])
+        predicted = predictor.predict([image for i in ids for image in dataset.case(i).images], folder.held_out, progress=progress)
+        if predicted.failures:
+            raise ImageError([Problem(str(failure)) for failure in predicted.failures])
+    return score_folder(
+        folder.held_out,
+        dataset,
+        None,
+        folder.report,
+        workers,
+        progress,
+        plan=Plan.load(folder.plan_file),
+        cases=held_out,
+        curves=folder.curves(),
+        title=f"{dataset.name}: cases left out of training",
+    )

@@ -4,7 +4,8 @@
       dataset.json                   plan.json
       fingerprint.json               provenance.json
       2d.json, 3d.json               splits.json
-      prepared/<digest>/             fold_0/ weights.safetensors metrics.csv splits.json state/ validation/
+      cache/                         fold_0/ weights.safetensors metrics.csv state/
+      prepared/<digest>/             held_out/ predictions of the cases that folds left out
       mlflow.db, mlartifacts/        report/ index.html cases.csv summary.json
 
 `RUN/plan.json`, `RUN/provenance.json` and `RUN/fold_*/weights.safetensors` are all that prediction needs. A fold that trained on every
@@ -106,6 +107,15 @@ class RunFolder:
     def splits_file(self) -> Path:
         """Which cases each fold trains on and leaves out."""
         return self.root / "splits.json"
+
+    @property
+    def held_out(self) -> Path:
+        """Predictions of the cases that folds left out, each by the fold that did not see it."""
+        return self.root / "held_out"
+
+    def curves(self) -> tuple[Path, ...]:
+        """`metrics.csv` of every fold."""
+        return tuple(sorted(self.root.glob("fold_*/metrics.csv")))
 
     @property
     def report(self) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from medseg.commands import console, data, machine, models
@@ -60,24 +59,16 @@ def main() -> None:
         setattr(console.style, FLAGS[flag], True)
     kept = [a for a in arguments[:limit] if a not in FLAGS] + arguments[limit:]
     try:
-        code = app(args=kept, prog_name="medseg", standalone_mode=False)
+        app(args=kept, prog_name="medseg")
     except MedsegError as error:
         if console.style.debug:
             raise
         sys.exit(_fail(str(error)))
-    except click.exceptions.Abort:
-        sys.exit(_fail("interrupted", 130))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; the same command goes on from here (train: add --resume)", 130))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int = 2) -> int:
+def _fail(message: str) -> int:
     from rich.console import Console
+    from rich.text import Text
 
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error[/] ", end="")
-    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
-    return code
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble(("error ", "bold red"), message))
+    return 2

@@ -13,19 +13,25 @@ from medseg.errors import UsageError
 if TYPE_CHECKING:
     from medseg.io.layouts.base import LayoutOptions
 
-DatasetPath = Annotated[Path, typer.Argument(help="Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, or images/ + labels/.")]
+DatasetPath = Annotated[
+    Path, typer.Argument(help="Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, or images/ + labels/.")
+]
 Classes = Annotated[
     list[str] | None,
     typer.Option("--class", help="A class and its label values, e.g. --class polyp=1-20 (repeatable). Default: as the dataset declares."),
 ]
 LabelFolder = Annotated[str | None, typer.Option("--labels", help="Name of the label folder where a dataset has several.")]
-ModalityOption = Annotated[str | None, typer.Option("--modality", help="What the images are: ct, mr, pet, rgb, gray, other. Default: from the dataset.")]
+ModalityOption = Annotated[
+    str | None, typer.Option("--modality", help="What the images are: ct, mr, pet, rgb, gray, other. Default: from the dataset.")
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes for work over cases. Default: one per core.")]
 PlanFile = Annotated[Path, typer.Argument(help="A plan file, e.g. PLANS/3d.json.")]
 Memory = Annotated[float | None, typer.Option(min=0.1, help="GiB that training may use. Default: what the machine has.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 TaskName = Annotated[str, typer.Option("--task", help="What the labels mean; see `medseg tasks`.")]
-ResampleLabels = Annotated[bool, typer.Option("--resample-labels", help="Resample labels that lie on another grid onto their image's grid.")]
+ResampleLabels = Annotated[
+    bool, typer.Option("--resample-labels", help="Resample labels that lie on another grid onto their image's grid.")
+]
 
 
 def options(classes: list[str] | None, labels: str | None, modality: str | None) -> LayoutOptions:
@@ -46,7 +52,9 @@ def parse_classes(texts: list[str]) -> dict[str, tuple[int, ...]]:
                 low, _, high = part.partition("-")
                 values.extend(range(int(low), int(high or low) + 1))
         except ValueError:
-            raise UsageError.of("not a class", where="--class", found=f"'{text}'", expected="NAME=VALUES, e.g. polyp=1-20 or edema=2,3") from None
+            raise UsageError.of(
+                "not a class", where="--class", found=f"'{text}'", expected="NAME=VALUES, e.g. polyp=1-20 or edema=2,3"
+            ) from None
         classes[name.strip()] = tuple(values)
     return classes
 
@@ -63,11 +71,28 @@ def verify(
     from medseg import workflow
 
     with Bars() as progress:
-        verified = workflow.verify(dataset, options(classes, labels, modality), workers=workers, resample_labels=resample_labels, progress=progress)
+        verified = workflow.verify(
+            dataset, options(classes, labels, modality), workers=workers, resample_labels=resample_labels, progress=progress
+        )
     for warning in verified.warnings:
         say(f"[yellow]warning[/] {warning}")
-    say(f"[green]ok[/] {verified.summary}")
-    answer(verified)
+    found = verified.dataset
+    rows = [
+        (name, "/".join(map(str, c.values)), verified.occurrences[name])
+        for name, c in zip(found.labels.names, found.labels.classes, strict=True)
+    ]
+    table(f"{found.name}: {len(found.cases)} labelled cases, layout {found.layout}", ("class", "values", "cases with it"), rows)
+    say("[green]ok[/] ready to plan")
+    answer(
+        {
+            "dataset": found.name,
+            "layout": found.layout,
+            "cases": len(found.cases),
+            "unlabelled": len(found.unlabelled),
+            "occurrences": verified.occurrences,
+            "warnings": [str(w) for w in verified.warnings],
+        }
+    )
 
 
 def plan(
@@ -145,9 +170,13 @@ def schema(record: Annotated[str, typer.Argument(help="plan, dataset or fingerpr
 
     from medseg.dataset import Dataset
     from medseg.fingerprint import Fingerprint
-    from medseg.plans import plan_schema
+    from medseg.plan import Plan
 
-    schemas: dict[str, Any] = {"plan": plan_schema, "dataset": Dataset.model_json_schema, "fingerprint": Fingerprint.model_json_schema}
+    schemas: dict[str, Any] = {
+        "plan": Plan.model_json_schema,
+        "dataset": Dataset.model_json_schema,
+        "fingerprint": Fingerprint.model_json_schema,
+    }
     if record not in schemas:
         raise UsageError.of("no such record", found=f"'{record}'", expected=", ".join(schemas))
     sys.stdout.write(json.dumps(schemas[record](), indent=2) + "\n")

@@ -25,11 +25,13 @@ from medseg.commands.data import (
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from medseg.evaluation.records import Evaluation
+    from medseg.evaluation.records import Evaluation, Summary
 
 Time = Annotated[str | None, typer.Option("--time", help="Length of the training itself, e.g. 20m, 90s, 1h30m.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Length of the training in epochs. Default: the plan's.")]
-Patience = Annotated[int | None, typer.Option(min=1, help="Stop after this many validations without a better Dice; the best weights are kept.")]
+Patience = Annotated[
+    int | None, typer.Option(min=1, help="Stop after this many validations without a better Dice; the best weights are kept.")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a plan value, e.g. --set training.batch_size=4 (repeatable).")]
 Devices = Annotated[int, typer.Option(min=1, help="Number of devices (processes) to train on.")]
 RunPath = Annotated[Path, typer.Argument(help="A model: the folder that `medseg run` or `medseg train` wrote.")]
@@ -87,7 +89,9 @@ def train(
 
     folds = parse_folds(fold)
     if isinstance(folds, str) or len(folds) != 1:
-        raise UsageError.of("one fold at a time", where="--fold", found=f"'{fold}'", fix="Use `medseg run --folds all` for cross-validation.")
+        raise UsageError.of(
+            "one fold at a time", where="--fold", found=f"'{fold}'", fix="Use `medseg run --folds all` for cross-validation."
+        )
     with Bars() as progress:
         result = workflow.train(
             plan,
@@ -151,9 +155,15 @@ def evaluate(
     reference: Annotated[Path, typer.Argument(help="Folder of reference labels, or a dataset.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report.")],
     classes: Classes = None,
-    run: Annotated[Path | None, typer.Option("--run", help="The model's folder: adds its explanation and training curves to the report.")] = None,
-    images: Annotated[Path | None, typer.Option("--images", help="Folder of the images: adds overlays. Found by itself for a dataset.")] = None,
-    tolerance: Annotated[float | None, typer.Option("--tolerance", min=0.0, help="NSD tolerance in mm. Default: see the report.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The model's folder: adds its explanation and training curves to the report.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of the images: adds overlays. Found by itself for a dataset.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", help="Comma-separated, e.g. dice,hd95,nsd@1 (NSD at 1 mm). Default: all.")
+    ] = None,
     workers: Workers = None,
 ) -> None:
     """Score predictions against references: JSON, CSV and one self-contained HTML page."""
@@ -168,7 +178,7 @@ def evaluate(
             classes=parse_classes(classes) if classes else None,
             run=run,
             images=images,
-            tolerance=tolerance,
+            metrics=metrics.split(",") if metrics else None,
             workers=workers,
             progress=progress,
         )
@@ -184,8 +194,13 @@ def compare(
     from medseg import workflow
 
     result = workflow.compare(first, second)
-    rows = [(d.name, d.metric, d.first, d.second, d.difference, f"{d.low:+.4f} to {d.high:+.4f}", f"{d.p:.3g}") for d in result.differences]
-    table(f"{second} minus {first}, {result.cases} cases", ("class", "metric", "first", "second", "difference", "95 %", "Wilcoxon p"), rows)
+    rows = [
+        (d.cls, d.metric, d.n, _number(d.mean_a), _number(d.mean_b), f"{d.difference:+.4f} ({d.low:+.4f} to {d.high:+.4f})", _number(d.p))
+        for d in result.differences
+        if d.difference is not None
+    ]
+    columns = ("class", "metric", "cases", "first", "second", "second - first (95 %)", "Wilcoxon p")
+    table(f"{result.b} against {result.a}, {len(result.cases)} cases in both", columns, rows)
     answer(result)
 
 
@@ -195,8 +210,12 @@ def run(
     time: Time = None,
     epochs: Epochs = None,
     patience: Patience = None,
-    folds: Annotated[str, typer.Option("--folds", help="0 (default): train on four fifths, report on the rest; all: cross-validate; none: every case.")] = "0",
-    configuration: Annotated[str | None, typer.Option("--configuration", help="Configuration to train. Default: the recommended one.")] = None,
+    folds: Annotated[
+        str, typer.Option("--folds", help="0 (default): train on four fifths, report on the rest; all: cross-validate; none: every case.")
+    ] = "0",
+    configuration: Annotated[
+        str | None, typer.Option("--configuration", help="Configuration to train. Default: the recommended one.")
+    ] = None,
     edits: Set = None,
     task: TaskName = "semantic",
     memory: Memory = None,
@@ -255,16 +274,23 @@ def demo(
 
 def show_scores(evaluation: Evaluation, report: Path | None) -> None:
     """The summary of an evaluation as a table."""
-    metrics = [m for m in ("dice", "nsd", "hd95", "lesion_f1") if m in evaluation.metrics]
-    rows = [(s.name, *(_interval(evaluation, s.name, m) for m in metrics)) for s in evaluation.classes]
-    table(f"{len(evaluation.cases)} cases, mean (95 % bootstrap interval)", ("class", *metrics), rows)
+    metrics = [m for m in evaluation.metrics if m.partition("@")[0] in ("dice", "nsd", "hd95", "lesion_f1")]
+    rows = [(name, *(_interval(evaluation.classes[name][m]) for m in metrics)) for name in evaluation.labels.names]
+    if len(rows) > 1:
+        rows.append(("mean", *(_interval(evaluation.overall[m]) for m in metrics)))
+    table(f"{evaluation.title}: {len(evaluation.cases)} cases, mean (95 % bootstrap interval)", ("class", *metrics), rows)
+    if evaluation.missing:
+        say(f"[yellow]warning[/] {len(evaluation.missing)} references without a prediction: {', '.join(evaluation.missing[:5])}")
     if report is not None:
         say(f"Report: {report / 'index.html'}")
 
 
-def _interval(evaluation: Evaluation, name: str, metric: str) -> str:
-    summary = evaluation.summary(name, metric)
-    return f"{summary.mean:.3f} ({summary.low:.3f} to {summary.high:.3f})" if summary.count else "undefined"
+def _interval(summary: Summary) -> str:
+    return f"{summary.mean:.3f} ({_number(summary.low)} to {_number(summary.high)})" if summary.mean is not None else "undefined"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 0.01 else f"{value:.3f}"
 
 
 NEED_ARGUMENTS = (train, predict, evaluate, compare, run)

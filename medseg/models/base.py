@@ -19,10 +19,17 @@ Outputs = dict[str, list[Tensor]]
 
 @dataclass(frozen=True)
 class Head:
-    """One output of a network: its name and channels."""
+    """One output of a network.
+
+    Attributes:
+        name: name of the output.
+        channels: its channels.
+        prior: the logit of each channel before anything is learnt (the head's first bias), or empty for zeros.
+    """
 
     name: str
     channels: int
+    prior: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from medseg.models.base import Head, Outputs, find_network
 from medseg.plan import Plan
 from medseg.prediction import DenseMap, Prediction, Scores
 from medseg.record import Section
+from medseg.scratch import IN_MEMORY, Scratch
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,10 @@ class Task(ABC):
         """Full-resolution outputs `(N, C, *window)` per head, as a perfect network would give them. Used by contract tests."""
 
     @abstractmethod
-    def decode(self, outputs: Mapping[str, DenseMap], case_id: str, probabilities: bool = False) -> Prediction:
-        """Stitched outputs of one case to a prediction on the same grid, in bounded memory."""
+    def decode(
+        self, outputs: Mapping[str, DenseMap], case_id: str, probabilities: bool = False, scratch: Scratch = IN_MEMORY
+    ) -> Prediction:
+        """Stitched outputs of one case to a prediction on the same grid, slab by slab; large arrays come from `scratch`."""
 
     @abstractmethod
     def score(

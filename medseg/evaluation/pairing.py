@@ -1,0 +1,168 @@
+"""Which prediction belongs to which reference."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.dataset import CaseFiles, Dataset, Labels
+from medseg.errors import ImageError, Problem, UsageError
+from medseg.io.format import Image
+from medseg.io.images import SUFFIXES, image_stem, read_label
+from medseg.io.layouts import open_dataset
+
+ALLOWED = 0.1
+"""How far corners of prediction and reference may lie apart, in voxels of the finest axis: float32 headers move them a little."""
+
+
+@dataclass(frozen=True)
+class References:
+    """What predictions are compared with.
+
+    Attributes:
+        labels: case id -> label file.
+        files: case id -> files of the case, where a dataset was given; overlays take the images from it.
+        classes: the dataset's classes, if it declares any.
+        title: name of the dataset or folder.
+    """
+
+    labels: Mapping[str, Path]
+    files: Mapping[str, CaseFiles]
+    classes: Labels | None
+    title: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction and its reference."""
+
+    id: str
+    prediction: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All pairs; `missing` are references without prediction, `extra` predictions without reference."""
+
+    pairs: tuple[Pair, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+
+
+def find_references(source: Path | Dataset) -> References:
+    """The references in a dataset, in a dataset's folder, or in a folder of label files.
+
+    Raises:
+        UsageError: the folder does not exist, or two files have one case id.
+        DatasetError: the folder holds neither label files nor a dataset.
+    """
+    if isinstance(source, Path):
+        if not source.is_dir():
+            raise UsageError.of("no such folder of references", where=str(source), fix="Pass a folder of label files or a dataset.")
+        files = image_files(source, "references")
+        if files:
+            return References(files, {}, None, source.name)
+        source = open_dataset(source)
+    cases = {case.id: case for case in source.cases if case.label is not None}
+    return References({i: c.label for i, c in cases.items() if c.label is not None}, cases, source.labels, source.name)
+
+
+def image_files(folder: Path, what: str) -> dict[str, Path]:
+    """Stem -> file for the images directly in a folder; hidden files are skipped.
+
+    Raises:
+        UsageError: two files have the same stem.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."):
+            found.setdefault(image_stem(path), []).append(path)
+    twice = [
+        Problem(f"two {what} for one case", str(folder), " and ".join(p.name for p in paths), "one", "Remove one of them.")
+        for paths in found.values()
+        if len(paths) > 1
+    ]
+    if twice:
+        raise UsageError(twice)
+    return {stem: paths[0] for stem, paths in found.items()}
+
+
+def pair(predictions: Path, references: References, cases: Collection[str] | None = None) -> Pairs:
+    """Match predictions with references by file stem.
+
+    A reference whose stem goes on after the prediction's stem (`Image_01L_1stHO` for `Image_01L`) matches, too, if it is the only one.
+
+    Args:
+        predictions: folder of label maps.
+        references: from `find_references`.
+        cases: the ids that should be there; None means every reference.
+
+    Raises:
+        UsageError: there is no folder of predictions, or nothing matches.
+    """
+    if not predictions.is_dir():
+        raise UsageError.of("no such folder of predictions", where=str(predictions), fix="Pass the folder that `medseg predict` wrote.")
+    found = image_files(predictions, "predictions")
+    pairs, extra, taken = [], [], set()
+    for stem, path in found.items():
+        name = _match(stem, references.labels)
+        if name is None or (cases is not None and stem not in cases):
+            extra.append(stem)
+            continue
+        pairs.append(Pair(stem, path, references.labels[name]))
+        taken.add(name)
+    if not pairs:
+        raise UsageError.of(
+            "no prediction matches a reference by file name",
+            where=str(predictions),
+            found=_some(found),
+            expected=f"names as in the references: {_some(references.labels)}",
+            fix="Predictions must be called as their cases; check that both folders belong to the same data.",
+        )
+    expected = references.labels if cases is None else [name for name in references.labels if name in cases]
+    return Pairs(tuple(pairs), tuple(name for name in expected if name not in taken), tuple(extra))
+
+
+def read_pair(case: Pair) -> tuple[Image, Image]:
+    """Prediction and reference on one grid.
+
+    Raises:
+        ImageError: one cannot be read, or their grids differ.
+    """
+    prediction, truth = read_label(case.prediction), read_label(case.reference)
+    if prediction.grid.shape != truth.grid.shape:
+        raise ImageError.of(
+            "prediction and reference have different shapes",
+            where=str(case.prediction),
+            found=" x ".join(map(str, prediction.grid.shape)),
+            expected=f"{' x '.join(map(str, truth.grid.shape))} as in {case.reference}",
+            fix="Predict on the image that the reference was drawn on.",
+        )
+    # A photograph knows no millimetres: where one of the two has no geometry, its shape is all that can be checked.
+    if prediction.native.spaced and truth.native.spaced:
+        distance, allowed = prediction.grid.distance(truth.grid), ALLOWED * min(truth.grid.spacing)
+        if not distance <= allowed:
+            raise ImageError.of(
+                "prediction and reference lie on different grids",
+                where=str(case.prediction),
+                found=f"{distance:.3g} mm between far corners",
+                expected=f"at most {allowed:.3g} mm from {case.reference}",
+                fix="Predict on the image that the reference was drawn on, or resample one of the two.",
+            )
+    return prediction, truth
+
+
+def _match(stem: str, names: Collection[str]) -> str | None:
+    if stem in names:
+        return stem
+    longer = [name for name in names if name.startswith(stem) and not name[len(stem)].isalnum()]
+    return longer[0] if len(longer) == 1 else None
+
+
+def _some(names: Collection[str]) -> str:
+    if not names:
+        return "no image"
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" ... ({len(listed)})" if len(listed) > 3 else "")

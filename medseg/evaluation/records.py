@@ -1,0 +1,149 @@
+"""What evaluation finds out: scores per case, summaries per class, and the comparison of two evaluations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from medseg.dataset import Labels
+from medseg.record import Record
+
+SUMMARY_FILE = "summary.json"
+CASES_FILE = "cases.csv"
+PAGE_FILE = "index.html"
+
+
+class Summary(Record):
+    """One metric over the cases in which it is defined; None where there are too few (see `medseg.metrics` for undefined values).
+
+    Attributes:
+        n: cases with a defined value.
+        low, high: 95 % bootstrap interval of the mean.
+    """
+
+    n: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    std: float | None = None
+    minimum: float | None = None
+    q1: float | None = None
+    median: float | None = None
+    q3: float | None = None
+    maximum: float | None = None
+
+
+class Presence(Record):
+    """In how many cases a class is present or not, and whether the prediction says so.
+
+    Attributes:
+        found: in the reference and predicted at all.
+        missed: in the reference, nothing predicted.
+        false_alarm: not in the reference, yet predicted.
+        absent: rightly not predicted.
+    """
+
+    found: int
+    missed: int
+    false_alarm: int
+    absent: int
+
+
+class CaseScores(Record):
+    """One case: class -> metric -> value, None where undefined; and the voxels of each class in reference and prediction."""
+
+    id: str
+    scores: dict[str, dict[str, float | None]]
+    reference: dict[str, int]
+    predicted: dict[str, int]
+
+
+class Evaluation(Record):
+    """The evaluation of a set of predictions.
+
+    Attributes:
+        title: what was evaluated.
+        unit: of distances: `mm`, or `px` for photographs, whose files know no millimetres.
+        metrics: names, the leading one first.
+        classes: class -> metric -> summary over cases.
+        overall: metric -> mean of the class means; cases are resampled for its interval.
+        presence: class -> presence counts.
+        missing: references without a prediction; they are not scored.
+        extra: predictions without a reference; they are not scored.
+    """
+
+    format: int = Field(default=1, ge=1, le=1)
+    title: str
+    labels: Labels
+    unit: Literal["mm", "px"] = "mm"
+    metrics: tuple[str, ...] = Field(min_length=1)
+    overall: dict[str, Summary]
+    classes: dict[str, dict[str, Summary]]
+    presence: dict[str, Presence]
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    cases: tuple[CaseScores, ...] = Field(min_length=1)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Case ids."""
+        return tuple(case.id for case in self.cases)
+
+    def values(self, metric: str) -> NDArray[np.float64]:
+        """`(cases, classes)` values of a metric, NaN where undefined."""
+        return np.array([[_nan(case.scores[name].get(metric)) for name in self.labels.names] for case in self.cases], dtype=np.float64)
+
+    @classmethod
+    def open(cls, path: Path) -> Evaluation:
+        """Read an evaluation from a report folder or its `summary.json`. Raises PlanError (see `Record.load`)."""
+        return cls.load(path / SUMMARY_FILE if path.is_dir() else path)
+
+
+class Difference(Record):
+    """One class and metric in two evaluations, over the cases in which both define it.
+
+    Attributes:
+        n: paired cases.
+        mean_a, mean_b: means over these cases.
+        difference, low, high: mean of b - a with its 95 % bootstrap interval.
+        better_a, better_b: cases in which a, or b, is strictly better.
+        p: two-sided Wilcoxon signed-rank test.
+        p_holm: p adjusted for all classes of this metric.
+    """
+
+    cls: str
+    metric: str
+    n: int
+    mean_a: float | None
+    mean_b: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    better_a: int
+    better_b: int
+    p: float | None
+    p_holm: float | None
+
+
+class Comparison(Record):
+    """Two evaluations of the same cases, paired. `only_a` and `only_b` are cases that the other one lacks."""
+
+    a: str
+    b: str
+    cases: tuple[str, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    differences: tuple[Difference, ...]
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def defined(value: float) -> float | None:
+    """None for NaN: JSON has no NaN."""
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,119 @@
+"""Trained networks as one function from windows to outputs: folds and mirrored views are averaged."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from medseg.case import Batch
+from medseg.device import autocast_dtype
+from medseg.errors import ModelError, ResourceError
+from medseg.tasks.base import Task
+
+
+class Ensemble:
+    """Networks of one plan on one device.
+
+    Outputs are averaged before the task decodes them (logits for most tasks), over folds and over mirrored views, as nnU-Net does.
+    """
+
+    def __init__(self, task: Task, networks: Sequence[nn.Module], device: torch.device, batch_size: int) -> None:
+        self.task = task
+        self.device = device
+        self.batch_size = batch_size
+        layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+        self.layout = layouts.get(len(task.plan.window) + 2, torch.contiguous_format)
+        self.networks = tuple(network.to(device).to(memory_format=self.layout).eval() for network in networks)  # type: ignore[call-overload]
+        self.dtype = autocast_dtype(device)
+
+    def runner(self, mirror: Sequence[int]) -> Callable[[Tensor], dict[str, Tensor]]:
+        """The function for `Domain.stitch`: windows `(N, C, *window)` to averaged outputs `(N, channels, *window)`, float32 on the CPU.
+
+        Args:
+            mirror: window axes to mirror; all combinations are averaged.
+        """
+        views = [tuple(axis + 2 for axis in axes) for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
+        return lambda windows: self._average(windows, views)
+
+    def _average(self, windows: Tensor, views: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+        try:
+            return self._forward(windows, views)
+        except torch.OutOfMemoryError:
+            pass  # freed by leaving the handler: the exception's traceback holds the activations
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(windows) * min(len(views), self.batch_size) == 1:
+            raise ResourceError.of(
+                "one window does not fit on the device",
+                where=str(self.device),
+                found=f"window {' x '.join(map(str, windows.shape[2:]))}",
+                fix="Close other programs on the device, or predict with --device cpu.",
+            )
+        if len(windows) == 1:
+            self.batch_size = 1
+            return self._average(windows, views)
+        self.batch_size = (len(windows) + 1) // 2
+        halves = [self._average(half, views) for half in windows.chunk(2)]
+        return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+
+    @torch.inference_mode()
+    def _forward(self, windows: Tensor, views: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+        images = self.task.inputs(Batch(image=windows.to(self.device)))
+        total: dict[str, Tensor] = {}
+        together = max(1, self.batch_size // len(windows))  # a few windows alone leave a device idle, their mirrored views fill it
+        for start in range(0, len(views), together):
+            some = views[start : start + together]
+            stacked = torch.cat([images.flip(view) if view else images for view in some]).contiguous(memory_format=self.layout)
+            for network in self.networks:
+                with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+                    outputs = network(stacked)
+                for name, maps in outputs.items():
+                    for view, part in zip(some, maps[0].float().chunk(len(some)), strict=True):
+                        back = part.flip(view) if view else part
+                        total[name] = total[name] + back if name in total else back
+        count = len(views) * len(self.networks)
+        return {name: (maps / count).cpu() for name, maps in total.items()}
+
+
+def load_network(task: Task, weights: Path, plan_digest: str) -> nn.Module:
+    """The network of `task` with the weights of one fold.
+
+    Raises:
+        ModelError: the file is damaged, or belongs to another plan.
+    """
+    try:
+        with safe_open(weights, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise ModelError.of(
+            "cannot be read as weights", where=str(weights), found=str(error), fix="Restore the file, or train the fold again."
+        ) from None
+    if metadata.get("plan") != plan_digest:
+        raise ModelError.of(
+            "these weights belong to another plan",
+            where=str(weights),
+            found=f"plan digest {metadata.get('plan', 'none')}",
+            expected=f"{plan_digest} (plan.json beside the folds)",
+            fix="Restore the plan.json that the model was trained with, or train again.",
+        )
+    network = task.network()
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    wrong = sorted(
+        {name for name, tensor in state.items() if expected.get(name) != tuple(tensor.shape)}
+        | {name for name in expected if name not in state}
+    )
+    if wrong:
+        raise ModelError.of(
+            "these weights do not fit the plan's network",
+            where=str(weights),
+            found=f"{len(wrong)} tensors that are missing, unknown or of another shape, the first '{wrong[0]}'",
+            fix="Restore the plan.json that the model was trained with, or use the version of medseg named in provenance.json.",
+        )
+    network.load_state_dict(state)
+    return network

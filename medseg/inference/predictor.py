@@ -1,0 +1,371 @@
+"""A trained model that predicts: from files or arrays to label maps on the input's own grid."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from medseg.case import Case, PreparedCase
+from medseg.dataset import CaseFiles, file_digest
+from medseg.device import CPU_SHARE, choose_device, machine
+from medseg.domains.base import find_domain
+from medseg.errors import ImageError, MedsegError, ModelError, Problem, ResourceError
+from medseg.geometry import Grid, Step
+from medseg.inference.ensemble import Ensemble, load_network
+from medseg.inference.inputs import find_cases
+from medseg.inference.ledger import Ledger, PredictedCase, content_digest
+from medseg.io.images import image_stem, label_suffix, map_suffix, read_case, read_header, write_label, write_maps
+from medseg.plan import Plan
+from medseg.prediction import Prediction
+from medseg.progress import Progress, Silent
+from medseg.record import Record
+from medseg.scratch import Scratch, copy, release, row_slabs
+from medseg.tasks.base import find_task
+from medseg.workspace import RunFolder
+
+GIB = 2**30
+SHARE_OF_MAPS = 0.25  # of the memory for blended maps of all heads; beyond it they lie in temporary files
+SHARE_OF_ARRAY = 0.08  # of the memory for each other array of a case; up to five exist at once, the rest is for the network
+LARGEST_BATCH = {"cpu": 4, "mps": 8, "cuda": 16}  # beyond it a device gains nothing
+
+
+class FailedCase(Record):
+    """A case that could not be predicted, and why."""
+
+    id: str
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(problem if self.id in problem else f"case '{self.id}': {problem}" for problem in self.problems)
+
+
+class Predicted(Record):
+    """What `Predictor.predict` did. `skipped` counts cases that were finished by an earlier call; they are among `cases`."""
+
+    cases: tuple[PredictedCase, ...]
+    failures: tuple[FailedCase, ...]
+    skipped: int
+
+
+class Predictor:
+    """A trained model, ready to predict. Make one with `Predictor.load`."""
+
+    def __init__(self, plan: Plan, networks: Sequence[nn.Module], device: torch.device, memory: float | None = None, key: str = "") -> None:
+        """From parts.
+
+        Args:
+            plan: the plan of all networks.
+            networks: one per fold; their outputs are averaged.
+            device: where the networks run.
+            memory: GiB of main memory for one case, see `load`.
+            key: digest of the weights; outputs of other weights are not taken for finished.
+        """
+        self.plan = plan
+        self.memory = memory if memory is not None else max(1.0, psutil.virtual_memory().total * CPU_SHARE / GIB)
+        self.scratch = Scratch(self.memory * GIB * SHARE_OF_ARRAY)
+        self.key = key
+        self.task = find_task(plan.task)(plan)
+        self.domain = find_domain(plan.domain)(plan)
+        self.ensemble = Ensemble(self.task, networks, device, _batch_size(plan, device, self.memory))
+
+    @classmethod
+    def load(cls, run: Path, device: str = "auto", memory: float | None = None, folds: Sequence[int | None] | None = None) -> Predictor:
+        """Read a model folder.
+
+        Args:
+            run: the folder that `medseg train` or `medseg run` wrote.
+            device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+            memory: GiB of main memory that the prediction of one case may take; maps beyond it live in temporary files. None is half of
+                the machine's.
+            folds: which folds to average (None within it: the model of all cases); None is every trained fold.
+
+        Raises:
+            ModelError: not a model, a fold that is missing, damaged weights, or weights of another plan.
+        """
+        folder = RunFolder(run)
+        files = folder.weights()
+        plan = Plan.load(folder.plan_file)
+        if folds is not None:
+            wanted = [folder.fold(fold) / "weights.safetensors" for fold in folds]
+            missing = [file for file in wanted if file not in files]
+            if missing or not wanted:
+                raise ModelError(
+                    [
+                        Problem(
+                            "this fold has not been trained",
+                            where=str(file.parent),
+                            expected=f"one of {', '.join(f.parent.name for f in files)}",
+                        )
+                        for file in missing
+                    ]
+                    or Problem("no fold was chosen", where=str(run), fix="Pass folds=None for all folds.")
+                )
+            files = tuple(wanted)
+        chosen = choose_device(device)
+        digest = plan.content_digest()
+        task = find_task(plan.task)(plan)
+        networks = [load_network(task, file, digest) for file in files]
+        key = _digest(digest, *(file_digest(file) for file in files))
+        return cls(plan, networks, chosen, memory, key)
+
+    def predict(
+        self,
+        inputs: Path | Sequence[Path],
+        out: Path,
+        *,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        mirror: bool = True,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Predicted:
+        """Predict files or folders into the folder `out`, one label map per case on the grid of its input.
+
+        A case that fails does not stop the others. Cases that an earlier call finished from the same files with the same model are kept,
+        so an interrupted call is continued by repeating it.
+
+        Args:
+            inputs: image files, folders of images, folders of case folders, or datasets (see `find_cases`).
+            out: receives `<case><suffix of the input>` (`.png` for lossy formats) and `predictions.json`.
+            probabilities: also write one map per class to `out/probabilities`.
+            uncertainty: also record one number per case in `predictions.json`.
+            mirror: average mirrored views, where the plan allows it.
+            overwrite: predict again what is finished.
+            progress: told about each case.
+
+        Raises:
+            UsageError: inputs that do not exist or cannot be told apart.
+            ResourceError: `out` cannot be written.
+        """
+        progress = progress or Silent()
+        cases = find_cases([inputs] if isinstance(inputs, Path) else inputs, self.plan.data.channels)
+        _check_writable(out)
+        ledger = Ledger(out)
+        done: list[PredictedCase] = []
+        failures: list[FailedCase] = []
+        skipped = 0
+        try:
+            for files in progress.track(cases, len(cases), "predict"):
+                try:
+                    source = self._source(files, probabilities, uncertainty, mirror)
+                    entry = None if overwrite else ledger.finished(files.id, source)
+                    if entry is None:
+                        entry = self._predict_files(files, out, source, probabilities, uncertainty, mirror)
+                        ledger.add(entry)
+                    else:
+                        skipped += 1
+                    done.append(entry)
+                except MedsegError as error:
+                    failures.append(FailedCase(id=files.id, problems=tuple(str(problem) for problem in error.problems)))
+        finally:
+            ledger.flush()
+        return Predicted(cases=tuple(done), failures=tuple(failures), skipped=skipped)
+
+    def predict_array(
+        self, image: NDArray[Any], grid: Grid | None = None, *, probabilities: bool = False, mirror: bool = True, case_id: str = "array"
+    ) -> Prediction:
+        """Predict one image in memory.
+
+        Args:
+            image: `(C, Z, Y, X)` or `(C, Y, X)`, intensities as in the files the model was trained on.
+            grid: where the voxels lie; None is spacing 1 at the origin.
+            probabilities: also return the class probabilities.
+            mirror: average mirrored views, where the plan allows it.
+            case_id: name in errors.
+
+        Returns:
+            Labels `(*shape)` and probabilities `(K, *shape)` on the grid of `image`.
+
+        Raises:
+            ImageError: the image does not fit the model.
+        """
+        self._check_fit(case_id, image.shape[0] if image.ndim else 0, tuple(image.shape[1:]))
+        return self.predict_case(
+            Case(case_id, image, None, grid or Grid.plain(tuple(image.shape[1:]))), probabilities=probabilities, mirror=mirror
+        )
+
+    def predict_file(self, images: Path | Sequence[Path], *, probabilities: bool = False, mirror: bool = True) -> Prediction:
+        """Predict one case from its file, or from one file per channel in order, without writing anything.
+
+        Raises:
+            ImageError: a file cannot be read, or does not fit the model.
+        """
+        paths = (images,) if isinstance(images, Path) else tuple(images)
+        stem = image_stem(paths[0])
+        return self._predict_read(CaseFiles(id=stem, images=paths, group=stem), probabilities, mirror)
+
+    def predict_case(self, case: Case, *, probabilities: bool = False, mirror: bool = True) -> Prediction:
+        """Predict a case on its native grid; the result lies on the same grid. The label of the case, if any, is not looked at."""
+        _check_voxels(case)
+        native = case.grid
+        prepared = self.domain.prepare(dataclasses.replace(case, label=None), self.scratch)
+        case_id = case.id
+        del case  # the image as read is needed no more, and may be large
+        trail = prepared.trail
+        run = self.ensemble.runner(self.plan.inference.mirror if mirror else ())
+        maps = self.domain.stitch(
+            PreparedCase(case_id, prepared.image, None, (), native, trail),
+            run,
+            self.task.heads,
+            self.ensemble.batch_size,
+            self.memory * GIB * SHARE_OF_MAPS,
+        )
+        del prepared
+        decoded = self.task.decode(self.domain.native(maps, trail), case_id, probabilities, self.scratch)
+        del maps
+        labels = self.domain.restore(decoded.labels, trail, scratch=self.scratch)
+        chances = None if decoded.probabilities is None else self._restored_maps(decoded.probabilities, trail, native.shape)
+        return Prediction(case_id, labels, chances, decoded.uncertainty)
+
+    def _restored_maps(self, maps: NDArray[np.float16], trail: tuple[Step, ...], shape: tuple[int, ...]) -> NDArray[np.float16]:
+        """Probabilities on the native grid: outside of what the network saw all is background."""
+        background = len(maps) == len(self.plan.data.labels.classes) + 1
+        restored: NDArray[np.float16] = self.scratch.zeros((len(maps), *shape), np.float16)
+        for k, values in enumerate(maps):
+            copy(self.domain.restore(values, trail, fill=1 if background and k == 0 else 0, scratch=self.scratch), restored[k])
+        return restored
+
+    def _predict_files(
+        self, files: CaseFiles, out: Path, source: str, probabilities: bool, uncertainty: bool, mirror: bool
+    ) -> PredictedCase:
+        start = time.monotonic()
+        prediction = self._predict_read(files, probabilities, mirror)
+        image = files.images[0]
+        written = [out / f"{files.id}{label_suffix(image)}"]
+        write_label(written[0], prediction.labels, like=image)
+        if prediction.probabilities is not None:
+            written.append(out / "probabilities" / f"{files.id}{map_suffix(image)}")
+            write_maps(written[1], self._as_float32(prediction.probabilities), like=image)
+        return PredictedCase(
+            id=files.id,
+            file=written[0].relative_to(out),
+            probabilities=written[1].relative_to(out) if len(written) > 1 else None,
+            uncertainty=prediction.uncertainty if uncertainty else None,
+            seconds=round(time.monotonic() - start, 3),
+            source=source,
+            content=content_digest(written),
+        )
+
+    def _predict_read(self, files: CaseFiles, probabilities: bool, mirror: bool) -> Prediction:
+        """Refuse what does not fit from the header alone, then read and predict."""
+        headers = [read_header(path) for path in files.images]
+        self._check_fit(files.id, sum(header.channels for header in headers), headers[0].shape, files.images[0])
+        try:
+            return self.predict_case(read_case(files, with_label=False, scratch=self.scratch), probabilities=probabilities, mirror=mirror)
+        except MemoryError:
+            raise ResourceError.of(
+                "does not fit into memory",
+                where=str(files.images[0]),
+                found=f"shape {headers[0].shape}",
+                fix="Pass a smaller --memory, or use a larger machine.",
+            ) from None
+
+    def _source(self, files: CaseFiles, probabilities: bool, uncertainty: bool, mirror: bool) -> str:
+        """Changes with whatever changes the outcome of a case."""
+        mirrored = self.plan.inference.mirror if mirror else ()
+        return _digest(self.key, *(file_digest(file) for file in files.images), repr((probabilities, uncertainty, mirrored)))
+
+    def _as_float32(self, maps: NDArray[np.float16]) -> NDArray[np.float32]:
+        """What files hold: few programs read float16."""
+        result: NDArray[np.float32] = self.scratch.zeros(maps.shape, np.float32)
+        for source, target in zip(maps, result, strict=True):
+            copy(source, target)
+        return result
+
+    def _check_fit(self, case_id: str, channels: int, shape: tuple[int, ...], path: Path | None = None) -> None:
+        """Whether the model can be asked about such an image at all."""
+        data = self.plan.data
+        where = str(path) if path is not None else f"case '{case_id}'"
+        problems = []
+        if len(shape) != data.ndim:
+            problems.append(
+                Problem(
+                    "has the wrong number of dimensions",
+                    where,
+                    f"{len(shape)}D, shape {shape}",
+                    f"{data.ndim}D, as model '{data.name}' was trained on",
+                    "Use a model for such images.",
+                )
+            )
+        if channels != len(data.channels):
+            names = ", ".join(channel.name for channel in data.channels)
+            problems.append(
+                Problem(
+                    "has the wrong number of channels",
+                    where,
+                    f"{channels}",
+                    f"{len(data.channels)} ({names}), as model '{data.name}' was trained on",
+                    "Give one file with all channels, or one file per channel named CASE_0000, CASE_0001, ... in this order.",
+                )
+            )
+        if problems:
+            raise ImageError(problems)
+
+
+def _check_voxels(case: Case) -> None:
+    """NaN, infinite or constant images would come out as nonsense without a word."""
+    for index, channel in enumerate(case.image):
+        where = f"case '{case.id}', channel {index}"
+        if channel.size == 0:
+            raise ImageError.of("holds no voxel", where=where, found=f"shape {channel.shape}")
+        low, high, bad = math.inf, -math.inf, 0
+        for rows in row_slabs(channel.shape):
+            part = channel[rows]
+            lowest, highest = float(part.min()), float(part.max())
+            if not math.isfinite(lowest) or not math.isfinite(highest):
+                bad += int(np.count_nonzero(~np.isfinite(part)))
+            low, high = min(low, lowest), max(high, highest)
+            release(channel)
+        if bad:
+            raise ImageError.of(
+                "holds NaN or infinite voxels",
+                where=where,
+                found=f"{bad} of {channel.size}",
+                expected="finite intensities",
+                fix="Repair the image, for example by replacing them with the background's value.",
+            )
+        if low == high:
+            raise ImageError.of(
+                "is constant: there is nothing to see", where=where, found=f"{low:g} everywhere", fix="Check how the image was exported."
+            )
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before the first case is computed."""
+    probe = folder / ".medseg-write-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+    except OSError as error:
+        raise ResourceError.of(
+            "cannot be written",
+            where=str(folder),
+            found=error.strerror or str(error),
+            fix="Choose another folder with -o, or mend its permissions.",
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def _batch_size(plan: Plan, device: torch.device, memory: float) -> int:
+    """Windows at once: a window without gradients takes less than a third of what it takes in training; half of the memory is for it."""
+    offered = memory if device.type == "cpu" else machine(str(device)).memory
+    per_window = max(plan.memory.training / plan.training.batch_size / 3, 1e-6)
+    return max(1, min(LARGEST_BATCH.get(device.type, 1), int(offered / 2 / per_window)))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.blake2b("/".join(parts).encode(), digest_size=8).hexdigest()

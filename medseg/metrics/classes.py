@@ -1,0 +1,193 @@
+"""All scores of one case, class by class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medseg.dataset import Labels
+from medseg.errors import UsageError
+from medseg.metrics.lesions import lesion_f1
+from medseg.metrics.overlap import Counts, Mask
+from medseg.metrics.surface import Surfaces
+from medseg.prediction import Scores
+
+TOLERANCE = 2.0
+"""Millimetres (pixels where an image has no spacing) that `nsd` allows; `nsd@1` asks for another tolerance."""
+
+
+class Better(StrEnum):
+    """Which values of a metric are good."""
+
+    up = "higher"
+    down = "lower"
+    zero = "zero"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric is, for tables and reports.
+
+    Attributes:
+        name: as in `Scores`.
+        title: heading.
+        better: which values are good.
+        unit: `mm`, or empty for shares.
+        meaning: one sentence.
+    """
+
+    name: str
+    title: str
+    better: Better
+    unit: str
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        Metric("dice", "Dice", Better.up, "", "Overlap: twice the common voxels over the sum of both."),
+        Metric("iou", "IoU", Better.up, "", "Overlap: common voxels over the union."),
+        Metric("nsd", "NSD", Better.up, "", "Share of both surfaces within the stated tolerance of the other one."),
+        Metric("hd95", "HD95", Better.down, "mm", "Distance within which 95 % of either surface lies of the other one."),
+        Metric("assd", "ASSD", Better.down, "mm", "Mean distance between the two surfaces."),
+        Metric("volume_error", "Volume error", Better.zero, "", "(Predicted - reference volume) / reference volume, signed."),
+        Metric("lesion_f1", "Lesion F1", Better.up, "", "F1 over connected components; found means 10 % is covered."),
+        Metric("sensitivity", "Sensitivity", Better.up, "", "Share of the reference that was found."),
+        Metric("precision", "Precision", Better.up, "", "Share of the prediction that is right."),
+    )
+}
+"""What `score_classes` can compute, by name. `nsd@X` is `nsd` at a tolerance of X mm."""
+
+
+def describe(name: str) -> Metric:
+    """The metric called `name`, with the tolerance of an `nsd` in its title.
+
+    Raises:
+        UsageError: there is no such metric, or its tolerance is not a positive number.
+    """
+    base, at, text = name.partition("@")
+    metric = METRICS.get(base)
+    if metric is None or (at and base != "nsd"):
+        raise UsageError.of("unknown metric", found=f"'{name}'", expected=f"one of {', '.join(METRICS)}, or nsd@MILLIMETRES")
+    if base != "nsd":
+        return metric
+    try:
+        tolerance = float(text) if at else TOLERANCE
+    except ValueError:
+        tolerance = math.nan
+    if not 0 < tolerance < math.inf:
+        raise UsageError.of("impossible tolerance", found=f"'{name}'", expected="a positive number of millimetres, as in nsd@1.5")
+    return Metric(name, f"NSD at {tolerance:g} mm", metric.better, metric.unit, metric.meaning)
+
+
+def score_classes(
+    prediction: NDArray[Any],
+    truth: NDArray[Any],
+    labels: Labels,
+    spacing: tuple[float, ...],
+    metrics: Iterable[str] | None = None,
+) -> Scores:
+    """Score a label map against the reference, class by class.
+
+    Args:
+        prediction: `(*shape)` integer voxel values as written.
+        truth: `(*shape)` integer voxel values of the reference; voxels with `labels.ignore` count nowhere.
+        labels: the classes; a class is the set of voxels with one of its values, so regions may overlap.
+        spacing: mm per axis.
+        metrics: names of `METRICS` (or `nsd@X`), in the order wanted; None means all.
+
+    Returns:
+        Class name -> metric name -> value, NaN where undefined (see `medseg.metrics` for the rule about empty masks).
+
+    Raises:
+        UsageError: an unknown metric.
+        ValueError: shapes or number of spacings differ.
+    """
+    if prediction.shape != truth.shape or len(spacing) != truth.ndim:
+        raise ValueError(f"prediction {prediction.shape}, truth {truth.shape} and spacing {spacing} do not belong together")
+    names = tuple(METRICS) if metrics is None else tuple(metrics)
+    computations = {name: _computation(name) for name in names}
+    if labels.ignore is not None:
+        keep = truth != labels.ignore
+        prediction, truth = np.where(keep, prediction, 0), np.where(keep, truth, 0)
+    diagonal = math.hypot(*((n - 1) * s for n, s in zip(truth.shape, spacing, strict=True)))
+    boxes = (_boxes(prediction, labels.values), _boxes(truth, labels.values))
+    scores: Scores = {}
+    for cls in labels.classes:
+        box = _union([b[value] for b in boxes for value in cls.values if value in b], truth.ndim)
+        pair = _Pair(_mask(prediction[box], cls.values), _mask(truth[box], cls.values), tuple(map(float, spacing)), diagonal)
+        scores[cls.name] = {name: compute(pair) for name, compute in computations.items()}
+    return scores
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Masks of one class, cropped to what they occupy together, and what several metrics share."""
+
+    prediction: Mask
+    truth: Mask
+    spacing: tuple[float, ...]
+    diagonal: float
+
+    @cached_property
+    def counts(self) -> Counts:
+        return Counts.of(self.prediction, self.truth)
+
+    @cached_property
+    def surfaces(self) -> Surfaces:
+        return Surfaces.between(self.prediction, self.truth, self.spacing)
+
+    def surface(self, one_empty: float, measure: Callable[[Surfaces], float]) -> float:
+        """`measure` of both surfaces, or what the rule for empty masks says."""
+        if self.counts.reference and self.counts.predicted:
+            return measure(self.surfaces)
+        return one_empty if self.counts.reference or self.counts.predicted else math.nan
+
+
+def _computation(name: str) -> Callable[[_Pair], float]:
+    describe(name)
+    base, _, text = name.partition("@")
+    tolerance = float(text) if text else TOLERANCE
+    return {
+        "dice": lambda p: p.counts.dice,
+        "iou": lambda p: p.counts.iou,
+        "sensitivity": lambda p: p.counts.sensitivity,
+        "precision": lambda p: p.counts.precision,
+        "volume_error": lambda p: p.counts.volume_error,
+        "lesion_f1": lambda p: lesion_f1(p.prediction, p.truth),
+        "nsd": lambda p: p.surface(0.0, lambda s: s.dice(tolerance)),
+        "hd95": lambda p: p.surface(p.diagonal, lambda s: s.hausdorff(95)),
+        "assd": lambda p: p.surface(p.diagonal, lambda s: s.average),
+    }[base]
+
+
+def _boxes(array: NDArray[Any], values: tuple[int, ...]) -> dict[int, tuple[slice, ...]]:
+    """The bounding box of each of `values` that occurs, in one pass over the array."""
+    if array.dtype == np.bool_:
+        array = array.view(np.uint8)
+    if max(values) > 65535 or min(values) < 0:  # a list with an entry for every number up to the largest would not be small
+        array = np.searchsorted(values, array) * np.isin(array, values) + np.isin(array, values)
+        values_at = {i + 1: value for i, value in enumerate(values)}
+    else:
+        values_at = {value: value for value in values}
+    found = ndimage.find_objects(array, max_label=max(values_at))
+    return {value: found[at - 1] for at, value in values_at.items() if found[at - 1] is not None}
+
+
+def _union(boxes: list[tuple[slice, ...]], ndim: int) -> tuple[slice, ...]:
+    if not boxes:
+        return (slice(0, 0),) * ndim
+    return tuple(slice(min(b[a].start for b in boxes), max(b[a].stop for b in boxes)) for a in range(ndim))
+
+
+def _mask(array: NDArray[Any], values: tuple[int, ...]) -> Mask:
+    return array == values[0] if len(values) == 1 else np.isin(array, values)

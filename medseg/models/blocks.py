@@ -1,0 +1,79 @@
+"""Convolution blocks for one, two and three dimensions that stay fast in channels-last memory on CPUs and GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  (PyTorch's own name)
+
+from medseg.geometry import Shape
+
+CONVOLUTIONS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, Callable[..., nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+EPSILON = 1e-5
+SLOPE = 0.01  # of the leaky ReLU, as in nnU-Net
+
+
+class InstanceNorm(nn.Module):
+    """Instance normalisation with scale and shift (Ulyanov et al. 2016) that keeps channels-last memory.
+
+    `nn.InstanceNorm3d` returns contiguous memory, which makes the next convolution convert back; batch normalisation of one sample at a
+    time is the same arithmetic without the two copies (3 times as fast on CPU).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x`: `(N, C, *spatial)`."""
+        if x.device.type == "mps":
+            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=EPSILON)
+        parts = [F.batch_norm(one, None, None, self.weight, self.bias, True, 0.0, EPSILON) for one in torch.split(x, 1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class ConvBlock(nn.Module):
+    """Convolution, instance normalisation, leaky ReLU."""
+
+    def __init__(self, channels: int, out: int, kernel: Shape, stride: Shape | None = None) -> None:
+        super().__init__()
+        self.conv = convolution(channels, out, kernel, stride)
+        self.norm = InstanceNorm(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x`: `(N, channels, *spatial)`."""
+        return F.leaky_relu(self.norm(self.conv(x)), SLOPE, inplace=True)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with a shortcut (He et al. 2016); the second normalisation starts at zero, so the block starts as identity."""
+
+    def __init__(self, channels: int, kernel: Shape) -> None:
+        super().__init__()
+        self.first = ConvBlock(channels, channels, kernel)
+        self.conv = convolution(channels, channels, kernel)
+        self.norm = InstanceNorm(channels)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x`: `(N, channels, *spatial)`."""
+        return F.leaky_relu(x + self.norm(self.conv(self.first(x))), SLOPE, inplace=True)
+
+
+def convolution(channels: int, out: int, kernel: Shape, stride: Shape | None = None, bias: bool = False) -> nn.Module:
+    """A convolution that keeps the size (divided by `stride`), He-initialised."""
+    layer = CONVOLUTIONS[len(kernel)](channels, out, kernel, stride or (1,) * len(kernel), padding=tuple(k // 2 for k in kernel), bias=bias)
+    nn.init.kaiming_normal_(layer.weight, a=SLOPE)  # type: ignore[arg-type]
+    return layer
+
+
+def upsampling(channels: int, out: int, stride: Shape) -> nn.Module:
+    """A transposed convolution whose kernel is its stride: every input voxel becomes a block of output voxels."""
+    layer = TRANSPOSED[len(stride)](channels, out, stride, stride, bias=False)
+    nn.init.kaiming_normal_(layer.weight, a=SLOPE, mode="fan_out")  # type: ignore[arg-type]
+    return layer

@@ -1,0 +1,170 @@
+"""From a fingerprint to plans: one per configuration that the domain proposes, exactly one of them recommended.
+
+The planner knows neither the task nor the domain nor the network by name: the domain drafts configurations with candidate windows, the
+task says what it needs, the network family configures itself for a window, and memory and work are measured on the result. Same
+fingerprint and machine, same plans, byte for byte.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from medseg.dataset import Dataset
+from medseg.device import Machine
+from medseg.domains.base import Draft, find_domain
+from medseg.errors import Problem, ResourceError
+from medseg.fingerprint import Fingerprint
+from medseg.geometry import Shape
+from medseg.models.base import Configured, NetworkFamily, find_network
+from medseg.plan import DataPlan, Plan
+from medseg.planning import rules
+from medseg.planning.explain import unexplained
+from medseg.planning.memory import Cost, extrapolated, training_cost
+from medseg.tasks.base import Needs, find_task
+
+MEASURED_BATCHES = (4, 8)
+
+
+def make_plans(dataset: Dataset, fingerprint: Fingerprint, *, task: str, domain: str, network: str, machine: Machine) -> tuple[Plan, ...]:
+    """One plan per configuration that fits, in the domain's order.
+
+    Args:
+        dataset: as a layout read it.
+        fingerprint: measured on it (`make_fingerprint`).
+        task, domain, network: registered names.
+        machine: kind of device and GiB that training may use.
+
+    Raises:
+        ResourceError: no configuration fits the machine.
+        PlanError: a name is not registered.
+    """
+    needs = find_task(task).needs(dataset, fingerprint)
+    family = find_network(network)
+    fitted: list[tuple[Draft, Plan]] = []
+    misfits: list[Problem] = []
+    for draft in find_domain(domain).drafts(fingerprint, machine):
+        plan = _Search(fingerprint, draft, needs, task, domain, family, machine).result()
+        if isinstance(plan, Problem):
+            misfits.append(plan)
+        else:
+            fitted.append((draft, plan))
+    if not fitted:
+        raise ResourceError(misfits)
+    best = max(fitted, key=lambda pair: pair[0].preference)[0]
+    return tuple(_judged(plan, draft, best, misfits) for draft, plan in fitted)
+
+
+def _judged(plan: Plan, draft: Draft, best: Draft, misfits: list[Problem]) -> Plan:
+    """The plan with its recommendation, which also names the configurations that did not fit."""
+    reason = draft.because if draft is best else f"{draft.because}; but {best.name} is recommended: {best.because}"
+    if misfits:
+        left = ", ".join(m.where for m in misfits)
+        reason += f"; left out, because the smallest window needs more than {plan.memory.budget:g} GiB: {left}"
+    reasons = {path: _sentence(why) for path, why in sorted({**plan.reasons, "recommended": reason}.items())}
+    plan = plan.model_copy(update={"recommended": draft is best, "reasons": reasons})
+    missing = unexplained(plan)
+    if missing:
+        raise AssertionError(f"decisions without a reason in plan '{plan.name}': {', '.join(missing)}")
+    return plan
+
+
+def _sentence(text: str) -> str:
+    """Reasons come from several packages; in a plan they all read as sentences."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The search for window and batch of one configuration."""
+
+    fingerprint: Fingerprint
+    draft: Draft
+    needs: Needs
+    task: str
+    domain: str
+    family: type[NetworkFamily]
+    machine: Machine
+
+    def result(self) -> Plan | Problem:
+        """The plan with the first window that fits memory and work, and with the largest batch; a problem when nothing fits memory."""
+        networks = list({c.window: c for c in (self._configured(window) for window in self.draft.windows)}.values())
+        costs: dict[int, Cost] = {}
+
+        def works(index: int) -> bool:
+            cost = costs[index] = training_cost(self._plan(networks[index], rules.SMALLEST_BATCH, ""))
+            return cost.memory <= self.machine.memory and (self.machine.kind != "cpu" or cost.flops <= rules.WINDOW_FLOPS)
+
+        # Candidates shrink, and so do their costs: the first that works is found by bisection.
+        low, high = 0, 0 if works(0) else len(networks) - 1
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if works(middle) else (middle + 1, high)
+        if low not in costs:
+            works(low)
+        configured, smallest = networks[low], costs[low]
+        if smallest.memory > self.machine.memory:
+            return Problem(
+                "the smallest window does not fit the memory",
+                where=self.draft.name,
+                found=f"{smallest.memory:.2f} GiB for {rules.SMALLEST_BATCH} windows of {list(configured.window)}",
+                expected=f"at most {self.machine.memory:g} GiB",
+                fix="Raise --memory or use a larger machine.",
+            )
+        batch, why, cost = self._batch(configured, smallest)
+        because = rules.window_reason(configured.window, tuple(c.window for c in networks), self.draft, self.machine, smallest)
+        return self._plan(configured, batch, why, cost, because)
+
+    def _batch(self, configured: Configured, smallest: Cost) -> tuple[int, str, Cost]:
+        """The largest batch, which limit binds, and its cost."""
+        most, why = rules.most_windows(configured.window, self.draft.samples, smallest, self.machine)
+        if most == rules.SMALLEST_BATCH:
+            return most, why, smallest
+        # Small batches are measured, larger ones are on the line through two that are: a fake step takes as many operators as windows.
+        measured = {rules.SMALLEST_BATCH: smallest}
+        for batch in {min(most, n) for n in MEASURED_BATCHES}:
+            measured[batch] = training_cost(self._plan(configured, batch, ""))
+        *_, small, large = sorted(measured)
+        best, cost = rules.SMALLEST_BATCH, smallest
+        for batch in range(best + 1, most + 1):
+            tried = measured.get(batch) or extrapolated(measured[small], small, measured[large], large, batch)
+            if tried.memory > self.machine.memory:
+                return best, f"one more window would need more than {self.machine.memory:g} GiB", cost
+            best, cost = batch, tried
+        return most, why, cost
+
+    def _configured(self, window: Shape) -> Configured:
+        return self.family.configure(window, self.draft.spacing, self.machine)
+
+    def _plan(self, configured: Configured, batch: int, why: str, cost: Cost | None = None, window_because: str = "") -> Plan:
+        draft, seen = self.draft, self.fingerprint
+        training, of_training = rules.training(batch, why, configured.window, draft.samples, len(seen.cases), self.machine)
+        inference, of_inference = rules.inference(draft)
+        memory, of_memory = rules.memory(math.ceil(cost.memory * 100) / 100 if cost else 0.0, self.machine, cost)
+        reasons = {"window": window_because}
+        for part, told in (
+            ("network", configured.reasons),
+            ("target", self.needs.reasons),
+            ("training", of_training),
+            ("inference", of_inference),
+            ("memory", of_memory),
+        ):
+            reasons |= {f"{part}.{name}": reason for name, reason in told.items()}
+        for path, reason in draft.reasons.items():
+            # The domain says why it proposes such windows, the planner which one fitted.
+            reasons[path] = f"{_sentence(reason)} {window_because}".strip() if path == "window" else reason
+        return Plan(
+            name=draft.name,
+            task=self.task,
+            domain=self.domain,
+            data=DataPlan(name=seen.dataset, digest=seen.digest, ndim=seen.ndim, channels=seen.channels, labels=seen.labels),
+            window=configured.window,
+            space=draft.space,
+            network=configured.settings,
+            target=self.needs.target,
+            training=training,
+            inference=inference,
+            memory=memory,
+            reasons=dict(sorted(reasons.items())),
+        )

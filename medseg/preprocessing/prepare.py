@@ -1,0 +1,172 @@
+"""Prepare every case of a dataset once, so that training only reads windows: parallel, resumable, atomic."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from medseg.dataset import CaseFiles, Dataset, case_digest
+from medseg.device import CPU_SHARE
+from medseg.domains.base import find_domain
+from medseg.errors import DatasetError, MedsegError, PlanError, Problem, ResourceError
+from medseg.io.images import read_case, read_header
+from medseg.io.store import Store
+from medseg.parallel import default_workers, map_cases
+from medseg.plan import Plan
+from medseg.progress import Progress, Silent
+from medseg.scratch import Scratch
+
+SPARE = 2**28  # bytes left free on the disk: filling it to the last byte harms every other program
+
+
+ARRAYS = 4  # large arrays that exist at once while a case is prepared
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What one case came to: bytes on disk, and whether it had been prepared before."""
+
+    size: int
+    skipped: bool
+
+
+def prepare(dataset: Dataset, plan: Plan, folder: Path, workers: int | None = None, progress: Progress | None = None) -> Store:
+    """Prepare all labelled cases of `dataset` as `plan` says and keep them in `folder`.
+
+    A case whose files and settings are those of an earlier call is skipped, so an interrupted call is continued by repeating it. A case
+    that fails does not stop the others; all failures are raised together at the end.
+
+    Args:
+        dataset: what to prepare.
+        plan: a plan made for this dataset.
+        folder: where prepared cases lie, `Workspace.prepared(plan)`.
+        workers: processes; None is one per core.
+        progress: told about each case.
+
+    Raises:
+        PlanError: the plan was made for other channels, labels or dimensions.
+        ResourceError: the disk is too small (found out from one case before all others are begun) or cannot be written.
+        DatasetError: cases that cannot be prepared, all of them.
+    """
+    progress = progress or Silent()
+    _check_fit(dataset, plan)
+    store = Store(folder)
+    work = partial(_prepare_case, plan=plan, folder=folder, scratch=_scratch(workers))
+    begun = set(store.ids())
+    fresh = [case for case in dataset.cases if case.id not in begun]
+    problems: list[Problem] = []
+    trials = _trials(fresh)
+    known: set[str] = set()
+    for trial in trials:  # as many as fail, until one tells how much room a case takes
+        known.add(trial.id)
+        outcome = next(map_cases(work, [trial], workers=1))
+        if outcome.result is not None:
+            _check_disk(folder, outcome.result.size, trial, [case for case in fresh if case.id not in known])
+            break
+        problems.extend(_named(trial, outcome.failure))
+    rest = [case for case in dataset.cases if case.id not in known]
+    for outcome in progress.track(map_cases(work, rest, workers), len(rest), "prepare"):
+        if outcome.failure is not None:
+            problems.extend(_named(outcome.item, outcome.failure))
+    if problems:
+        raise DatasetError(problems)
+    return store
+
+
+def _trials(fresh: Sequence[CaseFiles]) -> list[CaseFiles]:
+    """Up to three cases spread over the dataset, to measure the room a case takes."""
+    if not fresh:
+        return []
+    return [fresh[i] for i in sorted({0, len(fresh) // 2, len(fresh) - 1}, key=lambda i: abs(2 * i - len(fresh)))]
+
+
+def _prepare_case(files: CaseFiles, plan: Plan, folder: Path, scratch: Scratch) -> _Done:
+    """Runs in a worker process."""
+    store = Store(folder)
+    digest = preparation_digest(files, plan)
+    if store.has(files.id, digest):
+        return _Done(0, skipped=True)
+    domain = find_domain(plan.domain)(plan)
+    native = read_case(files, scratch=scratch)
+    case = domain.prepare(native, scratch)
+    locations = domain.locations(case.label) if case.label is not None else ()
+    store.write(case, native.grid, locations, digest)
+    size = case.image.nbytes + (case.label.nbytes if case.label is not None else 0) + sum(index.nbytes for index in locations)
+    return _Done(size, skipped=False)
+
+
+def preparation_digest(files: CaseFiles, plan: Plan) -> str:
+    """Changes with any byte of the case's files and with whatever the plan does to them."""
+    key = f"{case_digest(files)} {plan.space.preparation_key()} {plan.data.labels.to_json()}"
+    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+
+
+def _scratch(workers: int | None) -> Scratch:
+    """Half of the memory for all workers together; a case needs about four large arrays at once."""
+    workers = default_workers() if workers is None else max(1, workers)
+    return Scratch(psutil.virtual_memory().total * CPU_SHARE / workers / ARRAYS)
+
+
+def _check_fit(dataset: Dataset, plan: Plan) -> None:
+    """Whether the plan was made for such a dataset."""
+    found = {
+        "data.ndim": (dataset.ndim, plan.data.ndim),
+        "data.channels": ([c.name for c in dataset.channels], [c.name for c in plan.data.channels]),
+        "data.labels": (list(dataset.labels.names), list(plan.data.labels.names)),
+    }
+    problems = [
+        Problem(
+            "does not fit the dataset", f"plan '{plan.name}', field '{name}'", f"{ours}", f"{theirs} as in dataset '{dataset.name}'", fix
+        )
+        for name, (theirs, ours) in found.items()
+        if theirs != ours
+        for fix in ["Plan this dataset with `medseg plan`."]
+    ]
+    if problems:
+        raise PlanError(problems)
+
+
+def _check_disk(folder: Path, size: int, trial: CaseFiles, remaining: Sequence[CaseFiles]) -> None:
+    """Refuse before the work begins when the remaining cases will not fit; `size` is what `trial` took.
+
+    Prepared cases share one spacing, so their size goes with the volume in the world.
+    """
+    if size == 0 or not remaining:
+        return
+    need = int(size / _volume(trial) * sum(_volume(case) for case in remaining))
+    free = shutil.disk_usage(folder).free
+    if need + SPARE > free:
+        raise ResourceError.of(
+            "the disk is too small for the prepared cases",
+            where=str(folder),
+            found=f"{free / 2**30:.2f} GiB free",
+            expected=f"about {(need + SPARE) / 2**30:.2f} GiB for {len(remaining)} more cases",
+            fix="Free disk space, or put the workspace on another disk (-o).",
+        )
+
+
+def _volume(case: CaseFiles) -> float:
+    """Volume of a case in the world; 0 where the header cannot be read, which is reported when its turn comes."""
+    try:
+        grid = read_header(case.images[0]).grid
+    except MedsegError:
+        return 0.0
+    return float(math.prod(grid.shape) * math.prod(grid.spacing))
+
+
+def _named(files: CaseFiles, failure: MedsegError | None) -> list[Problem]:
+    """The problems of a case, each with the case's id."""
+    problems = failure.problems if failure is not None else ()
+    return [
+        problem
+        if files.id in problem.where
+        else Problem(problem.what, f"case '{files.id}', {problem.where}".removesuffix(", "), problem.found, problem.expected, problem.fix)
+        for problem in problems
+    ]

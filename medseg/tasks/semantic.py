@@ -1,0 +1,252 @@
+"""Semantic segmentation: a class for every voxel, or overlapping regions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from scipy.special import expit
+from torch import Tensor
+
+from medseg.case import Batch
+from medseg.dataset import Dataset, Labels
+from medseg.fingerprint import Fingerprint
+from medseg.losses.dice import IGNORED, exclusive_loss, region_loss
+from medseg.metrics.classes import METRICS, score_classes
+from medseg.models.base import Head, Outputs
+from medseg.prediction import DenseMap, Prediction, Scores
+from medseg.record import Section
+from medseg.scratch import IN_MEMORY, Scratch, release
+from medseg.tasks.base import Needs, Task
+
+HEAD = "segmentation"
+SURE = 12.0  # logit of a perfect network: e^-12 of doubt
+RARE = 20.0  # a foreground class this many times rarer than the most frequent one gets weight
+FAINTEST = 1e-4  # a class is never taken to be rarer, so that its first logits are not out of reach
+HEAVIEST = 5.0  # more would make the cross entropy of a rare class drown all others
+
+
+class SemanticSettings(Section):
+    """What the loss asks of the network."""
+
+    kind: Literal["semantic"] = "semantic"
+    frequencies: tuple[float, ...] = Field(
+        description="Share of all voxels that each channel of the network stands for; its first guess before anything is learnt."
+    )
+    class_weights: tuple[float, ...] = Field(
+        description="Weight of each class in the cross entropy, in the order of the network's channels; empty: all alike."
+    )
+    batch_dice: bool = Field(description="Dice over all windows of a batch together instead of window by window.")
+    dice: float = Field(ge=0, le=10, description="Factor of the soft Dice loss.")
+    cross_entropy: float = Field(ge=0, le=10, description="Factor of the cross entropy.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(not 0 < f < 1 for f in self.frequencies):
+            raise ValueError(f"frequencies lie between 0 and 1; found {list(self.frequencies)}")
+        if self.class_weights and (len(self.class_weights) != len(self.frequencies) or min(self.class_weights) <= 0):
+            raise ValueError(f"class_weights needs {len(self.frequencies)} positive values, or none; found {list(self.class_weights)}")
+        if self.dice + self.cross_entropy == 0:
+            raise ValueError("dice and cross_entropy cannot both be 0")
+        return self
+
+
+class Semantic(Task):
+    """Softmax over background and classes that exclude each other; sigmoid per region where they overlap.
+
+    One head, `segmentation`: `1 + K` channels with background first, or `K` channels for regions.
+    """
+
+    Settings = SemanticSettings
+    summary = "a class for every voxel (softmax), or overlapping regions (sigmoid); voxels may be ignored"
+    metrics = tuple(METRICS)
+
+    @staticmethod
+    def needs(dataset: Dataset, fingerprint: Fingerprint) -> Needs:
+        """One head, and class weights where some classes are much rarer than others."""
+        labels = dataset.labels
+        weights, why = _class_weights(fingerprint)
+        names = ", ".join(labels.names)
+        reasons = {
+            "kind": f"Labels give a class to every voxel: {names}"
+            + (" (exclusive: softmax)." if labels.exclusive else " (regions that may overlap: one sigmoid each)."),
+            "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background.",
+            "class_weights": why,
+            "batch_dice": "Small objects may be missing from a window; over the whole batch their Dice is stable.",
+            "dice": "Optimises the score itself, whatever the class imbalance.",
+            "cross_entropy": "Smooth gradients where the Dice has none; the sum of both is nnU-Net's loss.",
+        }
+        frequencies = _frequencies(fingerprint)
+        target = SemanticSettings(frequencies=frequencies, class_weights=weights, batch_dice=True, dice=1.0, cross_entropy=1.0)
+        return Needs(len(dataset.channels), _heads(labels, target), target, reasons)
+
+    @property
+    def labels(self) -> Labels:
+        """Classes, ignore value, written values."""
+        return self.plan.data.labels
+
+    @property
+    def settings(self) -> SemanticSettings:
+        """The task's section of the plan."""
+        settings: SemanticSettings = self.plan.target
+        return settings
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """See `Task.heads`."""
+        return _heads(self.labels, self.settings)
+
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
+        """`classes` `(N, *window)` int64 with `IGNORED`; or `regions` `(N, K, *window)` uint8 and `valid` `(N, *window)` bool."""
+        if batch.label is None:
+            raise ValueError("targets need labels")
+        label = batch.label
+        if self.labels.exclusive:
+            return {"classes": self._table.to(label.device)[label.long() - self._lowest]}
+        regions = [torch.isin(label, torch.tensor(c.values, device=label.device, dtype=label.dtype)) for c in self.labels.classes]
+        valid = torch.ones_like(label, dtype=torch.bool) if self.labels.ignore is None else label != self.labels.ignore
+        return {"regions": torch.stack(regions, 1).to(torch.uint8), "valid": valid}
+
+    def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`dice` and `cross_entropy`, each over all supervised resolutions with weights 1, 1/2, 1/4, ... that sum to 1 (nnU-Net)."""
+        settings = self.settings
+        maps = outputs[HEAD]
+        shares = [0.5**level for level in range(len(maps))]
+        factors = {"dice": settings.dice, "cross_entropy": settings.cross_entropy}
+        sums: dict[str, Tensor] = {}
+        for share, logits in zip(shares, maps, strict=True):
+            terms = self._terms(logits, {name: _at(target, logits.shape[2:]) for name, target in targets.items()})
+            for name, factor in factors.items():
+                term = terms[name] * (factor * share / sum(shares))
+                sums[name] = sums[name] + term if name in sums else term
+        return sums
+
+    def oracle(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Logits of +-12."""
+        if self.labels.exclusive:
+            channels = torch.arange(self.heads[0].channels, device=targets["classes"].device)
+            hot = (targets["classes"].clamp_min(0)[..., None] == channels).movedim(-1, 1).float()
+        else:
+            hot = targets["regions"].float()
+        return {HEAD: (2 * hot - 1) * SURE}
+
+    def decode(
+        self, outputs: Mapping[str, DenseMap], case_id: str, probabilities: bool = False, scratch: Scratch = IN_MEMORY
+    ) -> Prediction:
+        """The most probable class per voxel (exclusive), or every region above one half, written in `Labels.order`."""
+        dense = outputs[HEAD]
+        labels = self.labels
+        shape = tuple(dense.shape[1:])
+        values = (0, *labels.written)
+        written = np.asarray(values, dtype=np.result_type(np.min_scalar_type(min(values)), np.min_scalar_type(max(values))))
+        decoded = scratch.zeros(shape, np.promote_types(written.dtype, np.uint8))
+        kept = scratch.zeros(dense.shape, np.float16) if probabilities else None
+        doubt, voxels = 0.0, 0
+        for rows, slab_logits in dense.slabs():
+            logits = np.asarray(slab_logits, dtype=np.float32)
+            chances = _softmax(logits) if labels.exclusive else np.asarray(expit(logits), dtype=np.float32)
+            if labels.exclusive:
+                decoded[rows] = written[chances.argmax(0)]
+            else:
+                slab = decoded[rows]
+                for chance, value in zip(chances, labels.written, strict=True):
+                    slab[chance > 0.5] = value
+            found = decoded[rows] != 0
+            doubt += float(_entropy(chances[:, found], labels.exclusive).sum(dtype=np.float64))
+            voxels += int(found.sum())
+            if kept is not None:
+                kept[:, rows] = chances
+                release(kept)
+            release(decoded)
+        return Prediction(case_id, decoded, kept, doubt / voxels if voxels else None)
+
+    def score(
+        self, prediction: NDArray[Any], truth: NDArray[Any], spacing: tuple[float, ...], metrics: tuple[str, ...] | None = None
+    ) -> Scores:
+        """See `medseg.metrics.classes.score_classes`."""
+        return score_classes(prediction, truth, self.labels, spacing, self.metrics if metrics is None else metrics)
+
+    def _terms(self, logits: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        settings = self.settings
+        weights = torch.tensor(settings.class_weights, device=logits.device) if settings.class_weights else None
+        if self.labels.exclusive:
+            return exclusive_loss(logits, targets["classes"], weights, settings.batch_dice)
+        return region_loss(logits, targets["regions"], targets["valid"], weights, settings.batch_dice)
+
+    @cached_property
+    def _lowest(self) -> int:
+        return min(0, *self._meanings)
+
+    @cached_property
+    def _table(self) -> Tensor:
+        """Channel of each voxel value, from `_lowest` on."""
+        table = torch.zeros(max(0, *self._meanings) - self._lowest + 1, dtype=torch.int64)
+        for value, channel in self._meanings.items():
+            table[value - self._lowest] = channel
+        return table
+
+    @cached_property
+    def _meanings(self) -> dict[int, int]:
+        """Voxel value to channel, for background, classes and the ignore value."""
+        meanings = {0: 0} | {c.values[0]: k for k, c in enumerate(self.labels.classes, 1)}
+        return meanings if self.labels.ignore is None else meanings | {self.labels.ignore: IGNORED}
+
+
+def _heads(labels: Labels, settings: SemanticSettings) -> tuple[Head, ...]:
+    odds = (math.log(f) if labels.exclusive else math.log(f / (1 - f)) for f in settings.frequencies)
+    return (Head(HEAD, len(labels.classes) + labels.exclusive, tuple(odds)),)
+
+
+def _frequencies(fingerprint: Fingerprint) -> tuple[float, ...]:
+    """Share of voxels of each channel over the dataset, bounded away from 0 and 1."""
+    voxels = [sum(case.classes[k].voxels for case in fingerprint.cases) for k in range(len(fingerprint.labels.classes))]
+    total = sum(math.prod(case.shape) for case in fingerprint.cases)
+    if fingerprint.labels.exclusive:
+        voxels.insert(0, total - sum(voxels))
+    return tuple(float(f"{min(max(v / total, FAINTEST), 1 - FAINTEST):.4g}") for v in voxels)
+
+
+def _class_weights(fingerprint: Fingerprint) -> tuple[tuple[float, ...], str]:
+    """Square roots of inverse frequencies, where classes differ more than `RARE` times in frequency; and why."""
+    labels = fingerprint.labels
+    voxels = [sum(case.classes[k].voxels for case in fingerprint.cases) for k in range(len(labels.classes))]
+    seen = [v for v in voxels if v]
+    if len(seen) < 2:
+        return (), "None: there is one class."
+    rare, common = labels.names[voxels.index(min(seen))], labels.names[voxels.index(max(seen))]
+    ratio = f"'{common}' has {max(seen) / min(seen):.3g} times the voxels of '{rare}'"
+    if max(seen) < RARE * min(seen):
+        return (), f"None: {ratio}, and the Dice loss balances up to {RARE:g} times."
+    weights = tuple(round(min(HEAVIEST, math.sqrt(max(seen) / v)), 3) if v else 1.0 for v in voxels)
+    why = f"{ratio}: square roots of the inverse frequencies, at most {HEAVIEST:g}."
+    return ((1.0, *weights) if labels.exclusive else weights), why
+
+
+def _at(target: Tensor, size: tuple[int, ...]) -> Tensor:
+    """A target at the resolution of a coarser output, by nearest neighbour as in nnU-Net."""
+    lead = target.ndim - len(size)
+    if target.shape[lead:] == size:
+        return target
+    for axis, (have, want) in enumerate(zip(target.shape[lead:], size, strict=True), lead):
+        centres = ((torch.arange(want, device=target.device) + 0.5) * (have / want)).long()
+        target = target.index_select(axis, centres)
+    return target
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    powers = np.exp(logits - logits.max(0))
+    return np.asarray(powers / powers.sum(0), dtype=np.float32)
+
+
+def _entropy(chances: NDArray[np.float32], exclusive: bool) -> NDArray[np.float32]:
+    """Entropy of `(K, voxels)` probabilities, from 0 (sure) to 1 (ignorant): of the classes, or the mean over regions."""
+    safe = np.clip(chances, 1e-7, 1 - 1e-7)
+    if exclusive:
+        return np.asarray(-(safe * np.log(safe)).sum(0) / math.log(len(safe)), dtype=np.float32)
+    return np.asarray(-(safe * np.log2(safe) + (1 - safe) * np.log2(1 - safe)).mean(0), dtype=np.float32)

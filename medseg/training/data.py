@@ -1,0 +1,134 @@
+"""Training windows: which window comes at which step depends on the seed and the step alone, so any step can be repeated.
+
+There is no shuffled state to save: item `i` of training is a function of `(seed, fold, i)`. Each pass visits every case once, in an order
+of its own; focused windows (`TrainingPlan.foreground`) are spread evenly over the items and take the classes in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from medseg.case import PreparedCase
+from medseg.device import Kind
+from medseg.domains.base import Domain, find_domain
+from medseg.io.store import Store
+from medseg.parallel import default_workers
+from medseg.plan import Plan
+
+OPEN_CASES = 512  # memory-mapped cases kept open per process
+GPU_WORKERS = 8
+
+Window = tuple[NDArray[Any], NDArray[Any]]
+
+
+def stream(*key: int) -> np.random.Generator:
+    """The random generator that belongs to a key (seed, fold, item, ...)."""
+    return np.random.default_rng([k & 0xFFFFFFFF for k in key])
+
+
+def fold_key(fold: int | None) -> int:
+    """The fold as part of a random key."""
+    return 0 if fold is None else fold + 1
+
+
+class Windows(Dataset[Window]):
+    """Training windows by item number. Opened lazily, so it travels to worker processes as a few strings."""
+
+    def __init__(self, plan: Plan, folder: Path, ids: Sequence[str], fold: int | None) -> None:
+        self.plan, self.folder, self.ids, self.fold = plan, folder, tuple(ids), fold
+        self._domain: Domain | None = None
+        self._open: dict[str, PreparedCase] = {}
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_domain": None, "_open": {}, "_order": None}
+
+    def __getitem__(self, item: int) -> Window:
+        training = self.plan.training
+        rng = stream(training.seed, fold_key(self.fold), 1, item)
+        case = self._case(self._id(item))
+        if self._domain is None:
+            self._domain = find_domain(self.plan.domain)(self.plan)
+        return self._domain.sample(case, rng, self._focus(item, case))
+
+    def _id(self, item: int) -> str:
+        turn, place = divmod(item, len(self.ids))
+        if self._order is None or self._order[0] != turn:
+            rng = stream(self.plan.training.seed, fold_key(self.fold), 0, turn)
+            self._order = (turn, rng.permutation(len(self.ids)))
+        return self.ids[int(self._order[1][place])]
+
+    def _focus(self, item: int, case: PreparedCase) -> int | None:
+        fraction = self.plan.training.foreground
+        focused = int((item + 1) * fraction + 1e-9)
+        if focused == int(item * fraction + 1e-9):
+            return None
+        present = [k for k, found in enumerate(case.locations) if len(found)]
+        return present[focused % len(present)] if present else None
+
+    def _case(self, case_id: str) -> PreparedCase:
+        found = self._open.get(case_id)
+        if found is None:
+            if len(self._open) >= OPEN_CASES:
+                self._open.pop(next(iter(self._open)))
+            found = self._open[case_id] = Store(self.folder).read(case_id)
+        return found
+
+
+class Steps(Sampler[list[int]]):
+    """The item numbers of every batch from the present step to the end of its epoch; ranks share each batch equally."""
+
+    def __init__(self, steps: int, batch: int, rank: int, ranks: int, position: Callable[[], int]) -> None:
+        self.steps, self.batch, self.share, self.rank, self.position = steps, batch, batch // ranks, rank, position
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start = self.position()
+        for step in range(start, (start // self.steps + 1) * self.steps):
+            first = step * self.batch + self.rank * self.share
+            yield list(range(first, first + self.share))
+
+    def __len__(self) -> int:
+        return self.steps
+
+
+def collate(windows: list[Window]) -> tuple[Tensor, Tensor]:
+    """Images `(N, C, *window)` float32 and labels `(N, *window)` int16."""
+    images = torch.from_numpy(np.stack([np.asarray(image, dtype=np.float32) for image, _ in windows]))
+    labels = torch.from_numpy(np.stack([np.asarray(label, dtype=np.int16) for _, label in windows]))
+    return images, labels
+
+
+class TrainingData(LightningDataModule):
+    """Feeds one rank of one fold. On a CPU windows are cut in the training process itself: workers would compete with it for the cores."""
+
+    def __init__(self, plan: Plan, folder: Path, ids: Sequence[str], fold: int | None, device: Kind, rank: int = 0, ranks: int = 1) -> None:
+        super().__init__()
+        self.windows = Windows(plan, folder, ids, fold)
+        self.workers = 0 if device == "cpu" else max(1, min(GPU_WORKERS, default_workers() // ranks - 1))
+        self.pin = device == "cuda"
+        training = plan.training
+        self.batches = Steps(training.steps, training.batch_size, rank, ranks, self._position)
+
+    def _position(self) -> int:
+        return int(self.trainer.global_step) if self.trainer is not None else 0
+
+    def train_dataloader(self) -> DataLoader[Window]:
+        """Batches from the present step on."""
+        return DataLoader(
+            self.windows,
+            batch_sampler=self.batches,
+            collate_fn=collate,
+            num_workers=self.workers,
+            pin_memory=self.pin,
+            persistent_workers=self.workers > 0,
+            multiprocessing_context="spawn" if self.workers else None,
+        )

@@ -1,0 +1,126 @@
+"""The one LightningModule: any task on any domain."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Generator, Tensor, nn
+
+from medseg.case import Batch
+from medseg.domains.base import find_domain
+from medseg.errors import ModelError
+from medseg.plan import Plan
+from medseg.tasks.base import find_task
+from medseg.training.budget import Clock
+from medseg.training.data import fold_key, stream
+from medseg.training.optim import make_optimizer, schedule
+from medseg.training.validation import memory_format
+
+SHORTEST = 10.0  # steps: below this horizon averaging would only add noise
+
+
+class Learner(LightningModule):
+    """Augments on the device, sums the task's loss terms, follows the clock with the learning rate, and averages the weights.
+
+    `average` is the model that is delivered: an exponential moving average whose horizon grows with the steps (a constant fraction of them,
+    `TrainingPlan.ema`), so that it suits short and long trainings (cf. Karras et al. 2024, power-function averaging).
+    """
+
+    def __init__(self, plan: Plan, fold: int | None, clock: Clock, rank: int = 0) -> None:
+        super().__init__()
+        self.plan, self.fold, self.clock, self.rank = plan, fold, clock, rank
+        self.task = find_task(plan.task)(plan)
+        self.domain = find_domain(plan.domain)(plan)
+        self.layout = memory_format(plan)
+        torch.manual_seed(self._seed(2, 0))
+        self.network: nn.Module = self.task.network().to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.average.eval()
+        self.sums: dict[str, Tensor] = {}
+        self.summed = 0
+
+    def _seed(self, *key: int) -> int:
+        return int(stream(self.plan.training.seed, fold_key(self.fold), *key).integers(2**63))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The plan's optimiser, over the trained network only."""
+        return make_optimizer(self.network, self.plan.training)
+
+    @torch.no_grad()
+    def augmented(self, image: Tensor, label: Tensor) -> Batch:
+        """Windows to an augmented batch, on their device, in float32; a repeated step repeats it."""
+        seed = self._seed(3, self.global_step, self.rank)
+        torch.manual_seed(seed)  # for dropout and the like
+        with torch.autocast(image.device.type, enabled=False):
+            return self.domain.augment(Batch(image, label), Generator().manual_seed(seed))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Augmentation, forward and loss."""
+        augmented = self.augmented(*batch)
+        outputs = self.network(self.task.inputs(augmented).contiguous(memory_format=self.layout))
+        terms = self.task.loss(outputs, self.task.targets(augmented))
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
+        self.summed += 1
+        return torch.stack(list(terms.values())).sum()
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None) -> None:
+        """Set the learning rate by progress, step, and average."""
+        factor = schedule(self.progress(), self.plan.training.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._average()
+
+    def progress(self) -> float:
+        """From 0 to 1, the same on every rank."""
+        value = self.clock.progress(self.global_step)
+        if self.clock.seconds is not None and self.trainer.world_size > 1:
+            value = float(self.trainer.strategy.broadcast(value))
+        return value
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        horizon = self.plan.training.ema * self.global_step
+        weight = 1 / max(SHORTEST, horizon) if self.plan.training.ema > 0 and self.global_step > SHORTEST else 1.0
+        for mine, theirs in ((self.average.parameters(), self.network.parameters()), (self.average.buffers(), self.network.buffers())):
+            pairs = list(zip(mine, theirs, strict=True))
+            smooth = [(a, b) for a, b in pairs if a.is_floating_point()]
+            if smooth:
+                torch._foreach_lerp_([a for a, _ in smooth], [b.detach() for _, b in smooth], weight)
+            for a, b in pairs:
+                if not a.is_floating_point():
+                    a.copy_(b)
+
+    def take_losses(self) -> dict[str, float]:
+        """Mean loss terms since the last call, over all ranks, and forget them.
+
+        Raises:
+            ModelError: the loss is not finite.
+        """
+        names = sorted(self.sums)
+        means = torch.stack([self.sums[name].reshape(()) for name in names]) / max(self.summed, 1)
+        if self.trainer.world_size > 1:
+            means = torch.as_tensor(self.trainer.strategy.reduce(means, reduce_op="mean"))
+        self.sums, self.summed = {}, 0
+        if not torch.isfinite(means).all():
+            raise ModelError.of(
+                "training diverged: the loss is not finite",
+                where=f"epoch {self.current_epoch}",
+                found=", ".join(f"{name} {float(v)}" for name, v in zip(names, means, strict=True)),
+                fix=f"Train with a lower learning rate (--set training.learning_rate={self.plan.training.learning_rate / 3:.2g}).",
+            )
+        return {name: float(v) for name, v in zip(names, means, strict=True)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the sums of an unfinished epoch."""
+        checkpoint["sums"], checkpoint["summed"] = dict(self.sums), self.summed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `on_save_checkpoint`."""
+        self.sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
+        self.summed = int(checkpoint["summed"])

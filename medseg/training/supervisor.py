@@ -1,0 +1,208 @@
+"""What happens around the steps of a training: the end of the time, requests to stop, validation, metrics, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from medseg.progress import Progress
+from medseg.training.budget import Clock
+from medseg.training.history import History, Row
+from medseg.training.module import Learner
+from medseg.training.signals import StopRequest
+from medseg.training.validation import Agenda, Validated, Validator
+
+TELL_EVERY = 0.5  # seconds between progress updates
+
+
+class Journal(Protocol):
+    """Where the rows of a training go besides its own file."""
+
+    def log(self, row: Row, step: int) -> None:
+        """One epoch's numbers."""
+
+
+class Supervisor(Callback):
+    """Watches over one rank's training; its state is in the checkpoint, so that a resumed training goes on as if nothing had happened.
+
+    Attributes:
+        interrupted: name of the signal that ended the training early, or empty.
+        stopped: whether `patience` ended it early.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        agenda: Agenda,
+        validator: Validator,
+        history: History,
+        stop: StopRequest,
+        journal: Journal | None,
+        progress: Progress,
+        checkpoint: Path,
+        save_every: float,
+        patience: int | None,
+    ) -> None:
+        self.clock, self.agenda, self.validator, self.history, self.stop = clock, agenda, validator, history, stop
+        self.journal, self.talk, self.checkpoint, self.save_every, self.patience = journal, progress, checkpoint, save_every, patience
+        self.interrupted = ""
+        self.stopped = False
+        self.latest: Validated | None = None
+        self.best: Validated | None = None
+        self.best_weights: dict[str, Tensor] = {}
+        self.stale = 0
+        self._saved = self._told = 0.0
+        self._last = False
+        self._note = ""
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {
+            "clock": self.clock.state_dict(),
+            "agenda": self.agenda.state_dict(),
+            "count": self.validator.count,
+            "rows": list(self.history.rows),
+            "latest": asdict(self.latest) if self.latest else None,
+            "best": asdict(self.best) if self.best else None,
+            "best_weights": dict(self.best_weights),
+            "stale": self.stale,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.clock.load_state_dict(state_dict["clock"])
+        self.agenda.load_state_dict(state_dict["agenda"])
+        self.validator.count = state_dict["count"]
+        self.history.rows = list(state_dict["rows"])
+        self.latest, self.best = (Validated(**state_dict[key]) if state_dict[key] else None for key in ("latest", "best"))
+        self.best_weights, self.stale = state_dict["best_weights"], state_dict["stale"]
+
+    def weights(self, module: Learner) -> dict[str, Tensor]:
+        """What is delivered: the averaged weights; with `patience` those of the best validation."""
+        return self.best_weights or dict(module.average.state_dict())
+
+    @property
+    def delivered(self) -> Validated | None:
+        """The validation of the delivered weights."""
+        return self.best or self.latest
+
+    # Hooks, in the order in which they are called.
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals back from Lightning, which would end the process without saving, and start the clock."""
+        self.stop.install()
+        self._saved = time.monotonic()
+        self.clock.reserve = self.agenda.reserve if self.validator.total else 0.0
+        self.clock.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After every step: is it time to stop, or to save?"""
+        self.clock.tick()
+        self._tell(trainer)
+        request, over, save = self._agreed(
+            trainer, bool(self.stop.name), self.clock.time_is_up(), time.monotonic() - self._saved > max(self.save_every, 1) * 15
+        )
+        if trainer.global_step % self.clock.steps == 0:
+            self._last = over
+            return  # the end of the epoch does the rest
+        if request:
+            self.interrupted = self.stop.name or "a signal on another rank"
+            trainer.should_stop = True
+        elif over:
+            self._last = trainer.should_stop = True
+        if request or (save and not over):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After every epoch: losses, validation, metrics, checkpoint."""
+        if self.interrupted:
+            return
+        assert isinstance(pl_module, Learner)
+        epoch = trainer.current_epoch
+        losses = pl_module.take_losses()
+        (over,) = self._agreed(trainer, self._last or self.clock.time_is_up())
+        last = over or (self.clock.epochs is not None and epoch + 1 >= self.clock.epochs)
+        (due,) = self._agreed(trainer, self.agenda.due(epoch, self.clock.elapsed))
+        validated = self._validate(pl_module) if self.validator.total and (due or last) else None
+        if self.patience is not None and validated is not None and self.stale >= self.patience:
+            self.stopped = last = True
+        row = self._row(trainer, epoch, losses, validated)
+        self.history.rows.append(row)
+        if trainer.is_global_zero:
+            self.history.save()
+            if self.journal is not None:
+                self.journal.log(row, epoch + 1)
+        (request,) = self._agreed(trainer, bool(self.stop.name))
+        if request and not last:
+            self.interrupted = self.stop.name or "a signal on another rank"
+        trainer.should_stop = trainer.should_stop or last or bool(self.interrupted)
+        (save,) = self._agreed(trainer, time.monotonic() - self._saved >= self.save_every)
+        if not last and (save or self.interrupted):
+            self._save(trainer)
+        self.clock.skip()
+
+    # Parts.
+
+    def _validate(self, module: Learner) -> Validated:
+        validated = self.validator.run(module.average, self.agenda.limit)
+        self.agenda.done(validated.seconds, self.clock.elapsed)
+        self.clock.reserve = self.agenda.reserve
+        self.latest = validated
+        self._note = f"validation {validated.score:.4f}"
+        if self.patience is not None:
+            if self.best is None or validated.score > self.best.score:
+                self.best, self.stale = validated, 0
+                self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in module.average.state_dict().items()}
+            else:
+                self.stale += 1
+        return validated
+
+    def _row(self, trainer: Trainer, epoch: int, losses: dict[str, float], validated: Validated | None) -> Row:
+        row: Row = {
+            "epoch": epoch + 1,
+            "step": trainer.global_step,
+            "progress": self.clock.progress(trainer.global_step),
+            "seconds": self.clock.elapsed,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "loss": sum(losses.values()),
+            **{f"loss/{name}": value for name, value in losses.items()},
+        }
+        if validated is not None:
+            metric = self.validator.task.metrics[0]
+            row[f"val/{metric}"] = validated.score
+            row["val/cases"] = validated.cases
+            row["val/seconds"] = validated.seconds
+            row.update({f"val/{metric}/{name}": values[metric] for name, values in validated.scores.items()})
+        return row
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.checkpoint)
+        self._saved = time.monotonic()
+        self.clock.skip()
+
+    def _agreed(self, trainer: Trainer, *flags: bool) -> tuple[bool, ...]:
+        """Each flag is true if it is so on any rank: all ranks must stop, validate and save at the same step."""
+        if trainer.world_size == 1:
+            return flags
+        tensor = torch.tensor(flags, dtype=torch.int32, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        return tuple(bool(v) for v in tensor.tolist())
+
+    def _tell(self, trainer: Trainer) -> None:
+        now = time.monotonic()
+        if trainer.is_global_zero and now - self._told >= TELL_EVERY:
+            self._told = now
+            if self.clock.seconds is not None:
+                self.talk.update("training", min(self.clock.elapsed, self.clock.seconds), self.clock.seconds, self._note)
+            else:
+                assert self.clock.epochs is not None
+                self.talk.update("training", trainer.global_step / self.clock.steps, self.clock.epochs, self._note)

@@ -1,0 +1,65 @@
+"""Fixtures over the shipped sample: real data, small enough for every test run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from medseg.dataset import Dataset
+from medseg.device import Machine
+from medseg.fingerprint import Fingerprint
+from medseg.plan import Plan
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "datasets" / "hippocampus"
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The shipped dataset, 24 cases."""
+    return SAMPLE
+
+
+def copy_cases(target: Path, count: int) -> Path:
+    """A copy of the first `count` cases of the sample."""
+    description = json.loads((SAMPLE / "dataset.json").read_text())
+    description["training"] = description["training"][:count]
+    for pair in description["training"]:
+        for name in pair.values():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(SAMPLE / name, target / name)
+    (target / "dataset.json").write_text(json.dumps(description))
+    return target
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A copy of six cases of the sample, to be damaged at will."""
+    return copy_cases(tmp_path / "small", 6)
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    """The sample as a record."""
+    from medseg.io.layouts.base import open_dataset
+
+    return open_dataset(SAMPLE)
+
+
+@pytest.fixture(scope="session")
+def fingerprint(dataset: Dataset) -> Fingerprint:
+    """The sample's fingerprint."""
+    from medseg.planning.fingerprinting import make_fingerprint
+
+    return make_fingerprint(dataset, "grid", cache=None, workers=1)
+
+
+@pytest.fixture(scope="session")
+def plans(dataset: Dataset, fingerprint: Fingerprint) -> tuple[Plan, ...]:
+    """The sample's plans for a CPU with 8 GiB."""
+    from medseg.planning.planner import make_plans
+
+    return make_plans(dataset, fingerprint, task="semantic", domain="grid", network="unet", machine=Machine("cpu", 8))

@@ -1,0 +1,109 @@
+"""Laws that hold for everything that is registered, built in or third-party."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from medseg import registry
+from medseg.case import Batch, Case, PreparedCase
+from medseg.device import Machine
+from medseg.domains.base import find_domain
+from medseg.geometry import Grid
+from medseg.io.images import read_case
+from medseg.models.base import Head, find_network
+from medseg.plan import Plan
+from medseg.tasks.base import find_task
+
+
+class Array:
+    """An in-memory map with the slab interface, in slabs of three rows so that seams are exercised."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+        self.shape = values.shape
+
+    def slabs(self) -> Iterator[tuple[slice, np.ndarray]]:
+        for start in range(0, self.shape[1], 3):
+            rows = slice(start, min(start + 3, self.shape[1]))
+            yield rows, self.values[:, rows]
+
+
+def native_spacing(plan: Plan) -> tuple[float, ...]:
+    return (1.0,) * plan.data.ndim
+
+
+@pytest.mark.parametrize("name", registry.tasks.names())
+def test_oracle_law(name: str, plans: tuple[Plan, ...], dataset) -> None:
+    """decode(oracle(targets(case))) scores 1.0 on real labels."""
+    plan = next(p for p in plans if p.recommended)
+    task = find_task(name)(plan)
+    for files in dataset.cases[:3]:
+        case = find_domain(plan.domain)(plan).prepare(read_case(files))
+        assert case.label is not None
+        batch = Batch(torch.from_numpy(np.array(case.image, np.float32))[None], torch.from_numpy(case.label.astype(np.int16))[None])
+        outputs = task.oracle(task.targets(batch))
+        assert set(outputs) == {head.name for head in task.heads}
+        prediction = task.decode({k: Array(v[0].numpy()) for k, v in outputs.items()}, files.id)
+        scores = task.score(prediction.labels, case.label, case.grid.spacing)
+        for values in scores.values():
+            assert values[task.metrics[0]] == 1.0
+
+
+@pytest.mark.parametrize("name", registry.domains.names())
+def test_inverse_law(name: str, plans: tuple[Plan, ...], dataset) -> None:
+    """restore(prepare(case)) is the identity, to the voxel, for an oblique, permuted, flipped case."""
+    plan = next(p for p in plans if p.domain == name)
+    domain = find_domain(name)(plan)
+    case = read_case(dataset.cases[0])
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        axes = rng.permutation(3)
+        flips = tuple(int(a) + 1 for a in range(3) if rng.random() < 0.5)
+        image = np.flip(case.image.transpose(0, *(axes + 1)), flips)
+        label = np.flip(case.label.transpose(*axes), tuple(f - 1 for f in flips))
+        rotation, _ = np.linalg.qr(np.eye(3)[:, ::-1][:, axes] + 0.1 * rng.standard_normal((3, 3)))
+        affine = np.eye(4)
+        affine[:3, :3] = rotation
+        affine[:3, 3] = rng.uniform(-100, 100, 3)
+        prepared = domain.prepare(Case("x", image, label, Grid(label.shape, affine)))
+        assert np.array_equal(domain.restore(prepared.label, prepared.trail), label)
+
+
+@pytest.mark.parametrize("name", registry.domains.names())
+@pytest.mark.parametrize("factor", [0.3, 0.9, 1.0, 1.7, 2.5])
+def test_any_size_law(name: str, factor: float, plans: tuple[Plan, ...]) -> None:
+    """A case of any size is covered by windows; a network that returns its input gives the input back."""
+    for plan in (p for p in plans if p.domain == name):
+        domain = find_domain(name)(plan)
+        shape = tuple(max(1, int(n * factor)) for n in ((3, *plan.window)[-plan.data.ndim :]))
+        image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
+        case = PreparedCase("x", image, None, (), Grid.plain(shape), ())
+        maps = domain.stitch(case, lambda windows: {"echo": windows[:, :1]}, (Head("echo", 1),), 2, 2**30)
+        seen = np.zeros(shape, bool)
+        for rows, values in maps["echo"].slabs():
+            np.testing.assert_allclose(values, image[:, rows], atol=2e-2)
+            assert not seen[rows].any()
+            seen[rows] = True
+        assert seen.all()
+
+
+@pytest.mark.parametrize("name", registry.networks.names())
+@pytest.mark.parametrize("window", [(40, 56, 40), (96, 128), (12, 96, 96), (7, 65, 33), (32, 32)])
+def test_networks_take_what_they_configure(name: str, window: tuple[int, ...]) -> None:
+    """A configured network accepts its window, returns full-resolution maps first, and one map per head in evaluation."""
+    family = find_network(name)
+    configured = family.configure(window, (1.0,) * len(window), Machine("cpu", 4))
+    assert family.check(configured.settings, configured.window) == ""
+    torch.manual_seed(0)
+    network = family.build(configured.settings, 2, (Head("a", 3), Head("b", 1)))
+    image = torch.zeros(1, 2, *configured.window)
+    outputs = network.eval()(image)
+    assert {k: [tuple(t.shape) for t in v] for k, v in outputs.items()} == {
+        "a": [(1, 3, *configured.window)],
+        "b": [(1, 1, *configured.window)],
+    }
+    assert network.train()(image)["a"][0].shape[2:] == configured.window

@@ -1,0 +1,119 @@
+"""The command line as users call it, in processes of their own, on the shipped sample."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def medseg(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `python cli.py ...` and check the exit code."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The help must be quick: no library that takes long to import."""
+    script = (
+        "import sys; sys.argv = ['medseg', '--help']\n"
+        "from medseg.commands import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'monai', 'lightning', 'mlflow', 'scipy', 'SimpleITK', 'nibabel', 'pydantic', 'matplotlib'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stdout
+    for verb in (
+        "demo",
+        "verify",
+        "plan",
+        "explain",
+        "preprocess",
+        "train",
+        "predict",
+        "evaluate",
+        "compare",
+        "run",
+        "doctor",
+        "tasks",
+        "schema",
+    ):
+        assert verb in done.stdout
+
+
+def test_unknown_dataset_is_one_clear_error(tmp_path: Path) -> None:
+    done = medseg("verify", tmp_path / "nowhere", code=2)
+    assert "error" in done.stderr
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in medseg("verify", tmp_path / "nowhere", "--debug", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--time", "soon"), ("--set", "training.batch"), ("--set", "training.batchsize=2"), ("--set", "training.batch_size=0")],
+)
+def test_wrong_options(option: str, value: str, planned: Path, tmp_path: Path) -> None:
+    done = medseg("train", planned / "3d.json", "-o", tmp_path / "run", option, value, code=2)
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plans of twelve cases, made by the command line."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from conftest import copy_cases
+
+    folder = tmp_path_factory.mktemp("cli")
+    copy_cases(folder / "data", 10)
+    medseg("plan", folder / "data", "-o", folder / "plans", "--memory", 4)
+    return folder / "plans"
+
+
+def test_steps_one_by_one(planned: Path, tmp_path: Path, sample: Path) -> None:
+    """plan, explain, preprocess, train, predict, evaluate; every verb's --json is JSON and every result is where it should be."""
+    plan = planned / "3d.json"
+    why = json.loads(medseg("explain", plan, "--json").stdout)
+    assert {"window", "training.batch_size", "network.strides"} <= {d["field"] for d in why}
+    assert all(d["because"] for d in why)
+    assert json.loads(medseg("preprocess", plan, "--json").stdout)["cases"] == 10
+    small = ["--set", "training.steps=3", "--set", "training.batch_size=2"]
+    trained = json.loads(medseg("train", plan, "-o", tmp_path / "run", "--epochs", 2, *small, "--json").stdout)
+    assert trained["epochs"] == 2
+    image = sample / "imagesTr" / "hippocampus_001.nii.gz"
+    medseg("predict", tmp_path / "run", image, "-o", tmp_path / "out")
+    written = nib.load(tmp_path / "out" / "hippocampus_001.nii.gz")
+    assert np.array_equal(written.affine, nib.load(image).affine)
+    assert written.shape == nib.load(image).shape
+    scores = json.loads(medseg("evaluate", tmp_path / "out", sample, "-o", tmp_path / "report", "--json").stdout)
+    assert [c["name"] for c in scores["classes"]] == ["Anterior", "Posterior"]
+    assert (tmp_path / "report" / "index.html").read_text().startswith("<!doctype html>")
+
+
+def test_run_and_run_again(tmp_path: Path) -> None:
+    """`run` does everything; called again it finds everything done; another plan in the same folder is refused."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from conftest import copy_cases
+
+    data = copy_cases(tmp_path / "data", 10)
+    arguments = ["run", data, "-o", tmp_path / "run", "--epochs", 1, "--memory", 4, "--set", "training.steps=2", "--json"]
+    first = json.loads(medseg(*arguments).stdout)
+    assert first["evaluation"]["classes"]
+    weights = (tmp_path / "run" / "fold_0" / "weights.safetensors").read_bytes()
+    second = json.loads(medseg(*arguments).stdout)
+    assert second["evaluation"] == first["evaluation"]
+    assert (tmp_path / "run" / "fold_0" / "weights.safetensors").read_bytes() == weights
+    assert "another plan" in medseg(*arguments, "--set", "training.seed=9", code=2).stderr

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from synthetic import REGIONS, TWO, make_plan
+
+from medseg.case import Batch
+from medseg.device import Machine
+from medseg.plan import Plan
+from medseg.planning.memory import AVERAGED, GIB, STATES, WORKSPACE, LiveStorage, training_cost, training_memory
+from medseg.tasks.semantic import Semantic
+
+
+def with_batch(plan: Plan, size: int) -> Plan:
+    return plan.edited({"training.batch_size": str(size)})
+
+
+def test_live_storage_follows_views_and_releases() -> None:
+    with LiveStorage() as live:
+        a = torch.zeros(1000)
+        assert live.now == 4000
+        b = a + 1
+        view = b.view(10, 100)
+        assert live.now == 8000
+        del b
+        assert live.now == 8000  # the view keeps it
+        del view
+        assert live.now == 4000
+        assert live.peak == 8000
+        a.add_(1)
+        assert live.now == 4000
+
+
+@pytest.mark.parametrize("labels", [TWO, REGIONS])
+def test_fake_step_costs_what_a_real_step_costs(labels) -> None:
+    """The same step with real tensors, followed in the same way, has the same peak to a per cent."""
+    plan = with_batch(make_plan(labels, ndim=2, shape=(1, 64, 64)), 2)
+    task = Semantic(plan)
+    gc.collect()
+    with LiveStorage() as live:
+        network = task.network().train()
+        weights = list(network.parameters())
+        kept = [torch.zeros_like(w) for w in weights for _ in range(STATES[plan.training.optimizer] + AVERAGED)]
+        batch = Batch(torch.zeros(2, 1, *plan.window), torch.zeros(2, *plan.window, dtype=torch.int16))
+        targets = task.targets(batch)
+        loss = torch.stack(list(task.loss(network(task.inputs(batch)), targets).values())).sum()
+        loss.backward()
+        assert len(kept) == 3 * len(weights)
+    assert training_memory(plan) * GIB / WORKSPACE == pytest.approx(live.peak, rel=0.01)
+
+
+def test_cost_grows_with_batch_and_window_and_shrinks_with_precision() -> None:
+    plan = make_plan(ndim=2, shape=(1, 64, 64))
+    two, four = training_cost(with_batch(plan, 2)), training_cost(with_batch(plan, 4))
+    assert four.flops == 2 * two.flops
+    assert two.parameters == four.parameters == sum(p.numel() for p in Semantic(plan).network().parameters())
+    assert two.memory < four.memory < 2 * two.memory
+    on_gpu = Plan.parse({**plan.model_dump(mode="json"), "memory": {"budget": 8, "training": 0, "device": "cuda"}}, "test")
+    assert training_memory(with_batch(on_gpu, 4)) < four.memory
+
+
+def test_flops_of_one_convolution_count() -> None:
+    """A network of one stage with no blocks: one 3x3 convolution and the head, forward and weight gradient, and the head's input gradient."""
+    plan = with_batch(make_plan(ndim=2, shape=(1, 64, 64)), 1)
+    window, width = plan.window, 4
+    edited = Plan.parse(
+        {
+            **plan.model_dump(mode="json"),
+            "network": {
+                "kind": "unet",
+                "features": [width],
+                "strides": [[1, 1]],
+                "kernels": [[3, 3]],
+                "encoder": [0],
+                "decoder": [],
+                "residual": False,
+                "skip": "add",
+                "deep_supervision": 0,
+            },
+            "reasons": {},
+        },
+        "test",
+    )
+    voxels = window[0] * window[1]
+    convolution, head = 2 * 9 * width * voxels, 2 * width * 3 * voxels
+    assert training_cost(edited).flops == 2 * convolution + 3 * head
+
+
+def test_nothing_is_allocated() -> None:
+    """A window of 1024^3 is measured like any other: it would need terabytes."""
+    large = make_plan(ndim=2, shape=(1, 64, 64)).edited({"window": "[65536, 65536]", "training.batch_size": "1"})
+    assert training_memory(large) > 100

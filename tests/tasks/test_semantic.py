@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from synthetic import REGIONS, TWO, make_dataset, make_fingerprint_of, make_plan
+
+from medseg.case import Batch
+from medseg.dataset import LabelClass, Labels
+from medseg.losses.dice import IGNORED
+from medseg.scratch import Scratch
+from medseg.tasks.semantic import HEAD, Semantic, SemanticSettings
+
+SPARSE = Labels(classes=(LabelClass(name="liver", values=(7,)), LabelClass(name="tumour", values=(300,))), ignore=255)
+PARTIAL = Labels(classes=REGIONS.classes, order=REGIONS.order, ignore=9)
+ONE = Labels(classes=(LabelClass(name="polyp", values=(1, 2, 3)),), order=(1,))
+ALL = {"two": TWO, "regions": REGIONS, "sparse": SPARSE, "partial": PARTIAL, "one": ONE}
+
+
+class Slabs:
+    """A map in memory, read two rows at a time."""
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.values = values
+        self.shape = values.shape
+
+    def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        for start in range(0, self.shape[1], 2):
+            rows = slice(start, min(start + 2, self.shape[1]))
+            yield rows, self.values[:, rows]
+
+
+@pytest.fixture(scope="module")
+def tasks() -> dict[str, Semantic]:
+    return {name: Semantic(make_plan(labels, ndim=2, shape=(1, 64, 64))) for name, labels in ALL.items()}
+
+
+def batch_of(label: NDArray[np.int16]) -> Batch:
+    return Batch(torch.zeros(1, 1, *label.shape), torch.from_numpy(label)[None])
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(data=st.data())
+@settings(max_examples=15)
+def test_oracle_law(name: str, data: st.DataObject, tasks: dict[str, Semantic]) -> None:
+    task, labels = tasks[name], ALL[name]
+    seed = data.draw(st.integers(0, 10**6))
+    values = [0, *labels.values, *([labels.ignore] if labels.ignore is not None else [])]
+    label = np.random.default_rng(seed).choice(np.array(values, np.int16), size=(5, 9))
+    outputs = task.oracle(task.targets(batch_of(label)))
+    assert outputs[HEAD].shape == (1, task.heads[0].channels, 5, 9)
+    prediction = task.decode({HEAD: Slabs(outputs[HEAD][0].numpy())}, "case")
+    for scores in task.score(prediction.labels, label, (1.0, 1.0), ("dice", "iou")).values():
+        assert all(v == 1.0 or math.isnan(v) for v in scores.values())
+    terms = task.loss({HEAD: [outputs[HEAD]]}, task.targets(batch_of(label)))
+    assert sum(float(t) for t in terms.values()) < 1e-3
+
+
+def test_targets_of_exclusive_classes(tasks: dict[str, Semantic]) -> None:
+    label = np.array([[0, 7, 300, 255]], np.int16)
+    assert tasks["sparse"].targets(batch_of(label))["classes"].tolist() == [[[0, 1, 2, IGNORED]]]
+
+
+def test_targets_of_regions(tasks: dict[str, Semantic]) -> None:
+    label = np.array([[0, 1, 2, 4, 9]], np.int16)
+    found = tasks["partial"].targets(batch_of(label))
+    assert found["regions"][0, :, 0].tolist() == [[0, 1, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 0]]
+    assert found["valid"].tolist() == [[[True, True, True, True, False]]]
+
+
+def test_regions_are_written_in_order(tasks: dict[str, Semantic]) -> None:
+    logits = np.array([[[-1, 1, 1, 1]], [[-1, -1, 1, 1]], [[-1, -1, -1, 1]]], np.float32)
+    assert tasks["regions"].decode({HEAD: Slabs(logits)}, "case").labels.tolist() == [[0, 1, 2, 4]]
+
+
+def test_decode_dtype_holds_every_value(tasks: dict[str, Semantic]) -> None:
+    assert tasks["two"].decode({HEAD: Slabs(np.zeros((3, 4, 4), np.float32))}, "case").labels.dtype == np.uint8
+    assert tasks["sparse"].decode({HEAD: Slabs(np.zeros((3, 4, 4), np.float32))}, "case").labels.dtype == np.uint16
+
+
+def test_probabilities_and_uncertainty(tasks: dict[str, Semantic]) -> None:
+    logits = np.log(np.array([[[0.2, 0.9]], [[0.7, 0.05]], [[0.1, 0.05]]], np.float32))
+    found = tasks["two"].decode({HEAD: Slabs(logits)}, "case", probabilities=True)
+    assert found.probabilities is not None
+    assert found.probabilities.dtype == np.float16
+    np.testing.assert_allclose(found.probabilities[:, 0, 0], [0.2, 0.7, 0.1], atol=1e-3)
+    assert found.labels.tolist() == [[1, 0]]
+    entropy = -sum(p * math.log(p) for p in (0.2, 0.7, 0.1)) / math.log(3)
+    assert found.uncertainty == pytest.approx(entropy, abs=1e-5)  # of the only foreground voxel
+    assert tasks["two"].decode({HEAD: Slabs(logits[..., 1:])}, "case").uncertainty is None
+
+
+def test_uncertainty_spans_zero_to_one(tasks: dict[str, Semantic]) -> None:
+    sure = np.full((3, 2, 2), -50, np.float32)
+    sure[1] = 50
+    assert tasks["regions"].decode({HEAD: Slabs(sure)}, "case").uncertainty == pytest.approx(0, abs=1e-4)
+    undecided = np.full((3, 2, 2), 1e-3, np.float32)
+    assert tasks["regions"].decode({HEAD: Slabs(undecided)}, "case").uncertainty == pytest.approx(1, abs=1e-4)
+
+
+def test_large_results_live_in_files(tasks: dict[str, Semantic]) -> None:
+    logits = np.random.default_rng(0).standard_normal((3, 8, 8)).astype(np.float32)
+    plain = tasks["two"].decode({HEAD: Slabs(logits)}, "case", True)
+    filed = tasks["two"].decode({HEAD: Slabs(logits)}, "case", True, Scratch(limit=16))
+    assert isinstance(filed.labels, np.memmap)
+    assert np.array_equal(plain.labels, filed.labels)
+    assert plain.probabilities is not None
+    assert filed.probabilities is not None
+    assert np.array_equal(plain.probabilities, filed.probabilities)
+
+
+def test_deep_supervision_weighs_levels_by_halves(tasks: dict[str, Semantic]) -> None:
+    task = tasks["two"]
+    label = np.zeros((8, 8), np.int16)
+    label[2:6, 2:6] = 1
+    targets = task.targets(batch_of(label))
+    perfect = task.oracle(targets)[HEAD]
+    wrong = -perfect
+    coarse, bad_coarse = perfect[..., ::2, ::2], wrong[..., ::2, ::2]
+    assert float(task.loss({HEAD: [perfect, coarse]}, targets)["dice"]) == pytest.approx(0, abs=1e-4)
+    both = float(task.loss({HEAD: [wrong, bad_coarse]}, targets)["cross_entropy"])
+    fine = float(task.loss({HEAD: [wrong, coarse]}, targets)["cross_entropy"])
+    assert fine / both == pytest.approx(2 / 3, rel=0.05)
+
+
+def test_loss_factors_and_class_weights(tasks: dict[str, Semantic]) -> None:
+    plan = tasks["two"].plan
+    edited = plan.edited({"target.dice": "2", "target.cross_entropy": "0", "target.class_weights": "[1, 1, 4]"})
+    label = np.random.default_rng(0).integers(0, 3, (8, 8)).astype(np.int16)
+    targets = tasks["two"].targets(batch_of(label))
+    outputs = {HEAD: [torch.randn(1, 3, 8, 8)]}
+    plain, changed = tasks["two"].loss(outputs, targets), Semantic(edited).loss(outputs, targets)
+    torch.testing.assert_close(changed["dice"], 2 * plain["dice"])
+    assert float(changed["cross_entropy"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "voxels", "weights"),
+    [
+        (TWO, (500, 400), ()),
+        (TWO, (500, 20), (1.0, 1.0, 5.0)),
+        (TWO, (400, 16), (1.0, 1.0, 5.0)),
+        (REGIONS, (2000, 500, 80), (1.0, 2.0, 5.0)),
+    ],
+)
+def test_class_weights_follow_imbalance(labels: Labels, voxels: tuple[int, ...], weights: tuple[float, ...]) -> None:
+    dataset = make_dataset(labels)
+    needs = Semantic.needs(dataset, make_fingerprint_of(dataset, voxels=voxels))
+    assert isinstance(needs.target, SemanticSettings)
+    assert needs.target.class_weights == weights
+    assert set(needs.reasons) == set(SemanticSettings.model_fields)
+
+
+def test_heads_start_at_the_frequencies() -> None:
+    dataset = make_dataset(TWO)
+    needs = Semantic.needs(dataset, make_fingerprint_of(dataset, shape=(10, 10, 10), voxels=(100, 0)))
+    assert needs.heads[0].prior == pytest.approx((math.log(0.9), math.log(0.1), math.log(1e-4)))
+    dataset = make_dataset(ONE)
+    needs = Semantic.needs(dataset, make_fingerprint_of(dataset, shape=(10, 10, 10), voxels=(100,)))
+    assert needs.heads[0].channels == 1
+    assert needs.heads[0].prior == pytest.approx((math.log(0.1 / 0.9),))
+
+
+def test_plan_and_needs_agree_on_heads(tasks: dict[str, Semantic]) -> None:
+    for name, task in tasks.items():
+        dataset = make_dataset(ALL[name], 2)
+        assert Semantic.needs(dataset, make_fingerprint_of(dataset, (64, 64), (1.0, 1.0))).heads == task.heads
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"class_weights": (1.0, 2.0)}, "class_weights needs 3 positive values"),
+        ({"frequencies": (0.9, 0.1, 0.0)}, "between 0 and 1"),
+        ({"dice": 0, "cross_entropy": 0}, "cannot both be 0"),
+    ],
+)
+def test_impossible_settings(changes: dict[str, object], text: str) -> None:
+    good = {"frequencies": (0.8, 0.1, 0.1), "class_weights": (), "batch_dice": True, "dice": 1.0, "cross_entropy": 1.0}
+    with pytest.raises(ValueError, match=text):
+        SemanticSettings.model_validate(good | changes)
