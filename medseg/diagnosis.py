@@ -30,7 +30,7 @@ class Diagnosis(Record):
 
 def examine() -> Diagnosis:
     """Look at this machine; takes a few seconds, for the measurements."""
-    versions = {"python": platform.pythoninstalled_version(), **{name: installed_version(name) for name in PACKAGES}}
+    versions = {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}}
     device = choose_device()
     offered = machine()
     disk = shutil.disk_usage(Path.cwd())
@@ -49,10 +49,10 @@ def examine() -> Diagnosis:
     return Diagnosis(versions=versions, machine=hardware, fast_paths=fast, warnings=tuple(warnings))
 
 
-def known_bad(torchinstalled_version: str, device: str) -> list[str]:
+def known_bad(torch_version: str, device: str) -> list[str]:
     """Combinations that are known to be slow or wrong."""
     found = []
-    if torchinstalled_version.startswith("2.9."):
+    if torch_version.startswith("2.9."):
         found.append(
             "torch 2.9 runs 3D convolutions under autocast about four times slower (pytorch issue 166122): install torch 2.8 or 2.10 and later"
         )
@@ -79,7 +79,7 @@ def _device_name(device: torch.device) -> str:
 
 def _measure(device: torch.device) -> tuple[dict[str, str], list[str]]:
     """Time a 3D convolution forward and backward in float32 and in the autocast type."""
-    conv = torch.nn.Conv3d(32, 32, 3, padding=1).to(device, memory_format=torch.channels_last_3d)
+    conv = torch.nn.Conv3d(32, 32, 3, padding=1).to(device)
     image = torch.randn(1, 32, 48, 48, 48, device=device).to(memory_format=torch.channels_last_3d)
 
     def step() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -11,6 +11,7 @@ from medseg.commands.console import Bars, answer, say, table
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
+    from medseg.dataset import Modality
     from medseg.io.layouts.base import LayoutOptions
 
 DatasetPath = Annotated[
@@ -38,7 +39,7 @@ def options(classes: list[str] | None, labels: str | None, modality: str | None)
     """The dataset options of the command line."""
     from medseg.io.layouts.base import LayoutOptions
 
-    return LayoutOptions(classes=parse_classes(classes) if classes else None, labels=labels, modality=modality)
+    return LayoutOptions(classes=parse_classes(classes) if classes else None, labels=labels, modality=cast("Modality | None", modality))
 
 
 def parse_classes(texts: list[str]) -> dict[str, tuple[int, ...]]:
@@ -137,7 +138,7 @@ def explain(plan: PlanFile) -> None:
     from medseg import workflow
 
     decisions = workflow.explain(plan)
-    table(f"Why {plan} is as it is", ("decision", "value", "because"), [(d.field, d.value, d.because) for d in decisions])
+    table(f"Why {plan} is as it is", ("decision", "value", "because"), [(d.field, d.value, d.reason) for d in decisions])
     answer([d.model_dump(mode="json") for d in decisions])
 
 

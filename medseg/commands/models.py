@@ -195,7 +195,15 @@ def compare(
 
     result = workflow.compare(first, second)
     rows = [
-        (d.cls, d.metric, d.n, _number(d.mean_a), _number(d.mean_b), f"{d.difference:+.4f} ({d.low:+.4f} to {d.high:+.4f})", _number(d.p))
+        (
+            d.cls,
+            d.metric,
+            d.n,
+            _number(d.mean_a),
+            _number(d.mean_b),
+            f"{d.difference:+.4f} ({_number(d.low)} to {_number(d.high)})",
+            _number(d.p),
+        )
         for d in result.differences
         if d.difference is not None
     ]
@@ -268,7 +276,7 @@ def demo(
         result = workflow.demo(out, seconds=parse_time(time), progress=progress)
     assert result.evaluation is not None
     show_scores(result.evaluation, result.report)
-    say(f"Open {result.report / 'index.html'} in a browser. The same on your data: medseg run DATASET -o RUN --time 20m")
+    say("Open the report in a browser. The same on your data: medseg run DATASET -o RUN --time 20m")
     answer(result)
 
 

@@ -24,8 +24,8 @@ TELL_EVERY = 0.5  # seconds between progress updates
 class Journal(Protocol):
     """Where the rows of a training go besides its own file."""
 
-    def log(self, row: Row, step: int) -> None:
-        """One epoch's numbers."""
+    def log(self, row: Row, step: int) -> str:
+        """One epoch's numbers. Returns what went wrong, or empty."""
 
 
 class Supervisor(Callback):
@@ -139,8 +139,9 @@ class Supervisor(Callback):
         self.history.rows.append(row)
         if trainer.is_global_zero:
             self.history.save()
-            if self.journal is not None:
-                self.journal.log(row, epoch + 1)
+            problem = self.journal.log(row, epoch + 1) if self.journal is not None else ""
+            if problem:
+                self.talk.say(f"epoch {epoch + 1} could not be tracked: {problem}")
         (request,) = self._agreed(trainer, bool(self.stop.name))
         if request and not last:
             self.interrupted = self.stop.name or "a signal on another rank"

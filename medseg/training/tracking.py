@@ -24,6 +24,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunS
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from medseg.errors import ResourceError
 from medseg.fingerprint import Fingerprint
@@ -37,6 +38,9 @@ from medseg.workspace import Provenance, RunFolder, Workspace
 SAMPLING = 10  # seconds between system metrics
 BATCH = 100  # parameters that MLflow takes at once
 LONGEST = 500  # characters of a parameter
+
+
+FAILURES = (MlflowException, SQLAlchemyError, OSError)  # what an unusable server or database raises
 
 
 class RunIds(Record):
@@ -57,12 +61,16 @@ class FoldRun:
     fold: str
     resumed: bool
 
-    def log(self, row: Row, step: int) -> None:
-        """One epoch's numbers, at `step`."""
+    def log(self, row: Row, step: int) -> str:
+        """One epoch's numbers, at `step`. A server that fails now must not end the training: what failed is returned, else empty."""
         now = int(time.time() * 1000)
         metrics = [Metric(_key(name), value, now, step) for name, value in row.items() if name != "epoch" and math.isfinite(value)]
-        with _quiet():
-            MlflowClient(self.uri).log_batch(self.child, metrics=metrics)
+        try:
+            with _quiet():
+                MlflowClient(self.uri).log_batch(self.child, metrics=metrics)
+        except FAILURES as error:
+            return _first_line(error)
+        return ""
 
     def artifact(self, file: Path, folder: str = "") -> None:
         """Keep a file with the run."""
@@ -231,11 +239,11 @@ class Tracker:
     def _reachable(self) -> Iterator[None]:
         try:
             yield
-        except (MlflowException, OSError) as error:
+        except FAILURES as error:
             raise ResourceError.of(
                 "MLflow cannot be used",
                 where=self.uri,
-                found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+                found=_first_line(error),
                 fix="Check MLFLOW_TRACKING_URI, or unset it to track in the workspace.",
             ) from error
 
@@ -268,6 +276,10 @@ def explanation(plan: Plan) -> str:
 def _key(name: str) -> str:
     """A name that MLflow accepts."""
     return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:

@@ -7,7 +7,6 @@ import torch
 from synthetic import REGIONS, TWO, make_plan
 
 from medseg.case import Batch
-from medseg.device import Machine
 from medseg.plan import Plan
 from medseg.planning.memory import AVERAGED, GIB, STATES, WORKSPACE, LiveStorage, training_cost, training_memory
 from medseg.tasks.semantic import Semantic

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from tiny_training import Tiny
 
 from medseg.errors import ResourceError
-from medseg.training.tracking import RunIds, Tracker, explanation, flat
+from medseg.training.tracking import FoldRun, RunIds, Tracker, explanation, flat
 from medseg.workspace import Provenance
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -120,10 +120,15 @@ def test_tracking_uri_is_honoured(tmp_path, monkeypatch):
 
 def test_a_server_that_cannot_be_used(tmp_path, monkeypatch):
     tiny = Tiny(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path.as_posix()}/no/such/folder/m.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
     tracker = Tracker.open(tiny.workspace, tiny.plan, tiny.fingerprint)
     with pytest.raises(ResourceError, match="MLflow cannot be used"):
         tiny.run(epochs=1, tracker=tracker)
+
+
+def test_a_server_that_fails_later_does_not_end_the_training(tmp_path):
+    run = FoldRun("nonsense://nowhere", "a", "b", "fold_0", False)
+    assert "nonsense" in run.log({"epoch": 1, "loss": 0.5}, 1)
 
 
 def test_plan_as_parameters_and_explanation(tmp_path):

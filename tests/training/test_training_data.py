@@ -69,3 +69,12 @@ def test_batches(tiny):
     assert labels.dtype == torch.int16
     again, _ = collate([data.windows[0], data.windows[1]])
     assert torch.equal(images, again)
+
+
+def test_spawned_workers_give_the_same_windows(tiny):
+    here = TrainingData(tiny.plan, tiny.store.folder, tiny.splits[0].train, 0, "cpu")
+    there = TrainingData(tiny.plan, tiny.store.folder, tiny.splits[0].train, 0, "cuda")
+    there.pin, there.workers = False, 1
+    for (a, b), (c, d) in zip(here.train_dataloader(), there.train_dataloader(), strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)

@@ -95,7 +95,7 @@ def _box(values: NDArray[np.float64], ids: Sequence[str], y: float, at: Callable
     )
 
 
-def curves(title: str, x_name: str, lines: Sequence[Line], logarithmic: bool = False) -> str:
+def curves(title: str, x_name: str, lines: Sequence[Line]) -> str:
     """Curves over training. The last value of each is written beside its name."""
     width, height, left, right, top, bottom = 460, 230, 52, 14, 10, 26
     xs, ys = np.concatenate([li.x for li in lines]), np.concatenate([li.y for li in lines])
