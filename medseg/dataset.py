@@ -32,7 +32,7 @@ class Channel(Record):
 
 
 class LabelClass(Record):
-    """A foreground class: the voxels whose value is one of `values`. Several values make it a region that may overlap others."""
+    """A foreground class: the voxels whose value is one of `values`. Classes that share values are regions."""
 
     name: str = Field(description="For people, tables and reports.")
     values: tuple[int, ...] = Field(min_length=1, description="Voxel values in label files.")
@@ -66,8 +66,8 @@ class Labels(Record):
 
     @property
     def exclusive(self) -> bool:
-        """True when every class is one value of its own, so that a voxel has exactly one class."""
-        return self.order is None and all(len(c.values) == 1 for c in self.classes) and len(self.values) == len(self.classes)
+        """True when no two classes share a value, so that a voxel has exactly one class; an `order` declares regions all the same."""
+        return self.order is None and len(self.values) == sum(len(set(c.values)) for c in self.classes)
 
     @property
     def values(self) -> tuple[int, ...]:

@@ -171,10 +171,10 @@ def schema(record: Annotated[str, typer.Argument(help="plan, dataset or fingerpr
 
     from medseg.dataset import Dataset
     from medseg.fingerprint import Fingerprint
-    from medseg.plan import Plan
+    from medseg.planning.reference import plan_schema
 
     schemas: dict[str, Any] = {
-        "plan": Plan.model_json_schema,
+        "plan": plan_schema,
         "dataset": Dataset.model_json_schema,
         "fingerprint": Fingerprint.model_json_schema,
     }

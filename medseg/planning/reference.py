@@ -140,3 +140,19 @@ def _json(value: object) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def plan_schema() -> dict[str, Any]:
+    """The JSON Schema of a plan; its open sections list the settings of everything that is registered."""
+    schema = Plan.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    for name, family in OPEN.items():
+        choices = []
+        for _, registered in family.items():
+            settings = registered.Settings.model_json_schema(ref_template="#/$defs/{model}")
+            definitions |= settings.pop("$defs", {})
+            definitions[settings["title"]] = settings
+            choices.append({"$ref": f"#/$defs/{settings['title']}"})
+        schema["properties"][name] = {"anyOf": choices}
+    definitions.pop("Section", None)
+    return schema

@@ -194,7 +194,7 @@ class Semantic(Task):
     @cached_property
     def _meanings(self) -> dict[int, int]:
         """Voxel value to channel, for background, classes and the ignore value."""
-        meanings = {0: 0} | {c.values[0]: k for k, c in enumerate(self.labels.classes, 1)}
+        meanings = {0: 0} | {value: k for k, c in enumerate(self.labels.classes, 1) for value in c.values}
         return meanings if self.labels.ignore is None else meanings | {self.labels.ignore: IGNORED}
 
 

@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import socket
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -113,6 +114,7 @@ def _death(processes: list[Any]) -> ResourceError | None:
 
 
 def _child(work: Callable[[int, int, Progress], Any], rank: int, port: int, messages: Any) -> None:
+    threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         result = work(rank, port, _Relay(messages))
         if rank == 0:
@@ -124,3 +126,11 @@ def _child(work: Callable[[int, int, Progress], Any], rank: int, port: int, mess
     finally:
         messages.close()
         messages.join_thread()
+
+
+def _follow_parent() -> None:
+    """End with the parent, however it ends: a rank that outlives a killed parent would write into the training that resumes it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import platform
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +17,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from medseg.device import autocast_dtype, choose_device
-from medseg.errors import DatasetError, ModelError, ResourceError, UsageError
+from medseg.errors import ModelError, ResourceError, UsageError
 from medseg.io.store import Store
 from medseg.parallel import default_workers
 from medseg.plan import Plan
@@ -34,12 +31,13 @@ from medseg.training.environment import LocalRanks
 from medseg.training.figures import draw_curves, draw_overlay
 from medseg.training.history import History
 from medseg.training.module import Learner
+from medseg.training.preflight import check_devices, check_patience, check_prepared, claim, write_provenance
 from medseg.training.ranks import run_ranks
 from medseg.training.signals import StopRequest, requeue
 from medseg.training.splits import Split, choose_split
 from medseg.training.supervisor import Journal, Supervisor
 from medseg.training.validation import Agenda, Validator
-from medseg.workspace import Provenance, RunFolder
+from medseg.workspace import RunFolder
 
 if TYPE_CHECKING:
     from medseg.training.tracking import FoldRun, Tracker  # imports MLflow, which an untracked training does not need
@@ -155,10 +153,10 @@ def train(
     chosen = choose_device(device)
     folder = run.fold(fold)
     job = Job(plan, store.folder, split, fold, folder, budget, patience, resume, device, devices, None, save_every)
-    _check_devices(chosen, devices, plan.training.batch_size)
-    _check_patience(patience, split)
-    _claim(run, plan)
-    _check_prepared(store, split)
+    check_devices(chosen, devices, plan.training.batch_size)
+    check_patience(patience, split)
+    check_prepared(store, split)
+    claim(run, plan)
     if job.finished.is_file() and resume:
         progress.say(f"fold {fold if fold is not None else 'none'} is already trained: {folder}")
         return _finished_result(job, tracker)
@@ -169,21 +167,9 @@ def train(
             fix="Pass --resume to go on with it, or choose another output folder.",
         )
     journal = tracker.begin(plan, run, fold, split, budget, chosen.type, devices) if tracker is not None else None
-    _write_provenance(run, plan, chosen, licence, journal)
+    write_provenance(run, plan, chosen, licence, journal.parent if journal is not None else "")
     job = Job(plan, store.folder, split, fold, folder, budget, patience, resume, device, devices, journal, save_every)
-    if journal is None:
-        result = _launch(job, progress)
-    else:
-        try:
-            with journal.watching():
-                result = _launch(job, progress)
-        except BaseException:
-            journal.end("FAILED")
-            raise
-        if result.finished:
-            _publish(job, store, journal, result, chosen)
-        journal.end("FINISHED" if result.finished else "KILLED")
-        result = result.model_copy(update={"tracking": journal.uri})
+    result = _launch(job, progress) if journal is None else _tracked(job, store, journal, chosen, progress)
     if result.interrupted == "SIGUSR1" and requeue():
         progress.say("asked SLURM to run this job again")
     return result
@@ -191,6 +177,26 @@ def train(
 
 def _launch(job: Job, progress: Progress) -> TrainingResult:
     return _fit(0, 0, progress, job) if job.devices == 1 else run_ranks(partial(_fit_rank, job), job.devices, progress)
+
+
+def _tracked(job: Job, store: Store, journal: FoldRun, device: torch.device, progress: Progress) -> TrainingResult:
+    """Train, and tell MLflow how it ended. A server that fails after the training cannot take the model away."""
+    from medseg.training.tracking import FAILURES
+
+    try:
+        with journal.watching():
+            result = _launch(job, progress)
+    except BaseException:
+        with contextlib.suppress(*FAILURES):
+            journal.end("FAILED")
+        raise
+    try:
+        if result.finished:
+            _publish(job, store, journal, result, device)
+        journal.end("FINISHED" if result.finished else "KILLED")
+    except FAILURES as error:
+        progress.say(f"the end of the training could not be tracked: {error}")
+    return result.model_copy(update={"tracking": journal.uri})
 
 
 def _publish(job: Job, store: Store, journal: FoldRun, result: TrainingResult, device: torch.device) -> None:
@@ -356,80 +362,6 @@ def _memory(device: torch.device) -> Iterator[None]:
             found=str(error).splitlines()[0],
             fix="Plan again with a smaller --memory, or train with a smaller batch (--set training.batch_size=N).",
         ) from error
-
-
-def _check_devices(device: torch.device, devices: int, batch: int) -> None:
-    if devices < 1:
-        raise UsageError.of("at least one device is needed", where="--devices", found=str(devices))
-    if batch % devices:
-        raise UsageError.of(
-            "the batch cannot be shared equally",
-            where="--devices",
-            found=f"{devices} devices for {batch} windows per step",
-            fix=f"Use a number of devices that divides {batch}, or --set training.batch_size={-(-batch // devices) * devices}.",
-        )
-    if devices > 1 and device.type == "mps":
-        raise UsageError.of("an Apple GPU cannot share the training with others", where="--devices", found=str(devices), expected="1")
-    if devices > 1 and device.type == "cuda" and devices > torch.cuda.device_count():
-        raise ResourceError.of(
-            "there are not so many GPUs", where="--devices", found=str(devices), expected=f"at most {torch.cuda.device_count()}"
-        )
-
-
-def _check_patience(patience: int | None, split: Split) -> None:
-    if patience is None:
-        return
-    if patience < 1:
-        raise UsageError.of("patience counts validations", where="--patience", found=str(patience), expected="at least 1")
-    if not split.val:
-        raise UsageError.of(
-            "patience needs cases to validate on, and training on every case leaves none",
-            where="--patience",
-            fix="Drop --patience, or train a fold.",
-        )
-
-
-def _claim(run: RunFolder, plan: Plan) -> None:
-    if not run.plan_file.is_file():
-        plan.save(run.plan_file)
-        return
-    present = Plan.load(run.plan_file)
-    if present.content_digest() != plan.content_digest():
-        raise ModelError.of(
-            "this model folder belongs to another plan",
-            where=str(run.root),
-            found=f"plan '{present.name}', digest {present.content_digest()}",
-            expected=f"plan '{plan.name}', digest {plan.content_digest()}",
-            fix="Choose another output folder.",
-        )
-
-
-def _check_prepared(store: Store, split: Split) -> None:
-    missing = sorted({*split.train, *split.val} - set(store.ids()))
-    if missing:
-        raise DatasetError.of(
-            f"{len(missing)} cases are not prepared",
-            where=str(store.folder),
-            found=f"not {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}",
-            fix="Run `medseg preprocess` with this plan first.",
-        )
-
-
-def _write_provenance(run: RunFolder, plan: Plan, device: torch.device, licence: str, journal: FoldRun | None) -> None:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    Provenance(
-        medseg=version("medseg"),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        device=f"{device.type} ({name})",
-        dataset=plan.data.name,
-        dataset_digest=plan.data.digest,
-        plan_digest=plan.content_digest(),
-        seed=plan.training.seed,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        licence=licence,
-        mlflow_run=journal.parent if journal is not None else "",
-    ).save(run.provenance_file)
 
 
 def _finished_result(job: Job, tracker: Tracker | None) -> TrainingResult:

@@ -20,7 +20,8 @@ from medseg.tasks.semantic import HEAD, Semantic, SemanticSettings
 SPARSE = Labels(classes=(LabelClass(name="liver", values=(7,)), LabelClass(name="tumour", values=(300,))), ignore=255)
 PARTIAL = Labels(classes=REGIONS.classes, order=REGIONS.order, ignore=9)
 ONE = Labels(classes=(LabelClass(name="polyp", values=(1, 2, 3)),), order=(1,))
-ALL = {"two": TWO, "regions": REGIONS, "sparse": SPARSE, "partial": PARTIAL, "one": ONE}
+MERGED = Labels(classes=(LabelClass(name="polyp", values=(1, 2, 3)), LabelClass(name="tool", values=(5,))))
+ALL = {"merged": MERGED, "two": TWO, "regions": REGIONS, "sparse": SPARSE, "partial": PARTIAL, "one": ONE}
 
 
 class Slabs:

@@ -11,6 +11,8 @@ from torch import nn
 from medseg.plan import Optimizer, TrainingPlan
 from medseg.training.optim import Muon, make_optimizer, orthogonalise, schedule
 
+torch.set_num_threads(1)  # threads cost more than they bring on tensors this small
+
 PLAN = TrainingPlan(
     batch_size=2,
     steps=10,

@@ -119,10 +119,6 @@ def make_labels(
     chosen = {name: tuple(values) for name, values in (options.classes or classes).items()}
     if options.classes is not None:
         order = None
-    if order is None and any(len(v) > 1 for v in chosen.values()):
-        flat = [v for values in chosen.values() for v in values]
-        if len(set(flat)) == len(flat):
-            order = tuple(values[0] for values in chosen.values() if values)
     try:
         return Labels(classes=tuple(LabelClass(name=n, values=v) for n, v in chosen.items()), ignore=ignore, order=order)
     except ValidationError as error:
