@@ -14,8 +14,8 @@ class Progress(Protocol):
     def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
         """Yield `items`, counting each as done when the next is asked for."""
 
-    def update(self, what: str, done: float, total: float, note: str = "") -> None:
-        """Set the state of a task that is not a loop over items (training: seconds or epochs)."""
+    def update(self, what: str, done: float, total: float, note: str = "", seconds: bool = False) -> None:
+        """Set the state of a task that is not a loop over items; with `seconds`, `done` and `total` are a time."""
 
     def say(self, message: str) -> None:
         """One line for the user."""
@@ -28,7 +28,7 @@ class Silent:
         """See `Progress.track`."""
         yield from items
 
-    def update(self, what: str, done: float, total: float, note: str = "") -> None:
+    def update(self, what: str, done: float, total: float, note: str = "", seconds: bool = False) -> None:
         """See `Progress.update`."""
 
     def say(self, message: str) -> None:

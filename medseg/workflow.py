@@ -20,13 +20,13 @@ from medseg.evaluation.scoring import evaluate as score_folder
 from medseg.inference.predictor import Predicted, Predictor
 from medseg.io.layouts.base import LayoutOptions, open_dataset
 from medseg.io.store import Store
-from medseg.plan import Plan
 from medseg.planning.explain import Decision
 from medseg.planning.explain import explain as explain_plan
 from medseg.planning.fingerprinting import make_fingerprint
 from medseg.planning.planner import make_plans
 from medseg.planning.verify import Verified
 from medseg.planning.verify import verify as verify_dataset
+from medseg.plans import Plan
 from medseg.preprocessing.prepare import prepare
 from medseg.progress import Progress, Silent
 from medseg.record import Record
@@ -207,7 +207,7 @@ def compare(first: Path, second: Path) -> Comparison:
 
 
 class RunResult(Record):
-    """What `run` produced."""
+    """What `run` produced; `interrupted` names the signal that stopped it early."""
 
     model: Path
     plan: str
@@ -215,6 +215,7 @@ class RunResult(Record):
     report: Path | None
     evaluation: Evaluation | None
     tracking: str
+    interrupted: str = ""
 
 
 def run(
@@ -271,6 +272,10 @@ def run(
             progress=progress,
         )
         tracking = result.tracking
+        if not result.finished:
+            return RunResult(
+                model=out, plan=chosen.name, folds=wanted, report=None, evaluation=None, tracking=tracking, interrupted=result.interrupted
+            )
     held_out = tuple(f for f in wanted if f is not None)
     evaluation = _report(RunFolder(out), workspace.dataset(), held_out, device, memory, workers, progress) if held_out else None
     return RunResult(

@@ -19,7 +19,7 @@ from pathlib import Path
 from medseg.dataset import Dataset
 from medseg.errors import ModelError
 from medseg.fingerprint import Fingerprint
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.record import Record
 
 

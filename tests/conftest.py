@@ -11,7 +11,7 @@ import pytest
 from medseg.dataset import Dataset
 from medseg.device import Machine
 from medseg.fingerprint import Fingerprint
-from medseg.plan import Plan
+from medseg.plans import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "datasets" / "hippocampus"

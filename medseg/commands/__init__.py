@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -53,6 +54,8 @@ for verb in (
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 some cases failed, 2 wrong input or usage, 130 interrupted."""
+    # Idle OpenMP threads sleep instead of spinning: with other work on the machine, spinning slows a training several times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:]
     limit = arguments.index("--") if "--" in arguments else len(arguments)
     for flag in [a for a in arguments[:limit] if a in FLAGS]:

@@ -111,19 +111,18 @@ class Bars(AbstractContextManager["Bars"]):
             yield item
             self.update(what, done, total)
 
-    def update(self, what: str, done: float, total: float, note: str = "") -> None:
+    def update(self, what: str, done: float, total: float, note: str = "", seconds: bool = False) -> None:
         """See `medseg.progress.Progress`."""
-        timed = what.endswith("(time)")
         if self._live:
             if what not in self._ids:
-                self._ids[what] = self._bars.add_task(what.removesuffix(" (time)"), total=total, note=note, timed=timed)
+                self._ids[what] = self._bars.add_task(what, total=total, note=note, timed=seconds)
             self._bars.update(self._ids[what], completed=done, total=total, note=note)
             return
         now = time.monotonic()
         if done >= total or now - self._printed.get(what, now - 31) > 30:
             self._printed[what] = now
-            amount = f"{_clock(done)} of {_clock(total)}" if timed else f"{done:g}/{total:g}"
-            self._console.print(f"{what.removesuffix(' (time)')} {amount} {note}".rstrip(), markup=False)
+            amount = f"{_clock(done)} of {_clock(total)}" if seconds else f"{done:g}/{total:g}"
+            self._console.print(f"{what} {amount} {note}".rstrip(), markup=False)
 
     def say(self, message: str) -> None:
         """See `medseg.progress.Progress`."""

@@ -107,11 +107,14 @@ def train(
             workers=workers,
             progress=progress,
         )
+    answer(result)
+    if not result.finished:
+        say(f"stopped by {result.interrupted} after {result.epochs} epochs; the same command with --resume goes on from there")
+        raise typer.Exit(1)
     say(f"[green]ok[/] trained {result.epochs} epochs in {result.seconds / 60:.1f} minutes; model in {out}")
     if result.score is not None:
         say(f"Validation {result.metric} {result.score:.4f} over {result.cases} cases left out")
     say(f"Next: medseg predict {out} IMAGES -o OUT")
-    answer(result)
 
 
 def predict(
@@ -257,12 +260,15 @@ def run(
             resample_labels=resample_labels,
             progress=progress,
         )
+    answer(result)
+    if result.interrupted:
+        say(f"stopped by {result.interrupted}; the same command goes on from there")
+        raise typer.Exit(1)
     if result.evaluation is not None:
         show_scores(result.evaluation, result.report)
     say(f"Model: {out}. Next: medseg predict {out} IMAGES -o OUT")
     if result.tracking:
         say(f"Training is tracked: mlflow ui --backend-store-uri {result.tracking}")
-    answer(result)
 
 
 def demo(

@@ -22,7 +22,7 @@ from medseg.device import Machine
 from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Shape, Step
 from medseg.models.base import Head
-from medseg.plan import Plan, SpaceSection
+from medseg.plans import Plan, SpaceSection
 from medseg.prediction import DenseMap
 from medseg.scratch import IN_MEMORY, Scratch
 

@@ -23,7 +23,7 @@ from medseg.evaluation.summary import summarise
 from medseg.io.images import read_header, read_label
 from medseg.metrics import METRICS, describe, score_classes
 from medseg.parallel import map_cases
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.progress import Progress, Silent
 from medseg.record import write_text
 from medseg.tasks.base import find_task

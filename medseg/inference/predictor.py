@@ -27,7 +27,7 @@ from medseg.inference.ensemble import Ensemble, load_network
 from medseg.inference.inputs import find_cases
 from medseg.inference.ledger import Ledger, PredictedCase, content_digest
 from medseg.io.images import image_stem, label_suffix, map_suffix, read_case, read_header, write_label, write_maps
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.prediction import Prediction
 from medseg.progress import Progress, Silent
 from medseg.record import Record

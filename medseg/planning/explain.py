@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from medseg.fingerprint import Fingerprint
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.record import Record, compact_json
 
 DECIDED = ("window", "recommended")

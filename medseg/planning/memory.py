@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.case import Batch
-from medseg.plan import Optimizer, Plan
+from medseg.plans import Optimizer, Plan
 from medseg.tasks.base import find_task
 
 GIB = 2**30

@@ -17,10 +17,10 @@ from medseg.errors import Problem, ResourceError
 from medseg.fingerprint import Fingerprint
 from medseg.geometry import Shape
 from medseg.models.base import Configured, NetworkFamily, find_network
-from medseg.plan import DataPlan, Plan
 from medseg.planning import rules
 from medseg.planning.explain import unexplained
 from medseg.planning.memory import Cost, extrapolated, training_cost
+from medseg.plans import DataPlan, Plan
 from medseg.tasks.base import Needs, find_task
 
 MEASURED_BATCHES = (4, 8)

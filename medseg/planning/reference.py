@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from medseg import registry
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.record import Section
 
 OPEN = {"space": registry.domains, "network": registry.networks, "target": registry.tasks}
@@ -24,7 +24,7 @@ An unknown field or an impossible value is an error that names the field. `medse
 
 Lists that belong to a window (strides, kernels, mirror) follow its axes: z, y, x in 3D and y, x in 2D.
 
-*This page is generated from the types in `medseg/plan.py` and the registered domains, networks and tasks. Do not edit it.*
+*This page is generated from the types in `medseg/plans.py` and the registered domains, networks and tasks. Do not edit it.*
 """
 NAMES: dict[Any, str] = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
 

@@ -10,8 +10,8 @@ import math
 from medseg.device import Machine
 from medseg.domains.base import Draft
 from medseg.geometry import Shape
-from medseg.plan import InferencePlan, MemoryPlan, Optimizer, TrainingPlan
 from medseg.planning.memory import WORKSPACE, Cost
+from medseg.plans import InferencePlan, MemoryPlan, Optimizer, TrainingPlan
 
 SMALLEST_BATCH = 2  # one window gives gradients that depend too much on it
 LARGEST_BATCH = 32  # beyond it, more steps teach more than larger ones

@@ -19,7 +19,7 @@ from medseg.errors import DatasetError, MedsegError, PlanError, Problem, Resourc
 from medseg.io.images import read_case, read_header
 from medseg.io.store import Store
 from medseg.parallel import default_workers, map_cases
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.progress import Progress, Silent
 from medseg.scratch import Scratch
 

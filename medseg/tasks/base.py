@@ -15,7 +15,7 @@ from medseg.case import Batch
 from medseg.dataset import Dataset
 from medseg.fingerprint import Fingerprint
 from medseg.models.base import Head, Outputs, find_network
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.prediction import DenseMap, Prediction, Scores
 from medseg.record import Section
 from medseg.scratch import IN_MEMORY, Scratch

@@ -22,7 +22,7 @@ from medseg.device import Kind
 from medseg.domains.base import Domain, find_domain
 from medseg.io.store import Store
 from medseg.parallel import default_workers
-from medseg.plan import Plan
+from medseg.plans import Plan
 
 OPEN_CASES = 512  # memory-mapped cases kept open per process
 GPU_WORKERS = 8

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from medseg.case import Batch
 from medseg.domains.base import find_domain
 from medseg.errors import ModelError
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.tasks.base import find_task
 from medseg.training.budget import Clock
 from medseg.training.data import fold_key, stream

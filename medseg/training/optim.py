@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.device import autocast_dtype
-from medseg.plan import Optimizer, TrainingPlan
+from medseg.plans import Optimizer, TrainingPlan
 
 ADAM_SHARE = 0.1  # AdamW's learning rate, for what Muon does not orthogonalise, as a fraction of Muon's
 THIN = 28  # a weight matrix with fewer inputs (3 x 3 x 3 x 1 channel = 27), or half as many outputs, has nothing to orthogonalise

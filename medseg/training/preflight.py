@@ -10,7 +10,7 @@ import torch
 
 from medseg.errors import DatasetError, ModelError, ResourceError, UsageError
 from medseg.io.store import Store
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.training.splits import Split
 from medseg.workspace import Provenance, RunFolder
 

@@ -30,8 +30,8 @@ class _Relay:
             self.update(what, done, total)
             yield item
 
-    def update(self, what: str, done: float, total: float, note: str = "") -> None:
-        self.messages.put(("update", (what, done, total, note)))
+    def update(self, what: str, done: float, total: float, note: str = "", seconds: bool = False) -> None:
+        self.messages.put(("update", (what, done, total, note, seconds)))
 
     def say(self, message: str) -> None:
         self.messages.put(("say", (message,)))

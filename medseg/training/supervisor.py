@@ -203,7 +203,7 @@ class Supervisor(Callback):
         if trainer.is_global_zero and now - self._told >= TELL_EVERY:
             self._told = now
             if self.clock.seconds is not None:
-                self.talk.update("training", min(self.clock.elapsed, self.clock.seconds), self.clock.seconds, self._note)
+                self.talk.update("training", min(self.clock.elapsed, self.clock.seconds), self.clock.seconds, self._note, seconds=True)
             else:
                 assert self.clock.epochs is not None
-                self.talk.update("training", trainer.global_step / self.clock.steps, self.clock.epochs, self._note)
+                self.talk.update("training", round(trainer.global_step / self.clock.steps, 2), self.clock.epochs, self._note)

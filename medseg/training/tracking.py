@@ -6,6 +6,7 @@ The runs are addressed by id through the client, never through MLflow's global s
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -26,9 +27,10 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from medseg.dataset import file_digest
 from medseg.errors import ResourceError
 from medseg.fingerprint import Fingerprint
-from medseg.plan import Plan, lookup
+from medseg.plans import Plan, lookup
 from medseg.record import Record
 from medseg.training.budget import Budget
 from medseg.training.history import Row
@@ -199,6 +201,8 @@ class Tracker:
     def log_model(self, run: RunFolder, script: Path, name: str = "") -> str:
         """Log the model folder as a pyfunc by models-from-code, and register it; the model's URI.
 
+        Weights that have been logged already are not logged again, so a repeated call adds no version.
+
         Args:
             script: the models-from-code file; it finds the model folder as the artifact `model`.
             name: registered name; the dataset's and configuration's by default.
@@ -211,6 +215,11 @@ class Tracker:
 
         plan = Plan.load(run.plan_file)
         parent = Provenance.load(run.provenance_file).mlflow_run
+        weights = hashlib.blake2b("/".join(file_digest(f) for f in run.weights()).encode(), digest_size=8).hexdigest()
+        with self._reachable():
+            known = MlflowClient(self.uri).get_run(parent).data.tags
+        if known.get("medseg.model_weights") == weights:
+            return str(known["medseg.model_uri"])
         label = TensorSpec(np.dtype(np.int16), (-1,) * plan.data.ndim, name="labels")
         signature = ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")]), outputs=Schema([label]))
         before = mlflow.get_tracking_uri()
@@ -233,6 +242,9 @@ class Tracker:
                     )
             finally:
                 mlflow.set_tracking_uri(before)
+            client = MlflowClient(self.uri)
+            client.set_tag(parent, "medseg.model_uri", str(logged.model_uri))
+            client.set_tag(parent, "medseg.model_weights", weights)
         return str(logged.model_uri)
 
     @contextlib.contextmanager

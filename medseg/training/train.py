@@ -20,7 +20,7 @@ from medseg.device import autocast_dtype, choose_device
 from medseg.errors import ModelError, ResourceError, UsageError
 from medseg.io.store import Store
 from medseg.parallel import default_workers
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.tasks.base import find_task

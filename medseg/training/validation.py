@@ -18,7 +18,7 @@ from medseg.device import autocast_dtype
 from medseg.domains.base import find_domain
 from medseg.io.store import Store
 from medseg.models.base import Outputs
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.prediction import Prediction, Scores
 from medseg.tasks.base import find_task
 

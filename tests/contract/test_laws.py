@@ -15,7 +15,7 @@ from medseg.domains.base import find_domain
 from medseg.geometry import Grid
 from medseg.io.images import read_case
 from medseg.models.base import Head, find_network
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.tasks.base import find_task
 
 

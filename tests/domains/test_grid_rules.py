@@ -13,7 +13,7 @@ from medseg.domains.grid import GridDomain, rules
 from medseg.domains.grid.settings import Augmentation, GridSettings, Normalization, Scheme
 from medseg.errors import PlanError
 from medseg.fingerprint import QUANTILES, CaseStats, ClassStats, Fingerprint, Intensities
-from medseg.plan import DataPlan, InferencePlan, Plan
+from medseg.plans import DataPlan, InferencePlan, Plan
 
 CPU, GPU = Machine("cpu", 8), Machine("cuda", 24)
 

@@ -12,8 +12,8 @@ import pytest
 from medseg.dataset import Dataset
 from medseg.device import Machine
 from medseg.fingerprint import Fingerprint
-from medseg.plan import Plan
 from medseg.planning.planner import make_plans
+from medseg.plans import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "plans" / "golden"

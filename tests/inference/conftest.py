@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from thresholding import tiny_plan
 
-from medseg.plan import Plan
+from medseg.plans import Plan
 
 
 @pytest.fixture(scope="session")

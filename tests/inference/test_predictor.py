@@ -220,7 +220,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 import torch
 from thresholding import Threshold, thresholding
-from medseg.plan import Plan
+from medseg.plans import Plan
 class Slow(Threshold):
     def forward(self, image):
         time.sleep(0.15)

@@ -11,9 +11,9 @@ import torch
 from medseg.device import Machine
 from medseg.inference.predictor import Predictor
 from medseg.io.layouts.base import open_dataset
-from medseg.plan import Plan
 from medseg.planning.fingerprinting import make_fingerprint
 from medseg.planning.planner import make_plans
+from medseg.plans import Plan
 
 
 class Threshold(torch.nn.Module):

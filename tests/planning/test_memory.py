@@ -7,8 +7,8 @@ import torch
 from synthetic import REGIONS, TWO, make_plan
 
 from medseg.case import Batch
-from medseg.plan import Plan
 from medseg.planning.memory import AVERAGED, GIB, STATES, WORKSPACE, LiveStorage, training_cost, training_memory
+from medseg.plans import Plan
 from medseg.tasks.semantic import Semantic
 
 

@@ -6,11 +6,11 @@ from synthetic import REGIONS, TWO, make_dataset, make_fingerprint_of
 from medseg.dataset import Labels, Modality
 from medseg.device import Machine
 from medseg.errors import PlanError, ResourceError
-from medseg.plan import Plan
 from medseg.planning import rules
 from medseg.planning.explain import explain, unexplained
 from medseg.planning.memory import Cost, training_memory
 from medseg.planning.planner import make_plans
+from medseg.plans import Plan
 
 
 def planned(

@@ -18,9 +18,9 @@ import pytest
 from medseg.device import Machine
 from medseg.errors import DatasetError, PlanError, ResourceError
 from medseg.io.layouts.base import open_dataset
-from medseg.plan import Plan
 from medseg.planning.fingerprinting import make_fingerprint
 from medseg.planning.planner import make_plans
+from medseg.plans import Plan
 from medseg.preprocessing.prepare import prepare
 
 CASES = 6
@@ -127,7 +127,7 @@ import sys, time
 from pathlib import Path
 from medseg.io.layouts.base import open_dataset
 from medseg.io.store import Store
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.preprocessing import prepare as module
 write = Store.write
 def slow(self, *arguments):

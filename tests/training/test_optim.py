@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from medseg.plan import Optimizer, TrainingPlan
+from medseg.plans import Optimizer, TrainingPlan
 from medseg.training.optim import Muon, make_optimizer, orthogonalise, schedule
 
 torch.set_num_threads(1)  # threads cost more than they bring on tensors this small

@@ -14,7 +14,7 @@ import torch
 from tiny_training import Talk, Tiny
 
 from medseg.errors import DatasetError, ModelError, UsageError
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.tasks.base import find_task
 from medseg.training.checkpoint import load_weights
 from medseg.training.train import TrainingResult
@@ -105,7 +105,7 @@ class Interrupting(Talk):
         super().__init__()
         self.name, self.at = name, at
 
-    def update(self, what, done, total, note=""):
+    def update(self, what, done, total, note="", seconds=False):
         super().update(what, done, total, note)
         if done >= self.at > 0:
             self.at = 0

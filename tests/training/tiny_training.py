@@ -22,7 +22,7 @@ from medseg.case import Case
 from medseg.domains.base import find_domain
 from medseg.geometry import Grid
 from medseg.io.store import Store
-from medseg.plan import Plan
+from medseg.plans import Plan
 from medseg.training.budget import Budget
 from medseg.training.splits import make_splits
 from medseg.training.train import train
@@ -56,7 +56,7 @@ class Talk:
     def track(self, items, total, what):
         yield from items
 
-    def update(self, what, done, total, note=""):
+    def update(self, what, done, total, note="", seconds=False):
         self.updates.append((what, done, total, note))
 
     def say(self, message):

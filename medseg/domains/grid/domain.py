@@ -24,7 +24,7 @@ from medseg.domains.grid.stitch import stitch_case
 from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Resample, Step
 from medseg.models.base import Head
-from medseg.plan import Plan, SpaceSection
+from medseg.plans import Plan, SpaceSection
 from medseg.prediction import DenseMap
 from medseg.scratch import IN_MEMORY, Scratch
 

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from medseg.plan import SpaceSection
+from medseg.plans import SpaceSection
 from medseg.record import Record
 
 

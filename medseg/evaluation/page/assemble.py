@@ -18,7 +18,7 @@ from medseg.evaluation.pairing import Pair
 from medseg.evaluation.records import Evaluation, Summary
 from medseg.evaluation.summary import case_means
 from medseg.metrics import METRICS, Better, Metric, describe
-from medseg.plan import Plan, lookup
+from medseg.plans import Plan, lookup
 from medseg.record import compact_json
 
 LISTED = 6  # names of missing cases that are spelled out
