@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from medseg import registry
 from medseg.dataset import Channel, Labels
+from medseg.errors import PlanError
 from medseg.record import Record, Section, section
 
 
@@ -131,7 +132,10 @@ class Plan(Record):
         """
         data = self.model_dump(mode="json")
         for path, text in edits.items():
-            lookup(self, path, where)
+            try:
+                lookup(self, path)
+            except ValueError as error:
+                raise PlanError.of(str(error), where=where, found=f"'{path}={text}'") from None
             *parents, leaf = path.split(".")
             node: Any = data
             for part in parents:
@@ -145,11 +149,11 @@ class Plan(Record):
         return Plan.parse(data, where=where)
 
 
-def lookup(record: Any, path: str, where: str = "reasons") -> Any:
+def lookup(record: Any, path: str) -> Any:
     """The value at a dotted path of a plan.
 
     Raises:
-        ValueError: there is no such field; names the nearest one (a PlanError when called through `Plan.edited`).
+        ValueError: there is no such field; names the nearest one.
     """
     node = record
     for part in path.split("."):
@@ -157,14 +161,14 @@ def lookup(record: Any, path: str, where: str = "reasons") -> Any:
             if part not in type(node).model_fields:
                 near = difflib.get_close_matches(part, type(node).model_fields, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
-                raise ValueError(f"{where}: no field '{path}' in a plan{hint}")
+                raise ValueError(f"no field '{path}' in a plan{hint}")
             node = getattr(node, part)
         elif isinstance(node, (tuple, list)) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
         elif isinstance(node, dict) and part in node:
             node = node[part]
         else:
-            raise ValueError(f"{where}: no field '{path}' in a plan")
+            raise ValueError(f"no field '{path}' in a plan")
     return node
 
 

@@ -10,32 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medseg.dataset import Dataset, LabelClass, Labels
 from medseg.device import machine
 from medseg.errors import ImageError, PlanError, Problem, UsageError
-from medseg.evaluation.comparison import compare as compare_evaluations
 from medseg.evaluation.records import Comparison, Evaluation
-from medseg.evaluation.scoring import evaluate as score_folder
-from medseg.inference.predictor import Predicted, Predictor
 from medseg.io.layouts.base import LayoutOptions, open_dataset
 from medseg.io.store import Store
 from medseg.planning.explain import Decision
 from medseg.planning.explain import explain as explain_plan
-from medseg.planning.fingerprinting import make_fingerprint
-from medseg.planning.planner import make_plans
 from medseg.planning.verify import Verified
 from medseg.planning.verify import verify as verify_dataset
 from medseg.plans import Plan
-from medseg.preprocessing.prepare import prepare
 from medseg.progress import Progress, Silent
 from medseg.record import Record
-from medseg.training.budget import Budget
-from medseg.training.splits import Split, Splits, choose_split, make_splits
-from medseg.training.tracking import Tracker
-from medseg.training.train import TrainingResult
-from medseg.training.train import train as train_fold
 from medseg.workspace import RunFolder, Workspace
+
+# torch, lightning and mlflow take seconds to import, so what needs them is imported by the verb that does.
+if TYPE_CHECKING:
+    from medseg.inference.predictor import Predicted
+    from medseg.training.splits import Split
+    from medseg.training.train import TrainingResult
 
 SILENT = Silent()
 PYFUNC = Path(__file__).parent / "inference" / "pyfunc.py"  # logged with each model; MLflow runs it where the model is loaded
@@ -74,6 +70,9 @@ def plan(
     Args:
         memory: GiB that training may use; None takes what the machine has.
     """
+    from medseg.planning.fingerprinting import make_fingerprint
+    from medseg.planning.planner import make_plans
+
     verified = verify_dataset(
         open_dataset(dataset, options or LayoutOptions()), workers=workers, progress=progress, resample_labels=resample_labels
     )
@@ -120,6 +119,10 @@ def train(
     progress: Progress = SILENT,
 ) -> TrainingResult:
     """Train one fold (None: on every case) into the model folder `out`; the length is `seconds`, `epochs`, or the plan's epochs."""
+    from medseg.training.budget import Budget
+    from medseg.training.tracking import Tracker
+    from medseg.training.train import train as train_fold
+
     if seconds is not None and epochs is not None:
         raise UsageError.of("--time and --epochs contradict each other", fix="Give one of them.")
     chosen = Plan.load(plan_file).edited(dict(edits or {}))
@@ -162,6 +165,8 @@ def predict(
     progress: Progress = SILENT,
 ) -> Predicted:
     """Predict on image files or folders; a failing case does not stop the others and is listed in the result."""
+    from medseg.inference.predictor import Predictor
+
     predictor = Predictor.load(run, device=device, memory=memory)
     return predictor.predict(
         list(inputs), out, probabilities=probabilities, uncertainty=uncertainty, mirror=mirror, overwrite=overwrite, progress=progress
@@ -185,6 +190,8 @@ def evaluate(
     Classes come from `classes`, else from the model `run` (which also gives the page its plan and training curves), else from the
     dataset, else from the values found in the references.
     """
+    from medseg.evaluation.scoring import evaluate as score_folder
+
     model = RunFolder(run) if run else None
     labels = Labels(classes=tuple(LabelClass(name=n, values=v) for n, v in classes.items())) if classes else None
     return score_folder(
@@ -203,6 +210,8 @@ def evaluate(
 
 def compare(first: Path, second: Path) -> Comparison:
     """Compare two report folders case by case."""
+    from medseg.evaluation.comparison import compare as compare_evaluations
+
     return compare_evaluations(Evaluation.open(first), Evaluation.open(second))
 
 
@@ -305,11 +314,15 @@ def sample_dataset() -> Path:
 
 
 def _prepared(chosen: Plan, workspace: Workspace, workers: int | None, progress: Progress) -> Store:
+    from medseg.preprocessing.prepare import prepare
+
     return prepare(workspace.dataset(), chosen, workspace.prepared(chosen), workers=workers, progress=progress)
 
 
 def _splits(chosen: Plan, workspace: Workspace, folder: RunFolder) -> tuple[Split, ...]:
     """The splits of a model folder: made once, then read, so that every fold and every resumption sees the same."""
+    from medseg.training.splits import Splits, make_splits
+
     if folder.splits_file.is_file():
         return Splits.load(folder.splits_file).folds
     splits = make_splits(workspace.dataset(), workspace.fingerprint(), chosen.training.folds, chosen.training.seed)
@@ -328,6 +341,10 @@ def _report(
     folder: RunFolder, dataset: Dataset, folds: Sequence[int], device: str, memory: float | None, workers: int | None, progress: Progress
 ) -> Evaluation:
     """Predict the cases that each fold left out, from their files and with that fold's weights alone, and evaluate them together."""
+    from medseg.evaluation.scoring import evaluate as score_folder
+    from medseg.inference.predictor import Predictor
+    from medseg.training.splits import Splits, choose_split
+
     splits = Splits.load(folder.splits_file).folds
     held_out: list[str] = []
     for fold in folds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,10 @@ def copy_cases(target: Path, count: int) -> Path:
     return target
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    """A copy of six cases of the sample, to be damaged at will."""
-    return copy_cases(tmp_path / "small", 6)
+@pytest.fixture(scope="session")
+def cases() -> Callable[[Path, int], Path]:
+    """`cases(folder, n)` copies the first `n` cases of the sample into a dataset of their own."""
+    return copy_cases
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -72,13 +73,10 @@ def test_wrong_options(option: str, value: str, planned: Path, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def planned(tmp_path_factory: pytest.TempPathFactory, cases: Callable[[Path, int], Path]) -> Path:
     """Plans of twelve cases, made by the command line."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from conftest import copy_cases
-
     folder = tmp_path_factory.mktemp("cli")
-    copy_cases(folder / "data", 10)
+    cases(folder / "data", 10)
     medseg("plan", folder / "data", "-o", folder / "plans", "--memory", 4)
     return folder / "plans"
 
@@ -103,12 +101,9 @@ def test_steps_one_by_one(planned: Path, tmp_path: Path, sample: Path) -> None:
     assert (tmp_path / "report" / "index.html").read_text().startswith("<!doctype html>")
 
 
-def test_run_and_run_again(tmp_path: Path) -> None:
+def test_run_and_run_again(tmp_path: Path, cases: Callable[[Path, int], Path]) -> None:
     """`run` does everything; called again it finds everything done; another plan in the same folder is refused."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from conftest import copy_cases
-
-    data = copy_cases(tmp_path / "data", 10)
+    data = cases(tmp_path / "data", 10)
     arguments = ["run", data, "-o", tmp_path / "run", "--epochs", 1, "--memory", 4, "--set", "training.steps=2", "--json"]
     first = json.loads(medseg(*arguments).stdout)
     assert first["evaluation"]["classes"]

@@ -6,8 +6,7 @@ from scipy import stats
 
 from medseg.dataset import LabelClass, Labels
 from medseg.errors import UsageError
-from medseg.evaluation import compare
-from medseg.evaluation.comparison import ALL
+from medseg.evaluation.comparison import ALL, compare
 from medseg.evaluation.records import CaseScores
 from medseg.evaluation.summary import summarise
 

@@ -12,10 +12,9 @@ from PIL import Image
 
 from medseg.dataset import CaseFiles, Channel, Dataset, LabelClass, Labels, Modality
 from medseg.errors import DatasetError, UsageError
-from medseg.evaluation import Evaluation, evaluate
 from medseg.evaluation.pairing import find_references, pair
-from medseg.evaluation.records import Presence
-from medseg.evaluation.scoring import Job, score_pair
+from medseg.evaluation.records import Evaluation, Presence
+from medseg.evaluation.scoring import Job, evaluate, score_pair
 
 LABELS = Labels(classes=(LabelClass(name="box", values=(1,)),))
 

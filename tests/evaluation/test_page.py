@@ -13,11 +13,11 @@ from scipy import ndimage
 
 from medseg.dataset import LabelClass, Labels
 from medseg.errors import ImageError, UsageError
-from medseg.evaluation import evaluate
 from medseg.evaluation.page.charts import label, nice
 from medseg.evaluation.page.outline import loops, outline
 from medseg.evaluation.page.overlays import choose, views
 from medseg.evaluation.pairing import Pair
+from medseg.evaluation.scoring import evaluate
 
 LABELS = Labels(classes=(LabelClass(name="<box> & co", values=(1,)),))
 VOID = {"meta", "input", "br", "img", "path", "rect", "line", "circle", "image", "polyline"}
