@@ -104,11 +104,13 @@ class CaseFiles(Record):
 
 
 class Dataset(Record):
-    """A dataset as it lies on disk."""
+    """A dataset as it lies on disk; `task` and `domain` are what its layout says that annotations mean and where data lives."""
 
     name: str
     root: Path
     layout: str
+    task: str
+    domain: str
     ndim: int = Field(ge=2, le=3)
     channels: tuple[Channel, ...] = Field(min_length=1)
     labels: Labels

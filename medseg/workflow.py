@@ -55,8 +55,7 @@ def plan(
     dataset: Path,
     out: Path,
     *,
-    task: str = "semantic",
-    domain: str = "grid",
+    task: str | None = None,
     network: str = "unet",
     memory: float | None = None,
     device: str = "auto",
@@ -68,6 +67,7 @@ def plan(
     """Verify and fingerprint a dataset, and write one plan per configuration into the workspace `out`.
 
     Args:
+        task: what the annotations mean; None takes what the dataset's layout says.
         memory: GiB that training may use; None takes what the machine has.
     """
     from medseg.planning.fingerprinting import make_fingerprint
@@ -80,8 +80,8 @@ def plan(
     for warning in verified.warnings:
         progress.say(f"warning: {warning}")
     workspace = Workspace(out)
-    fingerprint = make_fingerprint(found, domain, workspace.cache, workers=workers, progress=progress)
-    plans = make_plans(found, fingerprint, task=task, domain=domain, network=network, machine=machine(device, memory))
+    fingerprint = make_fingerprint(found, found.domain, workspace.cache, workers=workers, progress=progress)
+    plans = make_plans(found, fingerprint, task=task or found.task, domain=found.domain, network=network, machine=machine(device, memory))
     found.save(workspace.dataset_file)
     fingerprint.save(workspace.fingerprint_file)
     for one in plans:
@@ -237,7 +237,7 @@ def run(
     folds: Sequence[int | None] | str = (0,),
     configuration: str | None = None,
     edits: Mapping[str, str] | None = None,
-    task: str = "semantic",
+    task: str | None = None,
     memory: float | None = None,
     device: str = "auto",
     devices: int = 1,

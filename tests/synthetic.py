@@ -23,6 +23,8 @@ def make_dataset(labels: Labels = TWO, ndim: int = 3, cases: int = 20, modality:
         name="made up",
         root=Path("nowhere"),
         layout="msd",
+        task="semantic",
+        domain="grid",
         ndim=ndim,
         channels=(Channel(name="scan", modality=modality),),
         labels=labels,

@@ -29,7 +29,9 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes for work ove
 PlanFile = Annotated[Path, typer.Argument(help="A plan file, e.g. PLANS/3d.json.")]
 Memory = Annotated[float | None, typer.Option(min=0.1, help="GiB that training may use. Default: what the machine has.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-TaskName = Annotated[str, typer.Option("--task", help="What the labels mean; see `medseg tasks`.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="What the labels mean, see `medseg tasks`. Default: as the dataset's layout says.")
+]
 ResampleLabels = Annotated[
     bool, typer.Option("--resample-labels", help="Resample labels that lie on another grid onto their image's grid.")
 ]
@@ -99,7 +101,7 @@ def verify(
 def plan(
     dataset: DatasetPath,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for fingerprint and plans (the workspace).")],
-    task: TaskName = "semantic",
+    task: TaskName = None,
     memory: Memory = None,
     device: Device = "auto",
     classes: Classes = None,

@@ -228,7 +228,7 @@ def run(
         str | None, typer.Option("--configuration", help="Configuration to train. Default: the recommended one.")
     ] = None,
     edits: Set = None,
-    task: TaskName = "semantic",
+    task: TaskName = None,
     memory: Memory = None,
     device: Device = "auto",
     devices: Devices = 1,

@@ -97,6 +97,8 @@ def test_dataset_as_reference(folders, tmp_path):
         name="Boxes",
         root=tmp_path,
         layout="folders",
+        task="semantic",
+        domain="grid",
         ndim=3,
         channels=(Channel(name="x", modality=Modality.mr),),
         labels=LABELS,

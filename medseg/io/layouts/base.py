@@ -42,6 +42,10 @@ class Layout(ABC):
     """One convention of folders, registered in `medseg.layouts`. Layouts list files; whether these are sound is for `verify` to say."""
 
     name: ClassVar[str]
+    task: ClassVar[str]
+    """What the annotations of this layout mean, unless the user says otherwise: a registered task."""
+    domain: ClassVar[str]
+    """Where its data lives: a registered domain."""
     looks_for: ClassVar[str]
     """What a folder must hold to be of this layout; shown when none is detected."""
 

@@ -56,6 +56,8 @@ class Folders(Layout):
     """`images/` and a folder of labels."""
 
     name: ClassVar[str] = "folders"
+    task: ClassVar[str] = "semantic"
+    domain: ClassVar[str] = "grid"
     looks_for: ClassVar[str] = "images/ and a folder of labels (labels*, masks*, annotations*, groundTruth*), without a dataset.json"
 
     def detect(self, root: Path) -> bool:
@@ -99,6 +101,8 @@ class Folders(Layout):
             name=descriptor.name or root.name,
             root=root,
             layout=self.name,
+            task=self.task,
+            domain=self.domain,
             ndim=ndim,
             channels=_channels(descriptor, options, count, image_suffix(files[0]).lower()),
             labels=_labels(root, descriptor, options, [c.label for c in cases if c.label is not None]),

@@ -21,6 +21,8 @@ class Decathlon(Layout):
     """A Decathlon task."""
 
     name: ClassVar[str] = "msd"
+    task: ClassVar[str] = "semantic"
+    domain: ClassVar[str] = "grid"
     looks_for: ClassVar[str] = "dataset.json with 'training' as a list of {image, label} and 'labels'"
 
     def detect(self, root: Path) -> bool:
@@ -56,6 +58,8 @@ class Decathlon(Layout):
             name=str(data.get("name") or root.name),
             root=root,
             layout=self.name,
+            task=self.task,
+            domain=self.domain,
             ndim=ndim,
             channels=make_channels(names, options),
             labels=make_labels(options, labels, where),

@@ -22,6 +22,8 @@ class NnUNetRaw(Layout):
     """An nnU-Net raw dataset."""
 
     name: ClassVar[str] = "nnunet"
+    task: ClassVar[str] = "semantic"
+    domain: ClassVar[str] = "grid"
     looks_for: ClassVar[str] = "dataset.json with 'channel_names' and 'labels', images in imagesTr/<case>_0000<file_ending>"
 
     def detect(self, root: Path) -> bool:
@@ -61,6 +63,8 @@ class NnUNetRaw(Layout):
             name=str(data.get("name") or root.name),
             root=root,
             layout=self.name,
+            task=self.task,
+            domain=self.domain,
             ndim=ndim,
             channels=make_channels(names, options),
             labels=make_labels(options, classes, where, ignore, order),
