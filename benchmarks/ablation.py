@@ -1,6 +1,7 @@
-"""What each ingredient of the training recipe brings: train variants of one plan for the same time and score them on the cases left out.
+"""What each ingredient of the training recipe brings: variants of one plan, trained equally long, scored on the cases left out.
 
-    python benchmarks/ablation.py DATASET --time 150s
+    python benchmarks/ablation.py DATASET --time 150s       # on a machine that does nothing else
+    python benchmarks/ablation.py DATASET --epochs 8        # equal steps: variants that change the cost of a step need --time
 
 Every variant is an edit of the plan (`--set`), so users can repeat each by hand. Differences are paired over cases.
 """
@@ -34,7 +35,9 @@ VARIANTS: dict[str, dict[str, str]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--time", required=True)
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--time")
+    length.add_argument("--epochs", type=int)
     parser.add_argument("--only", action="append", choices=list(VARIANTS))
     arguments = parser.parse_args()
     results = []
@@ -42,7 +45,14 @@ def main() -> None:
         base = None
         for name in arguments.only or VARIANTS:
             out = Path(temporary) / name.replace(" ", "_")
-            done = workflow.run(arguments.dataset, out, seconds=parse_time(arguments.time), edits=VARIANTS[name], progress=progress)
+            done = workflow.run(
+                arguments.dataset,
+                out,
+                seconds=parse_time(arguments.time),
+                epochs=arguments.epochs,
+                edits=VARIANTS[name],
+                progress=progress,
+            )
             assert done.evaluation is not None
             row: dict[str, object] = {"variant": name, "edits": VARIANTS[name], "dice": round(done.evaluation.overall["dice"].mean or 0, 4)}
             row["steps"] = max(int(line.split(",")[1]) for line in (out / "fold_0" / "metrics.csv").read_text().splitlines()[1:])

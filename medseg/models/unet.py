@@ -95,7 +95,7 @@ class UNet(nn.Module):
 
 
 class UNetFamily(NetworkFamily):
-    """Plans and builds U-Nets; registered as `unet`."""
+    """U-Nets, plain or residual, with anisotropic pooling by nnU-Net's rule."""
 
     Settings = UNetSettings
 
