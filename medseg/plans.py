@@ -122,7 +122,9 @@ class Plan(Record):
 
     def prepared_digest(self) -> str:
         """Changes with whatever changes the prepared cases: the data, and what the domain does to them."""
-        return hashlib.blake2b(f"{self.data.digest} {self.space.preparation_key()}".encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(
+            f"{self.data.digest} {self.data.labels.to_json()} {self.space.preparation_key()}".encode(), digest_size=8
+        ).hexdigest()
 
     def edited(self, edits: dict[str, str], where: str = "--set") -> Plan:
         """A copy with values replaced, validated; each edit becomes its own reason.

@@ -158,7 +158,7 @@ class _Search:
             name=draft.name,
             task=self.task,
             domain=self.domain,
-            data=DataPlan(name=seen.dataset, digest=seen.digest, ndim=seen.ndim, channels=seen.channels, labels=seen.labels),
+            data=DataPlan(name=seen.dataset, digest=seen.digest, ndim=seen.ndim, channels=seen.channels, labels=self.needs.labels),
             window=configured.window,
             space=draft.space,
             network=configured.settings,

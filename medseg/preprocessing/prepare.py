@@ -119,7 +119,7 @@ def _check_fit(dataset: Dataset, plan: Plan) -> None:
     found = {
         "data.ndim": (dataset.ndim, plan.data.ndim),
         "data.channels": ([c.name for c in dataset.channels], [c.name for c in plan.data.channels]),
-        "data.labels": (list(dataset.labels.names), list(plan.data.labels.names)),
+        "data.labels": (list(dataset.labels.values), list(plan.data.labels.values)),
     }
     problems = [
         Problem(

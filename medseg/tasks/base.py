@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medseg import registry
 from medseg.case import Batch
-from medseg.dataset import Dataset
+from medseg.dataset import Dataset, Labels
 from medseg.fingerprint import Fingerprint
 from medseg.models.base import Head, Outputs, find_network
 from medseg.plans import Plan
@@ -26,12 +26,14 @@ class Needs:
     """All that the planner may know of a task.
 
     Attributes:
+        labels: the classes as the task sees them: most often the dataset's; a task may merge or drop some.
         channels: input channels of the network.
         heads: outputs of the network.
         target: the task's section of the plan.
         reasons: field name within the section -> reason.
     """
 
+    labels: Labels
     channels: int
     heads: tuple[Head, ...]
     target: Section

@@ -84,7 +84,7 @@ class Semantic(Task):
         }
         frequencies = _frequencies(fingerprint)
         target = SemanticSettings(frequencies=frequencies, class_weights=weights, batch_dice=True, dice=1.0, cross_entropy=1.0)
-        return Needs(len(dataset.channels), _heads(labels, target), target, reasons)
+        return Needs(labels, len(dataset.channels), _heads(labels, target), target, reasons)
 
     @property
     def labels(self) -> Labels:

@@ -15,6 +15,7 @@ from medseg.domains.base import find_domain
 from medseg.geometry import Grid
 from medseg.io.images import read_case
 from medseg.models.base import Head, find_network
+from medseg.planning.planner import make_plans
 from medseg.plans import Plan
 from medseg.tasks.base import find_task
 
@@ -37,8 +38,9 @@ def native_spacing(plan: Plan) -> tuple[float, ...]:
 
 
 @pytest.mark.parametrize("name", registry.tasks.names())
-def test_oracle_law(name: str, plans: tuple[Plan, ...], dataset) -> None:
+def test_oracle_law(name: str, dataset, fingerprint) -> None:
     """decode(oracle(targets(case))) scores 1.0 on real labels."""
+    plans = make_plans(dataset, fingerprint, task=name, domain=dataset.domain, network="unet", machine=Machine("cpu", 8))
     plan = next(p for p in plans if p.recommended)
     task = find_task(name)(plan)
     for files in dataset.cases[:3]:
