@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
@@ -138,7 +139,7 @@ def file_digest(path: Path) -> str:
         raise ImageError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
 
 
-def case_digest(case: CaseFiles) -> str:
-    """16 hexadecimal digits of the content of all files of a case, and of their order."""
+def case_digest(case: CaseFiles, of_file: Callable[[Path], str] = file_digest) -> str:
+    """16 hexadecimal digits of the content of all files of a case, and of their order; `of_file` gives the digest of one file."""
     files = [*case.images, *([case.label] if case.label else [])]
-    return hashlib.blake2b("/".join(file_digest(f) for f in files).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b("/".join(of_file(f) for f in files).encode(), digest_size=8).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from medseg.errors import ResourceError
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 Kind = Literal["cpu", "cuda", "mps"]
-CPU_SHARE = 0.5  # of the free memory: other programs, the page cache and the data workers need the rest
+CPU_SHARE = 0.5  # of the physical memory: other programs, the page cache and the data workers need the rest
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,8 @@ def choose_device(name: str = "auto") -> torch.device:
 def machine(device: str = "auto", memory: float | None = None) -> Machine:
     """The machine at hand; `memory` in GiB overrides what it has (`--memory`).
 
-    A GPU offers its total memory less 1 GiB for the context; a CPU half of its physical memory (`CPU_SHARE`), rounded down to whole GiB.
+    A GPU offers its total memory less 1 GiB for the context; a CPU half of its `physical_memory` (`CPU_SHARE`), rounded down to whole GiB.
     """
-    import psutil
     import torch
 
     chosen = choose_device(device)
@@ -61,7 +62,52 @@ def machine(device: str = "auto", memory: float | None = None) -> Machine:
         return Machine("cuda", max(1.0, float(torch.cuda.get_device_properties(chosen).total_memory // 2**30 - 1)))
     if chosen.type == "mps":
         return Machine("mps", max(1.0, float(torch.mps.recommended_max_memory() // 2**30)))
-    return Machine("cpu", max(1.0, float(int(psutil.virtual_memory().total * CPU_SHARE) // 2**30)))
+    return Machine("cpu", max(1.0, float(int(physical_memory() * CPU_SHARE) // 2**30)))
+
+
+def physical_memory() -> int:
+    """Bytes of main memory that this process may ever hold: the machine's, or less where a container or a batch system limits it."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    try:
+        membership = Path("/proc/self/cgroup").read_text(encoding="utf-8")
+    except OSError:
+        return total  # no Linux: there are no control groups
+    return min(total, control_group_limit(membership, CONTROL_GROUPS) or total)
+
+
+def memory_per_array(workers: int, arrays: int) -> float:
+    """Bytes for each of `arrays` large arrays that each of `workers` processes holds at once; together `CPU_SHARE` of the memory."""
+    return physical_memory() * CPU_SHARE / workers / arrays
+
+
+def control_group_limit(membership: str, mount: Path) -> int | None:
+    """The smallest memory limit, in bytes, of a process's Linux control group and the groups around it; None where there is none.
+
+    Args:
+        membership: content of `/proc/self/cgroup`: `0::/path` for version 2, `4:memory:/path` for version 1.
+        mount: where control groups are mounted. Within a container this is the container's own group, and `path` may not exist below it.
+    """
+    limits = []
+    for line in membership.splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            root, name = mount, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = mount / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts) + 1):
+            try:
+                text = root.joinpath(*parts[:depth], name).read_text(encoding="utf-8").strip()
+            except OSError:
+                continue  # the root of version 2 has no limit, and a container does not see the groups around it
+            if text.isdigit() and int(text) > 0:
+                limits.append(int(text))
+    return min(limits, default=None)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

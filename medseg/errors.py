@@ -42,7 +42,10 @@ class Problem:
 class MedsegError(Exception):
     """Base of all errors that a user can cause and mend."""
 
-    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+    def __init__(self, problems: Problem | Iterable[Problem] | str) -> None:
+        """From one problem or several; a text is one problem (libraries that re-raise an exception of a worker give it a text)."""
+        if isinstance(problems, str):
+            problems = Problem(problems.strip().removesuffix("."))
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__(self.problems)
 

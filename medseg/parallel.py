@@ -59,7 +59,8 @@ def map_cases(function: Callable[[A], R], items: Sequence[A], workers: int | Non
         except BrokenProcessPool:
             raise ResourceError(
                 Problem(
-                    "a worker process was killed", expected="enough memory for one case per worker", fix="Use fewer workers (--workers 1)."
+                    "a worker process did not start or was killed, most often because memory ran out",
+                    fix='Use fewer workers (--workers 1). A script that calls medseg needs `if __name__ == "__main__":` around its calls.',
                 )
             ) from None
         finally:

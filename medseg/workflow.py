@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from medseg.dataset import Dataset, LabelClass, Labels
-from medseg.device import machine
-from medseg.errors import ImageError, PlanError, Problem, UsageError
+from medseg.device import choose_device, machine
+from medseg.errors import ImageError, ModelError, PlanError, Problem, ResourceError, UsageError
 from medseg.evaluation.records import Comparison, Evaluation
+from medseg.fingerprint import Fingerprint
 from medseg.io.layouts.base import LayoutOptions, open_dataset
 from medseg.io.store import Store
 from medseg.planning.explain import Decision
@@ -23,6 +24,7 @@ from medseg.planning.explain import explain as explain_plan
 from medseg.planning.verify import Verified
 from medseg.planning.verify import verify as verify_dataset
 from medseg.plans import Plan
+from medseg.preconditions import check_folds, check_length, check_memory, check_workspace
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.workspace import RunFolder, Workspace
@@ -70,18 +72,12 @@ def plan(
         task: what the annotations mean; None takes what the dataset's layout says.
         memory: GiB that training may use; None takes what the machine has.
     """
-    from medseg.planning.fingerprinting import make_fingerprint
     from medseg.planning.planner import make_plans
 
-    verified = verify_dataset(
-        open_dataset(dataset, options or LayoutOptions()), workers=workers, progress=progress, resample_labels=resample_labels
-    )
-    found = verified.dataset
-    for warning in verified.warnings:
-        progress.say(f"warning: {warning}")
+    offered = machine(device, memory)
     workspace = Workspace(out)
-    fingerprint = make_fingerprint(found, found.domain, workspace.cache, workers=workers, progress=progress)
-    plans = make_plans(found, fingerprint, task=task or found.task, domain=found.domain, network=network, machine=machine(device, memory))
+    found, fingerprint = _measured(dataset, workspace, options, workers, resample_labels, progress)
+    plans = make_plans(found, fingerprint, task=task or found.task, domain=found.domain, network=network, machine=offered)
     found.save(workspace.dataset_file)
     fingerprint.save(workspace.fingerprint_file)
     for one in plans:
@@ -119,36 +115,21 @@ def train(
     progress: Progress = SILENT,
 ) -> TrainingResult:
     """Train one fold (None: on every case) into the model folder `out`; the length is `seconds`, `epochs`, or the plan's epochs."""
-    from medseg.training.budget import Budget
-    from medseg.training.tracking import Tracker
-    from medseg.training.train import train as train_fold
-
-    if seconds is not None and epochs is not None:
-        raise UsageError.of("--time and --epochs contradict each other", fix="Give one of them.")
-    chosen = Plan.load(plan_file).edited(dict(edits or {}))
-    workspace = Workspace.of_plan(plan_file)
-    store = _prepared(chosen, workspace, workers, progress)
-    folder = RunFolder(out)
-    dataset = workspace.dataset()
-    tracker = Tracker.open(workspace, chosen, workspace.fingerprint())
-    result = train_fold(
-        chosen,
-        store,
-        _splits(chosen, workspace, folder),
+    check_length(seconds, epochs)
+    return _train(
+        Plan.load(plan_file).edited(dict(edits or {})),
+        Workspace.of_plan(plan_file),
+        RunFolder(out),
         fold,
-        folder,
-        Budget(seconds=seconds, epochs=epochs if epochs is not None or seconds is not None else chosen.training.epochs),
+        seconds=seconds,
+        epochs=epochs,
         patience=patience,
         resume=resume,
         device=device,
         devices=devices,
-        tracker=tracker,
+        workers=workers,
         progress=progress,
-        licence=dataset.licence,
     )
-    if result.finished:
-        tracker.log_model(folder, PYFUNC)
-    return result
 
 
 def predict(
@@ -209,10 +190,10 @@ def evaluate(
 
 
 def compare(first: Path, second: Path) -> Comparison:
-    """Compare two report folders case by case."""
+    """Compare two evaluations case by case; each is given as a report folder or as a run that has one."""
     from medseg.evaluation.comparison import compare as compare_evaluations
 
-    return compare_evaluations(Evaluation.open(first), Evaluation.open(second))
+    return compare_evaluations(_evaluation(first), _evaluation(second))
 
 
 class RunResult(Record):
@@ -234,10 +215,11 @@ def run(
     seconds: float | None = None,
     epochs: int | None = None,
     patience: int | None = None,
-    folds: Sequence[int | None] | str = (0,),
+    folds: Sequence[int | None] | Literal["all"] = (0,),
     configuration: str | None = None,
     edits: Mapping[str, str] | None = None,
     task: str | None = None,
+    network: str = "unet",
     memory: float | None = None,
     device: str = "auto",
     devices: int = 1,
@@ -246,54 +228,66 @@ def run(
     resample_labels: bool = False,
     progress: Progress = SILENT,
 ) -> RunResult:
-    """Everything with the recommended plan. Called again with the same `out`, it goes on where it was interrupted.
+    """Everything with the recommended plan. Called again with the same `out`, it goes on where it was interrupted, with the plan it has.
 
     The report covers the cases that each trained fold left out; with `folds=(None,)` every case trains and there is none.
+
+    Args:
+        folds: folds to train, `None` among them for a model of every case; or "all" for cross-validation.
+        configuration: name of the plan to train; None takes the recommended one.
     """
-    workspace = Workspace(out / "workspace")
-    plans = plan(
-        dataset,
-        workspace.root,
-        task=task,
-        memory=memory,
-        device=device,
-        options=options,
-        workers=workers,
-        resample_labels=resample_labels,
-        progress=progress,
-    )
-    chosen = _configuration(plans, configuration)
-    wanted = tuple(range(chosen.training.folds)) if folds == "all" else tuple(f for f in folds if not isinstance(f, str))
-    tracking = ""
-    for fold in wanted:
-        result = train(
-            workspace.plan_file(chosen.name),
-            out,
-            fold=fold,
-            seconds=seconds,
-            epochs=epochs,
-            patience=patience,
-            resume=True,
-            edits=edits,
+    check_length(seconds, epochs)
+    check_folds(folds)
+    choose_device(device)
+    folder, workspace = RunFolder(out), Workspace(out / "workspace")
+    if folder.plan_file.is_file():
+        chosen = _continued(folder, workspace, dataset, options, configuration, dict(edits or {}), workers, resample_labels, progress)
+    else:
+        plans = plan(
+            dataset,
+            workspace.root,
+            task=task,
+            network=network,
+            memory=memory,
             device=device,
-            devices=devices,
+            options=options,
             workers=workers,
+            resample_labels=resample_labels,
             progress=progress,
         )
-        tracking = result.tracking
-        if not result.finished:
-            return RunResult(
-                model=out, plan=chosen.name, folds=wanted, report=None, evaluation=None, tracking=tracking, interrupted=result.interrupted
+        chosen = _configuration(plans, configuration).edited(dict(edits or {}))
+    wanted: tuple[int | None, ...] = tuple(range(chosen.training.folds)) if folds == "all" else tuple(folds)
+    results = []
+    for fold in wanted:
+        results.append(
+            _train(
+                chosen,
+                workspace,
+                folder,
+                fold,
+                seconds=seconds,
+                epochs=epochs,
+                patience=patience,
+                resume=True,
+                device=device,
+                devices=devices,
+                workers=workers,
+                progress=progress,
             )
-    held_out = tuple(f for f in wanted if f is not None)
-    evaluation = _report(RunFolder(out), workspace.dataset(), held_out, device, memory, workers, progress) if held_out else None
+        )
+        if not results[-1].finished:
+            break
+    interrupted = results[-1].interrupted if not results[-1].finished else ""
+    held_out = [fold for fold in wanted if fold is not None] if not interrupted else []
+    evaluation = _report(folder, workspace.dataset(), held_out, device, memory, workers, progress) if held_out else None
     return RunResult(
         model=out,
         plan=chosen.name,
         folds=wanted,
-        report=RunFolder(out).report if evaluation else None,
+        report=folder.report if evaluation else None,
         evaluation=evaluation,
-        tracking=tracking,
+        tracking=results[-1].tracking,
+        interrupted=interrupted,
     )
 
 
@@ -313,19 +307,134 @@ def sample_dataset() -> Path:
     )
 
 
+def _measured(
+    dataset: Path, workspace: Workspace, options: LayoutOptions | None, workers: int | None, resample_labels: bool, progress: Progress
+) -> tuple[Dataset, Fingerprint]:
+    """Verify a dataset and take its fingerprint; refuses a workspace that belongs to something else before it reads a voxel."""
+    from medseg.planning.fingerprinting import make_fingerprint
+
+    found = open_dataset(dataset, options or LayoutOptions())
+    check_workspace(workspace, found)
+    verified = verify_dataset(found, workers=workers, progress=progress, resample_labels=resample_labels)
+    for warning in verified.warnings:
+        progress.say(f"warning: {warning}")
+    return verified.dataset, make_fingerprint(verified.dataset, found.domain, workspace.cache, workers=workers, progress=progress)
+
+
+def _continued(
+    folder: RunFolder,
+    workspace: Workspace,
+    dataset: Path,
+    options: LayoutOptions | None,
+    configuration: str | None,
+    edits: dict[str, str],
+    workers: int | None,
+    resample_labels: bool,
+    progress: Progress,
+) -> Plan:
+    """The plan of a run that has begun, if it is of this dataset and of these wishes."""
+    chosen = Plan.load(folder.plan_file)
+    found, fingerprint = _measured(dataset, workspace, options, workers, resample_labels, progress)
+    if chosen.data.digest != fingerprint.digest:
+        raise ModelError.of(
+            "is a run of other data",
+            where=str(folder.root),
+            found=f"dataset '{chosen.data.name}', digest {chosen.data.digest}",
+            expected=f"'{found.name}', digest {fingerprint.digest}",
+            fix="Choose another folder for -o.",
+        )
+    if configuration not in (None, chosen.name) or chosen.edited(edits).content_digest() != chosen.content_digest():
+        raise ModelError.of(
+            "has begun with another plan",
+            where=str(folder.root),
+            found=f"configuration '{chosen.name}' without the wanted changes",
+            expected=", ".join([configuration or chosen.name, *(f"{k}={v}" for k, v in edits.items())]),
+            fix="Choose another folder for -o.",
+        )
+    progress.say(f"going on with the plan in {folder.plan_file}")
+    return chosen
+
+
+def _train(
+    chosen: Plan,
+    workspace: Workspace,
+    folder: RunFolder,
+    fold: int | None,
+    *,
+    seconds: float | None,
+    epochs: int | None,
+    patience: int | None,
+    resume: bool,
+    device: str,
+    devices: int,
+    workers: int | None,
+    progress: Progress,
+) -> TrainingResult:
+    from medseg.training.budget import Budget
+    from medseg.training.preflight import claim
+    from medseg.training.splits import choose_split
+    from medseg.training.tracking import Tracker
+    from medseg.training.train import train as train_fold
+
+    choose_device(device)
+    check_memory(chosen)
+    splits = _splits(chosen, workspace, folder, fold)
+    choose_split(splits, fold)
+    claim(folder, chosen)
+    store = _prepared(chosen, workspace, workers, progress)
+    tracker = Tracker.open(workspace, chosen, workspace.fingerprint())
+    result = train_fold(
+        chosen,
+        store,
+        splits,
+        fold,
+        folder,
+        Budget(seconds=seconds, epochs=epochs if epochs is not None or seconds is not None else chosen.training.epochs),
+        patience=patience,
+        resume=resume,
+        device=device,
+        devices=devices,
+        tracker=tracker,
+        progress=progress,
+        licence=workspace.dataset().licence,
+    )
+    if result.finished:
+        try:
+            tracker.log_model(folder, PYFUNC)
+        except ResourceError as error:  # the model is on disk; tracking must not take it away
+            progress.say(f"warning: the model could not be logged. {error}")
+    return result
+
+
+def _evaluation(path: Path) -> Evaluation:
+    report = RunFolder(path).report
+    found = report if report.is_dir() else path
+    if not (found / "summary.json").is_file():
+        raise UsageError.of(
+            "holds no evaluation",
+            where=str(path),
+            expected="summary.json",
+            fix="Pass a folder that `medseg evaluate` or `medseg run` wrote.",
+        )
+    return Evaluation.open(found)
+
+
 def _prepared(chosen: Plan, workspace: Workspace, workers: int | None, progress: Progress) -> Store:
     from medseg.preprocessing.prepare import prepare
 
     return prepare(workspace.dataset(), chosen, workspace.prepared(chosen), workers=workers, progress=progress)
 
 
-def _splits(chosen: Plan, workspace: Workspace, folder: RunFolder) -> tuple[Split, ...]:
+def _splits(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int | None) -> tuple[Split, ...]:
     """The splits of a model folder: made once, then read, so that every fold and every resumption sees the same."""
-    from medseg.training.splits import Splits, make_splits
+    from medseg.training.splits import Split, Splits, make_splits
 
+    dataset = workspace.dataset()
+    if fold is None:
+        return (Split(train=tuple(c.id for c in dataset.cases), val=()),)
     if folder.splits_file.is_file():
         return Splits.load(folder.splits_file).folds
-    splits = make_splits(workspace.dataset(), workspace.fingerprint(), chosen.training.folds, chosen.training.seed)
+    splits = make_splits(dataset, workspace.fingerprint(), chosen.training.folds, chosen.training.seed)
     Splits(folds=splits).save(folder.splits_file)
     return splits
 
@@ -351,7 +460,7 @@ def _report(
         ids = choose_split(splits, fold).val
         held_out += ids
         predictor = Predictor.load(folder.root, device=device, memory=memory, folds=[fold])
-        predicted = predictor.predict([image for i in ids for image in dataset.case(i).images], folder.held_out, progress=progress)
+        predicted = predictor.predict([dataset.case(i) for i in ids], folder.held_out, progress=progress)
         if predicted.failures:
             raise ImageError([Problem(str(failure)) for failure in predicted.failures])
     return score_folder(

@@ -46,7 +46,7 @@ class Workspace:
 
     @property
     def cache(self) -> Path:
-        """Per-case statistics by content digest."""
+        """Per-case statistics by content digest, and digests of files."""
         return self.root / "cache"
 
     @property

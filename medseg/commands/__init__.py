@@ -66,12 +66,5 @@ def main() -> None:
     except MedsegError as error:
         if console.style.debug:
             raise
-        sys.exit(_fail(str(error)))
-
-
-def _fail(message: str) -> int:
-    from rich.console import Console
-    from rich.text import Text
-
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble(("error ", "bold red"), message))
-    return 2
+        console.fail(error)
+        sys.exit(2)

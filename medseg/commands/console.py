@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from medseg.errors import MedsegError
 
 T = TypeVar("T")
 
@@ -38,8 +43,34 @@ def human() -> Console:
 
 
 def say(text: str) -> None:
-    """One line for people (rich markup)."""
-    human().print(text)
+    """One line for people, printed as it is."""
+    human().print(text, markup=False, soft_wrap=True)
+
+
+def ok(text: str) -> None:
+    """One line for people that says that something has worked."""
+    human().print(Text.assemble(("ok ", "green"), text), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """One line for people about something odd."""
+    human().print(Text.assemble(("warning ", "yellow"), text), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """What went wrong with one case: on stderr also with `--quiet`."""
+    Console(stderr=True, highlight=False).print(Text.assemble(("failed ", "red"), text), soft_wrap=True)
+
+
+def fail(error: MedsegError) -> None:
+    """An error: on stderr also with `--quiet`, and as JSON on stdout where `--json` was given."""
+    Console(stderr=True, highlight=False).print(Text.assemble(("error ", "bold red"), str(error)), soft_wrap=True)
+    answer({"error": [asdict(problem) for problem in error.problems]})
+
+
+def shown(path: Path) -> str:
+    """A path as it can be pasted into a shell."""
+    return shlex.quote(str(path))
 
 
 def answer(value: Any) -> None:
@@ -59,6 +90,14 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     for row in rows:
         view.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else escape(str(cell)) for cell in row))
     human().print(view)
+
+
+def paragraphs(items: Iterable[tuple[str, str]]) -> None:
+    """Headings, each with an indented text that wraps to the terminal."""
+    console = human()
+    for heading, text in items:
+        console.print(Text(heading, "bold"), soft_wrap=True)
+        console.print(Padding(Text(text), (0, 0, 0, 4)))
 
 
 class _Amount(ProgressColumn):
@@ -126,4 +165,4 @@ class Bars(AbstractContextManager["Bars"]):
 
     def say(self, message: str) -> None:
         """See `medseg.progress.Progress`."""
-        (self._bars.console if self._live else self._console).print(message, markup=False)
+        (self._bars.console if self._live else self._console).print(message, markup=False, soft_wrap=True)

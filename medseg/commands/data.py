@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from medseg.commands.console import Bars, answer, say, table
+from medseg.commands.console import Bars, answer, ok, paragraphs, say, shown, table, warn
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
     from medseg.dataset import Modality
     from medseg.io.layouts.base import LayoutOptions
 
+Network = Annotated[str, typer.Option("--network", help="Network family, see `medseg tasks`.")]
 DatasetPath = Annotated[
     Path, typer.Argument(help="Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, or images/ + labels/.")
 ]
@@ -27,7 +28,7 @@ ModalityOption = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes for work over cases. Default: one per core.")]
 PlanFile = Annotated[Path, typer.Argument(help="A plan file, e.g. PLANS/3d.json.")]
-Memory = Annotated[float | None, typer.Option(min=0.1, help="GiB that training may use. Default: what the machine has.")]
+Memory = Annotated[float | None, typer.Option(min=0.1, help="GiB of memory to plan for or to stay within. Default: what the machine has.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 TaskName = Annotated[
     str | None, typer.Option("--task", help="What the labels mean, see `medseg tasks`. Default: as the dataset's layout says.")
@@ -78,14 +79,14 @@ def verify(
             dataset, options(classes, labels, modality), workers=workers, resample_labels=resample_labels, progress=progress
         )
     for warning in verified.warnings:
-        say(f"[yellow]warning[/] {warning}")
+        warn(str(warning))
     found = verified.dataset
     rows = [
         (name, "/".join(map(str, c.values)), verified.occurrences[name])
         for name, c in zip(found.labels.names, found.labels.classes, strict=True)
     ]
     table(f"{found.name}: {len(found.cases)} labelled cases, layout {found.layout}", ("class", "values", "cases with it"), rows)
-    say("[green]ok[/] ready to plan")
+    ok("ready to plan")
     answer(
         {
             "dataset": found.name,
@@ -109,7 +110,7 @@ def plan(
     modality: ModalityOption = None,
     workers: Workers = None,
     resample_labels: ResampleLabels = False,
-    network: Annotated[str, typer.Option(help="Registered network family.")] = "unet",
+    network: Network = "unet",
 ) -> None:
     """Fingerprint a dataset and write one plan per configuration; says which one it recommends and why."""
     from medseg import workflow
@@ -130,8 +131,9 @@ def plan(
     rows = [(("* " if p.recommended else "  ") + p.name, _by(p.window), p.training.batch_size, p.memory.training) for p in plans]
     table(f"Plans of {plans[0].data.name} in {out}", ("configuration", "window", "batch", "training GiB"), rows)
     best = next(p for p in plans if p.recommended)
-    say(f"* recommended: [bold]{best.name}[/]. {best.reasons['recommended']}")
-    say(f"Next: medseg explain {out / best.name}.json, or medseg train {out / best.name}.json --time 20m -o RUN")
+    file = shown(out / f"{best.name}.json")
+    say(f"* recommended: {best.name}. {best.reasons['recommended']}")
+    say(f"Next: medseg explain {file}, or medseg train {file} --time 20m -o RUN")
     answer([p.model_dump(mode="json") for p in plans])
 
 
@@ -140,7 +142,7 @@ def explain(plan: PlanFile) -> None:
     from medseg import workflow
 
     decisions = workflow.explain(plan)
-    table(f"Why {plan} is as it is", ("decision", "value", "because"), [(d.field, d.value, d.reason) for d in decisions])
+    paragraphs([(f"{d.field} = {d.value}", d.reason) for d in decisions])
     answer([d.model_dump(mode="json") for d in decisions])
 
 
@@ -150,7 +152,7 @@ def preprocess(plan: PlanFile, workers: Workers = None) -> None:
 
     with Bars() as progress:
         store = workflow.preprocess(plan, workers=workers, progress=progress)
-    say(f"[green]ok[/] {len(store.ids())} prepared cases in {store.folder}")
+    ok(f"{len(store.ids())} prepared cases in {store.folder}")
     answer({"cases": len(store.ids()), "folder": str(store.folder)})
 
 

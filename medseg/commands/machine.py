@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medseg.commands.console import answer, say, table
+from medseg.commands.console import answer, ok, table, warn
 
 
 def doctor() -> None:
@@ -14,7 +14,7 @@ def doctor() -> None:
     table("Machine", ("what", "value"), list(found.machine.items()))
     table("Fast paths", ("what", "measured"), list(found.fast_paths.items()))
     for warning in found.warnings:
-        say(f"[yellow]warning[/] {warning}")
+        warn(warning)
     if not found.warnings:
-        say("[green]ok[/] nothing known to be wrong")
+        ok("nothing known to be wrong")
     answer(found)

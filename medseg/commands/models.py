@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medseg.commands.console import Bars, answer, say, table
+from medseg.commands.console import Bars, answer, complain, ok, say, shown, table, warn
 from medseg.commands.data import (
     Classes,
     DatasetPath,
@@ -16,6 +17,7 @@ from medseg.commands.data import (
     LabelFolder,
     Memory,
     ModalityOption,
+    Network,
     PlanFile,
     ResampleLabels,
     TaskName,
@@ -59,7 +61,7 @@ def parse_edits(texts: list[str] | None) -> dict[str, str]:
     return edits
 
 
-def parse_folds(text: str) -> tuple[int | None, ...] | str:
+def parse_folds(text: str) -> tuple[int | None, ...] | Literal["all"]:
     """`0`, `0,2`, `all` or `none`."""
     if text == "all":
         return "all"
@@ -88,7 +90,7 @@ def train(
     from medseg import workflow
 
     folds = parse_folds(fold)
-    if isinstance(folds, str) or len(folds) != 1:
+    if folds == "all" or len(folds) != 1:
         raise UsageError.of(
             "one fold at a time", where="--fold", found=f"'{fold}'", fix="Use `medseg run --folds all` for cross-validation."
         )
@@ -111,10 +113,10 @@ def train(
     if not result.finished:
         say(f"stopped by {result.interrupted} after {result.epochs} epochs; the same command with --resume goes on from there")
         raise typer.Exit(1)
-    say(f"[green]ok[/] trained {result.epochs} epochs in {result.seconds / 60:.1f} minutes; model in {out}")
+    ok(f"trained {result.epochs} epochs in {result.seconds / 60:.1f} minutes; model in {out}")
     if result.score is not None:
         say(f"Validation {result.metric} {result.score:.4f} over {result.cases} cases left out")
-    say(f"Next: medseg predict {out} IMAGES -o OUT")
+    say(f"Next: medseg predict {shown(out)} IMAGES -o OUT")
 
 
 def predict(
@@ -144,13 +146,17 @@ def predict(
             memory=memory,
             progress=progress,
         )
-    done = len(predicted.cases)
-    say(f"[green]ok[/] {done} prediction{'s' if done != 1 else ''} in {out}")
+    done, failed = len(predicted.cases), len(predicted.failures)
+    if done:
+        ok(
+            f"{done} prediction{'s' if done != 1 else ''} in {out}"
+            + (f", {predicted.skipped} of them from before" if predicted.skipped else "")
+        )
     for failure in predicted.failures:
-        say(f"[red]failed[/] {failure}")
+        complain(str(failure))
     answer(predicted)
-    if predicted.failures:
-        raise typer.Exit(1)
+    if failed:
+        raise typer.Exit(1 if done else 2)
 
 
 def evaluate(
@@ -204,7 +210,7 @@ def compare(
             d.n,
             _number(d.mean_a),
             _number(d.mean_b),
-            f"{d.difference:+.4f} ({_number(d.low)} to {_number(d.high)})",
+            f"{d.difference:+.4f}" + _range(d.low, d.high),
             _number(d.p),
         )
         for d in result.differences
@@ -212,6 +218,9 @@ def compare(
     ]
     columns = ("class", "metric", "cases", "first", "second", "second - first (95 %)", "Wilcoxon p")
     table(f"{result.b} against {result.a}, {len(result.cases)} cases in both", columns, rows)
+    for name, alone in ((result.a, result.only_a), (result.b, result.only_b)):
+        if alone:
+            warn(f"{len(alone)} cases only in {name}, left out: {', '.join(alone[:5])}{' ...' if len(alone) > 5 else ''}")
     answer(result)
 
 
@@ -222,13 +231,17 @@ def run(
     epochs: Epochs = None,
     patience: Patience = None,
     folds: Annotated[
-        str, typer.Option("--folds", help="0 (default): train on four fifths, report on the rest; all: cross-validate; none: every case.")
+        str,
+        typer.Option(
+            "--folds", "--fold", help="0 (default): train on four fifths, report on the rest; all: cross-validate; none: every case."
+        ),
     ] = "0",
     configuration: Annotated[
         str | None, typer.Option("--configuration", help="Configuration to train. Default: the recommended one.")
     ] = None,
     edits: Set = None,
     task: TaskName = None,
+    network: Network = "unet",
     memory: Memory = None,
     device: Device = "auto",
     devices: Devices = 1,
@@ -252,6 +265,7 @@ def run(
             configuration=configuration,
             edits=parse_edits(edits),
             task=task,
+            network=network,
             memory=memory,
             device=device,
             devices=devices,
@@ -266,9 +280,9 @@ def run(
         raise typer.Exit(1)
     if result.evaluation is not None:
         show_scores(result.evaluation, result.report)
-    say(f"Model: {out}. Next: medseg predict {out} IMAGES -o OUT")
+    say(f"Model: {out}. Next: medseg predict {shown(out)} IMAGES -o OUT")
     if result.tracking:
-        say(f"Training is tracked: mlflow ui --backend-store-uri {result.tracking}")
+        say(f"Training is tracked: mlflow ui --backend-store-uri {shlex.quote(result.tracking)}")
 
 
 def demo(
@@ -288,19 +302,27 @@ def demo(
 
 def show_scores(evaluation: Evaluation, report: Path | None) -> None:
     """The summary of an evaluation as a table."""
+    from medseg.metrics import describe
+
     metrics = [m for m in evaluation.metrics if m.partition("@")[0] in ("dice", "nsd", "hd95", "lesion_f1")]
     rows = [(name, *(_interval(evaluation.classes[name][m]) for m in metrics)) for name in evaluation.labels.names]
     if len(rows) > 1:
         rows.append(("mean", *(_interval(evaluation.overall[m]) for m in metrics)))
-    table(f"{evaluation.title}: {len(evaluation.cases)} cases, mean (95 % bootstrap interval)", ("class", *metrics), rows)
+    titles = [f"{d.title} ({evaluation.unit})" if (d := describe(m)).unit else d.title for m in metrics]
+    count = len(evaluation.cases)
+    table(f"{evaluation.title}: {count} case{'s' if count != 1 else ''}, mean and its 95 % bootstrap interval", ("class", *titles), rows)
     if evaluation.missing:
-        say(f"[yellow]warning[/] {len(evaluation.missing)} references without a prediction: {', '.join(evaluation.missing[:5])}")
+        warn(f"{len(evaluation.missing)} references without a prediction: {', '.join(evaluation.missing[:5])}")
     if report is not None:
         say(f"Report: {report / 'index.html'}")
 
 
 def _interval(summary: Summary) -> str:
-    return f"{summary.mean:.3f} ({_number(summary.low)} to {_number(summary.high)})" if summary.mean is not None else "undefined"
+    return f"{summary.mean:.3f}{_range(summary.low, summary.high)}" if summary.mean is not None else "undefined"
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"\n{_number(low)} to {_number(high)}"
 
 
 def _number(value: float | None) -> str:

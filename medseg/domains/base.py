@@ -43,7 +43,7 @@ class Draft:
         samples: median number of windows' worth of data: prepared voxels of all cases together.
         mirror: window axes along which mirroring leaves every class what it is.
         overlap: overlap of neighbouring windows in inference.
-        reasons: dotted plan field -> reason.
+        reasons: dotted plan field -> reason, for every field of `space`, for `window`, `inference.overlap` and `inference.mirror`.
         because: why this configuration is offered at all.
         preference: the draft with the highest value is recommended, if it fits.
     """

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from medseg.case import Batch
 from medseg.device import autocast_dtype
 from medseg.errors import ModelError, ResourceError
+from medseg.models.blocks import memory_format
 from medseg.tasks.base import Task
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""What RuntimeErrors say when memory ran out where torch has no type for it: Apple's backend, the CPU's allocator, cuDNN and cuBLAS."""
 
 
 class Ensemble:
@@ -26,8 +30,7 @@ class Ensemble:
         self.task = task
         self.device = device
         self.batch_size = batch_size
-        layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-        self.layout = layouts.get(len(task.plan.window) + 2, torch.contiguous_format)
+        self.layout = memory_format(device, len(task.plan.window))
         self.networks = tuple(network.to(device).to(memory_format=self.layout).eval() for network in networks)  # type: ignore[call-overload]
         self.dtype = autocast_dtype(device)
 
@@ -43,16 +46,20 @@ class Ensemble:
     def _average(self, windows: Tensor, views: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
         try:
             return self._forward(windows, views)
-        except torch.OutOfMemoryError:
-            pass  # freed by leaving the handler: the exception's traceback holds the activations
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            # freed by leaving the handler: the exception's traceback holds the activations
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
         if len(windows) * min(len(views), self.batch_size) == 1:
             raise ResourceError.of(
                 "one window does not fit on the device",
                 where=str(self.device),
                 found=f"window {' x '.join(map(str, windows.shape[2:]))}",
-                fix="Close other programs on the device, or predict with --device cpu.",
+                fix="Close other programs, or predict on another device (--device).",
             )
         if len(windows) == 1:
             self.batch_size = 1
@@ -78,6 +85,13 @@ class Ensemble:
                         total[name] = total[name] + back if name in total else back
         count = len(views) * len(self.networks)
         return {name: (maps / count).cpu() for name, maps in total.items()}
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    )
 
 
 def load_network(task: Task, weights: Path, plan_digest: str) -> nn.Module:

@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.dataset import CaseFiles, Channel
-from medseg.errors import DatasetError, MedsegError, Problem, UsageError
-from medseg.io.images import SUFFIXES, image_stem
+from medseg.errors import DatasetError, ImageError, MedsegError, Problem, UsageError
+from medseg.io.images import SUFFIXES, image_stem, read_header
 from medseg.io.layouts.base import open_dataset
+from medseg.io.layouts.files import without_channel
 
-_CHANNEL = re.compile(r"^(?P<id>.+)_(?P<channel>\d{4})$")
 
-
-def find_cases(inputs: Sequence[Path], channels: tuple[Channel, ...]) -> tuple[CaseFiles, ...]:
+def find_cases(inputs: Sequence[Path | CaseFiles], channels: tuple[Channel, ...]) -> tuple[CaseFiles, ...]:
     """The cases behind `inputs`, sorted by id.
 
     An input is an image file (all channels in one file, or one of `case_0000`, `case_0001`, ... whose siblings are found), a folder of
-    such files, a folder with one subfolder per case, or a dataset in any known layout (labelled and unlabelled cases alike).
+    such files, a folder with one subfolder per case, a dataset in any known layout (labelled and unlabelled cases alike), or a case as
+    a dataset lists it, which is taken as it is.
+
+    A number at the end of a name counts as a channel's only where the file does not hold all channels: `frame_0003.png` in colour is a
+    case of its own for a model of three colours. The number stays in its id, unless `_0000` is the only file of that name (nnU-Net's
+    colour images).
 
     Raises:
         UsageError: inputs that do not exist, hold no image, lack a channel, or share a case id; all problems at once.
@@ -27,8 +31,11 @@ def find_cases(inputs: Sequence[Path], channels: tuple[Channel, ...]) -> tuple[C
     cases: list[CaseFiles] = []
     problems: list[Problem] = []
     for path in inputs:
+        if isinstance(path, CaseFiles):
+            cases.append(path)
+            continue
         try:
-            cases.extend(_of_folder(path, channels) if path.is_dir() else _of_files(_siblings(path), channels))
+            cases.extend(_of_folder(path, channels) if path.is_dir() else _of_file(path, channels))
         except MedsegError as error:
             problems.extend(error.problems)
     first: dict[str, CaseFiles] = {}
@@ -54,18 +61,40 @@ def is_image(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".") and path.name.lower().endswith(tuple(SUFFIXES))
 
 
-def _siblings(path: Path) -> list[Path]:
-    """The file, with the other channels where its name ends in a channel number."""
+def _of_file(path: Path, channels: tuple[Channel, ...]) -> list[CaseFiles]:
+    """The case of a file that was named: itself, or with the other channels where its name ends in a channel number."""
     if not path.is_file():
         raise UsageError.of("no such file or folder", where=str(path), fix="Check the path.")
     if not is_image(path):
         raise UsageError.of("is not an image that can be read", where=str(path), expected=f"one of {', '.join(SUFFIXES)}")
-    match = _CHANNEL.match(image_stem(path))
-    if match is None:
-        return [path]
-    suffix = path.name[len(image_stem(path)) :]
-    stem = re.compile(re.escape(match["id"]) + r"_\d{4}" + re.escape(suffix))
-    return sorted(other for other in path.parent.iterdir() if stem.fullmatch(other.name))
+    case_id, channel = without_channel(image_stem(path))
+    if channel is None:
+        return [_single(path)]
+    siblings = [p for p in sorted(path.parent.iterdir()) if _numbered_like(p, case_id, path) and is_image(p)] or [path]
+    if _holds_all(path, channels):
+        return [_single(path, case_id if channel == 0 and len(siblings) == 1 else None)]
+    return _of_files(siblings, channels)
+
+
+def _numbered_like(path: Path, case_id: str, other: Path) -> bool:
+    stem, suffix = image_stem(path), other.name[len(image_stem(other)) :]
+    name, channel = without_channel(stem)
+    return name == case_id and channel is not None and path.name == stem + suffix
+
+
+def _holds_all(path: Path, channels: tuple[Channel, ...]) -> bool:
+    """Whether one file holds every channel of a case; a file that cannot be read is judged by its name, and fails when its turn comes."""
+    if len(channels) == 1:
+        return True
+    try:
+        return read_header(path).channels == len(channels)
+    except ImageError:
+        return False
+
+
+def _single(path: Path, case_id: str | None = None) -> CaseFiles:
+    name = case_id or image_stem(path)
+    return CaseFiles(id=name, images=(path,), group=name)
 
 
 def _of_folder(folder: Path, channels: tuple[Channel, ...]) -> list[CaseFiles]:
@@ -77,7 +106,7 @@ def _of_folder(folder: Path, channels: tuple[Channel, ...]) -> list[CaseFiles]:
     except DatasetError as error:
         unknown = error
     else:
-        return [case.model_copy(update={"label": None}) for case in (*dataset.cases, *dataset.unlabelled)]
+        return [*dataset.cases, *dataset.unlabelled]
     cases = []
     for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         images = sorted(path for path in child.iterdir() if is_image(path))
@@ -97,8 +126,8 @@ def _of_case_folder(folder: Path, images: list[Path], channels: tuple[Channel, .
     """One case from a folder: a single file, numbered channels, or files that carry the channel's name."""
     if len(images) == 1:
         return CaseFiles(id=folder.name, images=(images[0],), group=folder.name)
-    numbered = [_CHANNEL.match(image_stem(path)) for path in images]
-    if all(match is not None and int(match["channel"]) == i for i, match in enumerate(numbered)) and len(images) == len(channels):
+    numbers = [without_channel(image_stem(path))[1] for path in images]
+    if numbers == list(range(len(channels))):
         return CaseFiles(id=folder.name, images=tuple(images), group=folder.name)
     named = []
     for channel in channels:
@@ -118,29 +147,33 @@ def _of_case_folder(folder: Path, images: list[Path], channels: tuple[Channel, .
 
 def _of_files(files: Sequence[Path], channels: tuple[Channel, ...]) -> list[CaseFiles]:
     """Cases from files of one folder: `case_0000` with its siblings, or one file per case."""
-    groups: dict[str, dict[int, Path]] = defaultdict(dict)
-    singles: list[Path] = []
+    groups: dict[str, list[dict[int, Path]]] = defaultdict(list)
+    cases: list[CaseFiles] = []
     for path in files:
-        match = _CHANNEL.match(image_stem(path))
-        if match is None:
-            singles.append(path)
-        else:
-            groups[match["id"]][int(match["channel"])] = path
-    cases = [CaseFiles(id=image_stem(path), images=(path,), group=image_stem(path)) for path in singles]
+        case_id, channel = without_channel(image_stem(path))
+        if channel is None:
+            cases.append(_single(path))
+            continue
+        free = next((images for images in groups[case_id] if channel not in images), None)
+        if free is None:  # also for a twin in another format, so that it comes out as a second case of this id
+            groups[case_id].append(free := {})
+        free[channel] = path
     problems = []
-    for case_id, images in sorted(groups.items()):
-        if sorted(images) == list(range(len(channels))):
+    for case_id, images in ((case_id, images) for case_id, several in sorted(groups.items()) for images in several):
+        first = images[min(images)]
+        if _holds_all(first, channels):
+            cases.extend(_single(path, case_id if list(images) == [0] else None) for path in images.values())
+        elif sorted(images) == list(range(len(channels))):
             cases.append(CaseFiles(id=case_id, images=tuple(images[i] for i in sorted(images)), group=case_id))
-        elif len(channels) == 1 or 0 not in images:
-            # With one channel a trailing number other than _0000 belongs to the name: scan_2019, scan_2020.
-            cases.extend(CaseFiles(id=image_stem(path), images=(path,), group=image_stem(path)) for path in images.values())
+        elif 0 not in images:  # a number that belongs to the name: scan_2019, scan_2020
+            cases.extend(_single(path) for path in images.values())
         else:
             problems.append(
                 Problem(
                     "has the wrong number of channel files",
-                    where=str(images[min(images)]),
+                    where=str(first),
                     found=", ".join(path.name for _, path in sorted(images.items())),
-                    expected=f"_0000 to _{len(channels) - 1:04d} ({', '.join(c.name for c in channels)})",
+                    expected=f"_0000 to _{len(channels) - 1:04d} ({', '.join(c.name for c in channels)}), or all channels in one file",
                     fix="Add the missing files, or use a model for these channels.",
                 )
             )

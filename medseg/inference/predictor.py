@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -12,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from medseg.case import Case, PreparedCase
 from medseg.dataset import CaseFiles, file_digest
-from medseg.device import CPU_SHARE, choose_device, machine
+from medseg.device import CPU_SHARE, choose_device, machine, physical_memory
 from medseg.domains.base import find_domain
 from medseg.errors import ImageError, MedsegError, ModelError, Problem, ResourceError
 from medseg.geometry import Grid, Step
-from medseg.inference.ensemble import Ensemble, load_network
+from medseg.inference.ensemble import Ensemble, load_network, out_of_memory
 from medseg.inference.inputs import find_cases
-from medseg.inference.ledger import Ledger, PredictedCase, content_digest
-from medseg.io.images import image_stem, label_suffix, map_suffix, read_case, read_header, write_label, write_maps
+from medseg.inference.ledger import FailedCase, Ledger, PredictedCase, content_digest
+from medseg.inference.targets import check_targets, targets_of
+from medseg.io.images import image_stem, read_case, read_header, write_label, write_maps
 from medseg.plans import Plan
 from medseg.prediction import Prediction
 from medseg.progress import Progress, Silent
@@ -38,17 +39,8 @@ from medseg.workspace import RunFolder
 GIB = 2**30
 SHARE_OF_MAPS = 0.25  # of the memory for blended maps of all heads; beyond it they lie in temporary files
 SHARE_OF_ARRAY = 0.08  # of the memory for each other array of a case; up to five exist at once, the rest is for the network
+LOG = logging.getLogger(__name__)
 LARGEST_BATCH = {"cpu": 4, "mps": 8, "cuda": 16}  # beyond it a device gains nothing
-
-
-class FailedCase(Record):
-    """A case that could not be predicted, and why."""
-
-    id: str
-    problems: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "\n".join(problem if self.id in problem else f"case '{self.id}': {problem}" for problem in self.problems)
 
 
 class Predicted(Record):
@@ -73,7 +65,7 @@ class Predictor:
             key: digest of the weights; outputs of other weights are not taken for finished.
         """
         self.plan = plan
-        self.memory = memory if memory is not None else max(1.0, psutil.virtual_memory().total * CPU_SHARE / GIB)
+        self.memory = memory if memory is not None else max(1.0, physical_memory() * CPU_SHARE / GIB)
         self.scratch = Scratch(self.memory * GIB * SHARE_OF_ARRAY)
         self.key = key
         self.task = find_task(plan.task)(plan)
@@ -122,7 +114,7 @@ class Predictor:
 
     def predict(
         self,
-        inputs: Path | Sequence[Path],
+        inputs: Path | CaseFiles | Sequence[Path | CaseFiles],
         out: Path,
         *,
         probabilities: bool = False,
@@ -133,26 +125,28 @@ class Predictor:
     ) -> Predicted:
         """Predict files or folders into the folder `out`, one label map per case on the grid of its input.
 
-        A case that fails does not stop the others. Cases that an earlier call finished from the same files with the same model are kept,
-        so an interrupted call is continued by repeating it.
+        A case that fails, for whatever reason, does not stop the others. Cases that an earlier call finished from the same files with the
+        same model are kept, so an interrupted call is continued by repeating it. Nothing is overwritten but earlier predictions.
 
         Args:
-            inputs: image files, folders of images, folders of case folders, or datasets (see `find_cases`).
+            inputs: image files, folders of images, folders of case folders, datasets, or cases as a dataset lists them (see `find_cases`).
             out: receives `<case><suffix of the input>` (`.png` for lossy formats) and `predictions.json`.
             probabilities: also write one map per class to `out/probabilities`.
             uncertainty: also record one number per case in `predictions.json`.
             mirror: average mirrored views, where the plan allows it.
-            overwrite: predict again what is finished.
+            overwrite: predict again what is finished, and replace files that earlier calls did not write (inputs never).
             progress: told about each case.
 
         Raises:
-            UsageError: inputs that do not exist or cannot be told apart.
+            UsageError: inputs that do not exist or cannot be told apart, or outputs that would replace inputs or other people's files.
             ResourceError: `out` cannot be written.
         """
         progress = progress or Silent()
-        cases = find_cases([inputs] if isinstance(inputs, Path) else inputs, self.plan.data.channels)
-        _check_writable(out)
+        cases = find_cases([inputs] if isinstance(inputs, (Path, CaseFiles)) else inputs, self.plan.data.channels)
         ledger = Ledger(out)
+        targets = check_targets(cases, out, probabilities, None if overwrite else ledger.files())
+        _check_writable(out)
+        ledger.claim(targets)
         done: list[PredictedCase] = []
         failures: list[FailedCase] = []
         skipped = 0
@@ -163,14 +157,16 @@ class Predictor:
                     entry = None if overwrite else ledger.finished(files.id, source)
                     if entry is None:
                         entry = self._predict_files(files, out, source, probabilities, uncertainty, mirror)
-                        ledger.add(entry)
                     else:
                         skipped += 1
+                    ledger.add(entry)
                     done.append(entry)
-                except MedsegError as error:
-                    failures.append(FailedCase(id=files.id, problems=tuple(str(problem) for problem in error.problems)))
+                except Exception as error:  # a bug or a full device in one case must not cost the others
+                    LOG.debug("a case could not be predicted", exc_info=True)
+                    failures.append(FailedCase(id=files.id, problems=tuple(str(problem) for problem in _problems(files, error))))
+                    ledger.fail(failures[-1])
         finally:
-            ledger.flush()
+            ledger.close()
         return Predicted(cases=tuple(done), failures=tuple(failures), skipped=skipped)
 
     def predict_array(
@@ -243,10 +239,9 @@ class Predictor:
         start = time.monotonic()
         prediction = self._predict_read(files, probabilities, mirror)
         image = files.images[0]
-        written = [out / f"{files.id}{label_suffix(image)}"]
+        written = [out / target for target in targets_of(files, prediction.probabilities is not None)]
         write_label(written[0], prediction.labels, like=image)
         if prediction.probabilities is not None:
-            written.append(out / "probabilities" / f"{files.id}{map_suffix(image)}")
             write_maps(written[1], self._as_float32(prediction.probabilities), like=image)
         return PredictedCase(
             id=files.id,
@@ -340,6 +335,19 @@ def _check_voxels(case: Case) -> None:
             raise ImageError.of(
                 "is constant: there is nothing to see", where=where, found=f"{low:g} everywhere", fix="Check how the image was exported."
             )
+
+
+def _problems(files: CaseFiles, error: Exception) -> tuple[Problem, ...]:
+    """What failed in a case; of an error that nobody foresaw its kind and the first line of its message, not its traceback."""
+    if isinstance(error, MedsegError):
+        return error.problems
+    kind, first = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
+    fix = (
+        "Pass a smaller --memory, or predict on another device (--device)."
+        if out_of_memory(error)
+        else "Check this case's files; if they are sound, please report this as a bug of medseg."
+    )
+    return (Problem("could not be predicted", f"case '{files.id}', {files.images[0]}", kind + (f": {first}" if first else ""), "", fix),)
 
 
 def _check_writable(folder: Path) -> None:

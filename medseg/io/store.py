@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -114,6 +115,7 @@ class Store:
 
         Raises:
             DatasetError: the case is not in the store, or damaged.
+            ResourceError: this process has too many files open.
         """
         folder = self.folder / _folder_name(case_id)
         try:
@@ -122,6 +124,12 @@ class Store:
             label = _map(folder / "label.npy") if meta.labelled else None
             points = np.load(folder / "locations.npy", allow_pickle=False)
         except (MedsegError, OSError, ValueError, EOFError) as error:
+            if _out_of_descriptors(error):
+                raise ResourceError.of(
+                    "cannot be opened: too many files are open",
+                    where=str(folder),
+                    fix="Raise the limit of open files, for example with `ulimit -n 4096`.",
+                ) from None
             raise DatasetError.of(
                 "a prepared case is missing or damaged", where=str(folder), found=str(error), fix="Run `medseg preprocess` again."
             ) from None
@@ -142,6 +150,15 @@ def _folder_name(case_id: str) -> str:
             "a case id cannot be a folder name", where=f"case '{case_id}'", expected='no leading dot and none of / \\ : * ? " < > |'
         )
     return case_id
+
+
+def _out_of_descriptors(error: BaseException | None) -> bool:
+    """Whether the limit of open files is behind an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__context__
+    return False
 
 
 def _map(path: Path) -> Array:

@@ -12,9 +12,18 @@ from medseg.geometry import Shape
 
 CONVOLUTIONS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Callable[..., nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 EPSILON = 1e-5
 SLOPE = 0.01  # of the leaky ReLU, as in nnU-Net
+
+
+def memory_format(device: torch.device, axes: int) -> torch.memory_format:
+    """How weights and windows with this many axes lie in memory: channels last, with which oneDNN and cuDNN use their fast kernels.
+
+    Apple's backend has no such format for volumes and gains nothing from it for images; neither has a sequence one.
+    """
+    if device.type == "mps":
+        return torch.contiguous_format
+    return {2: torch.channels_last, 3: torch.channels_last_3d}.get(axes, torch.contiguous_format)
 
 
 class InstanceNorm(nn.Module):

@@ -15,6 +15,7 @@ from medseg.record import Section
 
 BLOCKS = (1, 2, 2, 4)  # residual blocks per stage in the paper and in MONAI
 SMALLEST_MAP = 4  # voxels that every axis of the coarsest stage keeps
+WIDTHS = {"cpu": 16, "mps": 32, "cuda": 32}  # channels at full resolution
 GROUPS = 8  # of its group normalisation; widths must be multiples
 
 
@@ -67,12 +68,14 @@ class SegResNetFamily(NetworkFamily):
             stages += 1
         stride = 2 ** (stages - 1)
         rounded = tuple(-(-n // stride) * stride for n in window)
-        width = 16 if machine.kind == "cpu" else 32
+        width = WIDTHS[machine.kind]
         settings = SegResNetSettings(axes=len(window), width=width, blocks=BLOCKS[:stages])
         reasons = {
             "kind": "Asked for by name.",
             "axes": f"The window has {len(window)} axes.",
-            "width": f"{width} channels: MONAI's choice for {'small' if width == 16 else 'large'} budgets.",
+            "width": f"{width} channels: half of the U-Net's on a CPU, because the blocks at full resolution take most of the time."
+            if machine.kind == "cpu"
+            else f"{width} channels, as the U-Net has at full resolution; doubled below.",
             "blocks": f"{stages} stages: the smallest axis of {'x'.join(map(str, window))} keeps at least {SMALLEST_MAP} voxels.",
         }
         return Configured(settings, rounded, reasons)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medseg.device import Machine
 from medseg.geometry import Shape
 from medseg.models.base import Configured, Head, NetworkFamily, Outputs
-from medseg.models.blocks import CHANNELS_LAST, ConvBlock, ResidualBlock, convolution, upsampling
+from medseg.models.blocks import ConvBlock, ResidualBlock, convolution, memory_format, upsampling
 from medseg.models.topology import CLOSE_SPACING, SMALLEST_MAP, topology, total_stride
 from medseg.record import Section
 
@@ -74,8 +74,7 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Outputs:
         """`image`: `(N, channels, *window)`. Coarser maps only in training mode."""
-        # Channels-last lets oneDNN and cuDNN use their fast kernels; Apple's backend has no such format for volumes.
-        x = image if self.axes == 1 or image.device.type == "mps" else image.contiguous(memory_format=CHANNELS_LAST[self.axes])
+        x = image.contiguous(memory_format=memory_format(image.device, self.axes))
         skips: list[Tensor] = []
         for enter, blocks in zip(self.enter, self.encoder, strict=True):
             x = blocks(enter(x))

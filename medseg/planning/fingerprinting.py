@@ -9,15 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg.dataset import CaseFiles, Dataset, Labels, case_digest
+from medseg.dataset import CaseFiles, Dataset, Labels
+from medseg.device import memory_per_array
 from medseg.domains.base import find_domain
 from medseg.errors import DatasetError, PlanError, Problem
 from medseg.fingerprint import QUANTILES, CaseStats, Fingerprint, Intensities
+from medseg.io.digests import Digests
 from medseg.io.images import read_case
-from medseg.parallel import map_cases
+from medseg.parallel import default_workers, map_cases
 from medseg.progress import Progress, Silent
+from medseg.scratch import IN_MEMORY, Scratch
 
 FORMAT = 1  # of cached measurements; raise it when a measurement changes its meaning
+ARRAYS = 2  # large arrays that exist at once while a case is measured: the image and the values of its foreground
 
 
 def make_fingerprint(
@@ -28,14 +32,16 @@ def make_fingerprint(
     Args:
         dataset: as a layout read it.
         domain: registered name of the domain that measures.
-        cache: folder of per-case measurements, found again by the content of the files; None: no cache.
+        cache: folder of per-case measurements, found again by the content of the files, and of the files' digests, which are not
+            computed again while a file's size and times are the same; None: no cache.
         workers: processes; None: one per core.
         progress: told about every case.
 
     Raises:
         DatasetError: some cases cannot be read or measured; names all of them.
     """
-    measure = partial(measure_case, domain=domain, labels=dataset.labels, cache=cache)
+    scratch = Scratch(memory_per_array(workers or default_workers(), ARRAYS))
+    measure = partial(measure_case, domain=domain, labels=dataset.labels, cache=cache, scratch=scratch)
     problems: list[Problem] = []
     cases: list[CaseStats] = []
     outcomes = (progress or Silent()).track(map_cases(measure, dataset.cases, workers), len(dataset.cases), "Measuring cases")
@@ -58,9 +64,9 @@ def make_fingerprint(
     )
 
 
-def measure_case(files: CaseFiles, domain: str, labels: Labels, cache: Path | None) -> CaseStats:
-    """One case's measurements, from the cache where these files were measured before."""
-    digest = case_digest(files)
+def measure_case(files: CaseFiles, domain: str, labels: Labels, cache: Path | None, scratch: Scratch = IN_MEMORY) -> CaseStats:
+    """One case's measurements, from the cache where these files were measured before; a large image lies in `scratch`."""
+    digest = Digests.of_cache(cache).case(files)
     key = hashlib.blake2b(f"{FORMAT} {domain} {digest} {labels.to_json()}".encode(), digest_size=16).hexdigest()
     entry = None if cache is None else cache / f"{key}.json"
     if entry is not None and entry.is_file():
@@ -68,7 +74,7 @@ def measure_case(files: CaseFiles, domain: str, labels: Labels, cache: Path | No
             return CaseStats.load(entry).model_copy(update={"id": files.id})
         except PlanError:  # written by another version: measured again and overwritten below
             entry.unlink()
-    stats = find_domain(domain).measure(read_case(files), labels, digest)
+    stats = find_domain(domain).measure(read_case(files, scratch=scratch), labels, digest)
     if entry is not None:
         stats.model_copy(update={"id": ""}).save(entry)  # a cache that is shared or kept names nobody
     return stats

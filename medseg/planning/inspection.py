@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg.dataset import CaseFiles, Dataset, Labels, case_digest
+from medseg.dataset import CaseFiles, Dataset, Labels
 from medseg.errors import ImageError, Problem
 from medseg.geometry import Array, Shape
+from medseg.io.digests import Digests
 from medseg.io.format import numbers
 from medseg.io.images import Header, Image, grid_problems, on_grid, read_header, read_image, read_label
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
 SHOWN = 8  # label values named in an error
+UNREMEMBERED = Digests()
 
 
 @dataclass
@@ -44,7 +46,9 @@ class CaseReport:
     resample: bool = False
 
 
-def inspect_case(files: CaseFiles, dataset: Dataset, resample_labels: bool = False, scratch: Scratch = IN_MEMORY) -> CaseReport:
+def inspect_case(
+    files: CaseFiles, dataset: Dataset, resample_labels: bool = False, scratch: Scratch = IN_MEMORY, digests: Digests = UNREMEMBERED
+) -> CaseReport:
     """Check one case; problems and warnings are in the report. Runs in a worker process; large images lie in `scratch`."""
     report = CaseReport(files.id, files.images[0], files.label)
     headers = [_header(path, report) for path in files.images]
@@ -67,7 +71,7 @@ def inspect_case(files: CaseFiles, dataset: Dataset, resample_labels: bool = Fal
             report.warnings += moved
         else:
             report.problems += moved
-    report.content = case_digest(files.model_copy(update={"label": None}))
+    report.content = digests.case(files.model_copy(update={"label": None}))
     features: list[tuple[float, ...]] = []
     for path in files.images:
         features += _check_voxels(path, dataset, report, len(features), scratch)

@@ -50,7 +50,8 @@ def training_memory(plan: Plan) -> float:
 def training_cost(plan: Plan) -> Cost:
     """Measure one training step: forward, loss, backward, with optimiser state and averaged weights.
 
-    GPUs are measured with bfloat16 autocast, CPUs in float32, so that the plan does not depend on the CPU at hand.
+    CUDA devices are measured with 16-bit autocast, as they train (`device.autocast_dtype`); Apple's GPUs in float32, as they train; CPUs in
+    float32 too, which is the most that any of them takes, so that the plan does not depend on the CPU at hand.
     """
     task = find_task(plan.task)(plan)
     live = LiveStorage()
@@ -63,7 +64,7 @@ def training_cost(plan: Plan) -> Cost:
         batch = Batch(image=torch.zeros(*size, task.channels, *plan.window), label=torch.zeros(*size, *plan.window, dtype=torch.int16))
         with counter:
             targets = task.targets(batch)
-            with torch.autocast("cpu", torch.bfloat16, enabled=plan.memory.device != "cpu"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=plan.memory.device == "cuda"):
                 outputs = network(task.inputs(batch))
             terms = task.loss(outputs, targets)
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]

@@ -20,7 +20,7 @@ from medseg.models.base import Configured, NetworkFamily, find_network
 from medseg.planning import rules
 from medseg.planning.explain import unexplained
 from medseg.planning.memory import Cost, extrapolated, training_cost
-from medseg.plans import DataPlan, Plan
+from medseg.plans import DataPlan, InferencePlan, Plan
 from medseg.tasks.base import Needs, find_task
 
 MEASURED_BATCHES = (4, 8)
@@ -41,10 +41,11 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, *, task: str, domain:
     """
     needs = find_task(task).needs(dataset, fingerprint)
     family = find_network(network)
+    patients = len({case.group for case in dataset.cases})
     fitted: list[tuple[Draft, Plan]] = []
     misfits: list[Problem] = []
     for draft in find_domain(domain).drafts(fingerprint, machine):
-        plan = _Search(fingerprint, draft, needs, task, domain, family, machine).result()
+        plan = _Search(fingerprint, patients, draft, needs, task, domain, family, machine).result()
         if isinstance(plan, Problem):
             misfits.append(plan)
         else:
@@ -80,6 +81,7 @@ class _Search:
     """The search for window and batch of one configuration."""
 
     fingerprint: Fingerprint
+    patients: int
     draft: Draft
     needs: Needs
     task: str
@@ -139,15 +141,13 @@ class _Search:
 
     def _plan(self, configured: Configured, batch: int, why: str, cost: Cost | None = None, window_because: str = "") -> Plan:
         draft, seen = self.draft, self.fingerprint
-        training, of_training = rules.training(batch, why, configured.window, draft.samples, len(seen.cases), self.machine)
-        inference, of_inference = rules.inference(draft)
+        training, of_training = rules.training(batch, why, configured.window, draft.samples, len(seen.cases), self.patients, self.machine)
         memory, of_memory = rules.memory(math.ceil(cost.memory * 100) / 100 if cost else 0.0, self.machine, cost)
         reasons = {"window": window_because}
         for part, told in (
             ("network", configured.reasons),
             ("target", self.needs.reasons),
             ("training", of_training),
-            ("inference", of_inference),
             ("memory", of_memory),
         ):
             reasons |= {f"{part}.{name}": reason for name, reason in told.items()}
@@ -164,7 +164,7 @@ class _Search:
             network=configured.settings,
             target=self.needs.target,
             training=training,
-            inference=inference,
+            inference=InferencePlan(overlap=draft.overlap, mirror=draft.mirror),
             memory=memory,
             reasons=dict(sorted(reasons.items())),
         )

@@ -11,7 +11,7 @@ from medseg.device import Machine
 from medseg.domains.base import Draft
 from medseg.geometry import Shape
 from medseg.planning.memory import WORKSPACE, Cost
-from medseg.plans import InferencePlan, MemoryPlan, Optimizer, TrainingPlan
+from medseg.plans import MemoryPlan, Optimizer, TrainingPlan
 
 SMALLEST_BATCH = 2  # one window gives gradients that depend too much on it
 LARGEST_BATCH = 32  # beyond it, more steps teach more than larger ones
@@ -24,12 +24,12 @@ BATCH_FLOPS = {"cpu": 1.0e11, "mps": 1.0e12, "cuda": 2.0e13}
 TOTAL_STEPS = {"cpu": 4_000, "mps": 12_500, "cuda": 25_000}
 """Steps when neither --epochs nor --time is given."""
 EPOCH_STEPS = (50, 250)  # fewer would validate all the time, more too seldom; nnU-Net's epochs have 250
-FOLDS = 5
+FOLDS = (2, 5)  # a fold must leave something to train on; more than nnU-Net's 5 cost more than they tell
 FOREGROUND = 0.33
 
 
 def most_windows(window: Shape, samples: int, smallest: Cost, machine: Machine) -> tuple[int, str]:
-    """The largest batch that dataset and arithmetic allow, and which of them binds.
+    """The largest batch that dataset and arithmetic allow, at least the smallest, and which of them binds.
 
     Args:
         window: samples per axis.
@@ -39,16 +39,26 @@ def most_windows(window: Shape, samples: int, smallest: Cost, machine: Machine) 
     """
     work, arithmetic = BATCH_FLOPS[machine.kind], max(1, smallest.flops // SMALLEST_BATCH)
     data = int(SHARE_OF_DATA * samples)
+    busy = f"{work / 1e12:g} Tflop per step"
+    share = SMALLEST_BATCH * math.prod(window) / max(1, samples)
     limits = (
-        (data // math.prod(window), f"more than {SHARE_OF_DATA:.0%} of the dataset's {samples:,} voxels in one batch would overfit"),
+        (
+            data // math.prod(window),
+            f"more than {SHARE_OF_DATA:.0%} of the dataset's {samples:,} voxels in one batch would overfit",
+            f"it holds {share:.1%} of the dataset's {samples:,} voxels, and beyond {SHARE_OF_DATA:.0%} a larger one would overfit",
+        ),
         (
             int(work) // arithmetic,
-            f"with {work / 1e12:g} Tflop per step this kind of device is busy, and more steps teach more than larger ones",
+            f"with {busy} this kind of device is busy, and more steps teach more than larger ones",
+            f"it takes {smallest.flops / 1e12:.3g} Tflop per step; from {busy} on this kind of device is busy, and more steps teach more "
+            "than larger ones",
         ),
-        (LARGEST_BATCH, "more steps teach more than larger ones"),
+        (LARGEST_BATCH, "more steps teach more than larger ones", ""),
     )
-    most, why = min(limits)
-    return (most, why) if most > SMALLEST_BATCH else (SMALLEST_BATCH, f"the smallest batch, because {why}")
+    most, within, beyond = min(limits)
+    if most >= SMALLEST_BATCH:
+        return most, within
+    return SMALLEST_BATCH, f"the smallest batch, because one window gives gradients that depend too much on it; {beyond}"
 
 
 def window_reason(window: Shape, candidates: tuple[Shape, ...], draft: Draft, machine: Machine, cost: Cost) -> str:
@@ -65,8 +75,11 @@ def window_reason(window: Shape, candidates: tuple[Shape, ...], draft: Draft, ma
     return f"{start}; {SMALLEST_BATCH} windows take {cost.memory:.2g} GiB and {cost.flops / 1e12:.3g} Tflop per training step."
 
 
-def training(batch: int, batch_why: str, window: Shape, samples: int, cases: int, machine: Machine) -> tuple[TrainingPlan, dict[str, str]]:
+def training(
+    batch: int, batch_why: str, window: Shape, samples: int, cases: int, patients: int, machine: Machine
+) -> tuple[TrainingPlan, dict[str, str]]:
     """The training section, with reasons by field name."""
+    folds, folds_why = cross_validation(patients)
     windows = max(cases, math.ceil(samples / math.prod(window)))
     low, high = EPOCH_STEPS
     steps = min(high, max(low, math.ceil(windows / batch)))
@@ -82,7 +95,7 @@ def training(batch: int, batch_why: str, window: Shape, samples: int, cases: int
         clip=12.0,
         ema=0.03,
         foreground=FOREGROUND,
-        folds=FOLDS,
+        folds=folds,
         seed=0,
     )
     reasons = {
@@ -97,21 +110,20 @@ def training(batch: int, batch_why: str, window: Shape, samples: int, cases: int
         "clip": "nnU-Net's bound: only outliers are clipped.",
         "ema": "Averaged over the last 3 % of the steps, weights are better than the last ones, however long training is.",
         "foreground": "nnU-Net's share: rare classes are seen in every epoch, and the rest keeps the background's true frequency.",
-        "folds": "nnU-Net's 5 folds: each model trains on 80 % of the cases.",
+        "folds": folds_why,
         "seed": "Fixed, so that the same call gives the same model.",
     }
     return plan, reasons
 
 
-def inference(draft: Draft) -> tuple[InferencePlan, dict[str, str]]:
-    """The inference section, with reasons by field name."""
-    reasons = {
-        "overlap": "Half of a window, as in nnU-Net: every voxel is seen by a window whose centre is near.",
-        "mirror": f"Classes stay what they are when mirrored along {len(draft.mirror)} axes; averaging over mirror images is more accurate."
-        if draft.mirror
-        else "None: mirroring would turn one class into another, or training does not mirror.",
-    }
-    return InferencePlan(overlap=draft.overlap, mirror=draft.mirror), reasons
+def cross_validation(patients: int) -> tuple[int, str]:
+    """The number of folds and why; patients are never divided between training and validation, so there cannot be more folds than these."""
+    fewest, usual = FOLDS
+    if patients >= usual:
+        return usual, f"As in nnU-Net: each of {usual} models trains on about {1 - 1 / usual:.0%} of the cases."
+    if patients >= fewest:
+        return patients, f"As many as there are patients ({patients}): each model leaves one out; nnU-Net takes {usual}."
+    return fewest, "The fewest there can be, but the cases are of one patient: only training on every case (--fold none) is possible."
 
 
 def memory(training_gib: float, machine: Machine, cost: Cost | None) -> tuple[MemoryPlan, dict[str, str]]:

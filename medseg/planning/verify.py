@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from medseg.dataset import CaseFiles, Dataset
-from medseg.device import CPU_SHARE
+from medseg.device import memory_per_array
 from medseg.errors import DatasetError, Problem
+from medseg.io.digests import Digests
 from medseg.parallel import default_workers, map_cases
-from medseg.planning.inspection import CaseReport, inspect_case
+from medseg.planning.inspection import SHOWN, CaseReport, inspect_case
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.scratch import Scratch
 
 FORBIDDEN = set('/\\:*?"<>|')
 SILENT = Silent()
+ARRAYS = 2  # large arrays that exist at once while a case is inspected: the image and its copy in float64
 FEW = 5  # patients below which cross-validation says little
+LARGEST_VALUE = int(np.iinfo(np.int16).max)  # of a label: windows are int16 (`Domain.sample`)
 UNITS = 8.0  # spacing so many times the median is most likely in another unit
 
 
@@ -39,11 +43,18 @@ class Verified(Record):
     summary: str
 
 
-def verify(dataset: Dataset, workers: int | None = None, progress: Progress = SILENT, resample_labels: bool = False) -> Verified:
+def verify(
+    dataset: Dataset,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+    resample_labels: bool = False,
+    cache: Path | None = None,
+) -> Verified:
     """Read every file of a dataset and check all of it.
 
     Args:
         resample_labels: a label on another grid is a warning instead of an error, and its case is marked to be resampled when it is read.
+        cache: folder in which digests of files are remembered (`Workspace.cache`); None: no cache.
 
     Raises:
         DatasetError: with all problems of all cases.
@@ -52,7 +63,13 @@ def verify(dataset: Dataset, workers: int | None = None, progress: Progress = SI
     warnings: list[Problem] = []
     reports: list[CaseReport] = []
     files = [*dataset.cases, *dataset.unlabelled]
-    work = partial(inspect_case, dataset=dataset, resample_labels=resample_labels, scratch=_scratch(workers))
+    work = partial(
+        inspect_case,
+        dataset=dataset,
+        resample_labels=resample_labels,
+        scratch=Scratch(memory_per_array(workers or default_workers(), ARRAYS)),
+        digests=Digests.of_cache(cache),
+    )
     for outcome in progress.track(map_cases(work, files, workers), len(files), "verify"):
         if outcome.failure is not None:
             problems += outcome.failure.problems
@@ -91,13 +108,6 @@ def _summary(dataset: Dataset, reports: Sequence[CaseReport], occurrences: dict[
     return f"{dataset.name}: {len(dataset.cases)} {dataset.ndim}D cases{more}, {size} voxels, channels {channels}; classes: {classes}"
 
 
-def _scratch(workers: int | None) -> Scratch:
-    """Memory for all workers together; a case takes about two arrays at once, the image and its copy in float64."""
-    import psutil
-
-    return Scratch(psutil.virtual_memory().total * CPU_SHARE / (workers or default_workers()) / 2)
-
-
 def _ids(dataset: Dataset) -> list[Problem]:
     problems = []
     seen: dict[str, CaseFiles] = {}
@@ -125,15 +135,15 @@ def _ids(dataset: Dataset) -> list[Problem]:
 
 def _values(dataset: Dataset) -> list[Problem]:
     declared = [*dataset.labels.values, *dataset.labels.written, *([dataset.labels.ignore] if dataset.labels.ignore is not None else [])]
-    wrong = sorted({v for v in declared if not 0 <= v <= 32767})
+    wrong = sorted({v for v in declared if not 0 <= v <= LARGEST_VALUE})
     if not wrong:
         return []
     return [
         Problem(
             "declared label values are out of range",
             f"dataset '{dataset.name}'",
-            ", ".join(map(str, wrong)),
-            "0 to 32767",
+            ", ".join(map(str, wrong[:SHOWN])) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""),
+            f"0 to {LARGEST_VALUE}, because training windows hold 16-bit integers",
             "Renumber the labels.",
         )
     ]

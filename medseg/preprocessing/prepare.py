@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import psutil
-
-from medseg.dataset import CaseFiles, Dataset, case_digest
-from medseg.device import CPU_SHARE
+from medseg.dataset import CaseFiles, Dataset
+from medseg.device import memory_per_array
 from medseg.domains.base import find_domain
 from medseg.errors import DatasetError, MedsegError, PlanError, Problem, ResourceError
+from medseg.io.digests import Digests
 from medseg.io.images import read_case, read_header
 from medseg.io.store import Store
 from medseg.parallel import default_workers, map_cases
@@ -24,8 +23,6 @@ from medseg.progress import Progress, Silent
 from medseg.scratch import Scratch
 
 SPARE = 2**28  # bytes left free on the disk: filling it to the last byte harms every other program
-
-
 ARRAYS = 4  # large arrays that exist at once while a case is prepared
 
 
@@ -37,7 +34,14 @@ class _Done:
     skipped: bool
 
 
-def prepare(dataset: Dataset, plan: Plan, folder: Path, workers: int | None = None, progress: Progress | None = None) -> Store:
+def prepare(
+    dataset: Dataset,
+    plan: Plan,
+    folder: Path,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+) -> Store:
     """Prepare all labelled cases of `dataset` as `plan` says and keep them in `folder`.
 
     A case whose files and settings are those of an earlier call is skipped, so an interrupted call is continued by repeating it. A case
@@ -49,6 +53,8 @@ def prepare(dataset: Dataset, plan: Plan, folder: Path, workers: int | None = No
         folder: where prepared cases lie, `Workspace.prepared(plan)`.
         workers: processes; None is one per core.
         progress: told about each case.
+        cache: folder in which digests of files are remembered (`Workspace.cache`), so that a repeated call reads no file again; None: no
+            cache.
 
     Raises:
         PlanError: the plan was made for other channels, labels or dimensions.
@@ -58,7 +64,7 @@ def prepare(dataset: Dataset, plan: Plan, folder: Path, workers: int | None = No
     progress = progress or Silent()
     _check_fit(dataset, plan)
     store = Store(folder)
-    work = partial(_prepare_case, plan=plan, folder=folder, scratch=_scratch(workers))
+    work = partial(_prepare_case, plan=plan, folder=folder, scratch=_scratch(workers), digests=Digests.of_cache(cache))
     begun = set(store.ids())
     fresh = [case for case in dataset.cases if case.id not in begun]
     problems: list[Problem] = []
@@ -87,10 +93,10 @@ def _trials(fresh: Sequence[CaseFiles]) -> list[CaseFiles]:
     return [fresh[i] for i in sorted({0, len(fresh) // 2, len(fresh) - 1}, key=lambda i: abs(2 * i - len(fresh)))]
 
 
-def _prepare_case(files: CaseFiles, plan: Plan, folder: Path, scratch: Scratch) -> _Done:
+def _prepare_case(files: CaseFiles, plan: Plan, folder: Path, scratch: Scratch, digests: Digests) -> _Done:
     """Runs in a worker process."""
     store = Store(folder)
-    digest = preparation_digest(files, plan)
+    digest = preparation_digest(files, plan, digests)
     if store.has(files.id, digest):
         return _Done(0, skipped=True)
     domain = find_domain(plan.domain)(plan)
@@ -102,16 +108,14 @@ def _prepare_case(files: CaseFiles, plan: Plan, folder: Path, scratch: Scratch) 
     return _Done(size, skipped=False)
 
 
-def preparation_digest(files: CaseFiles, plan: Plan) -> str:
+def preparation_digest(files: CaseFiles, plan: Plan, digests: Digests) -> str:
     """Changes with any byte of the case's files and with whatever the plan does to them."""
-    key = f"{case_digest(files)} {plan.space.preparation_key()} {plan.data.labels.to_json()}"
+    key = f"{digests.case(files)} {plan.space.preparation_key()} {plan.data.labels.to_json()}"
     return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
 
 
 def _scratch(workers: int | None) -> Scratch:
-    """Half of the memory for all workers together; a case needs about four large arrays at once."""
-    workers = default_workers() if workers is None else max(1, workers)
-    return Scratch(psutil.virtual_memory().total * CPU_SHARE / workers / ARRAYS)
+    return Scratch(memory_per_array(default_workers() if workers is None else max(1, workers), ARRAYS))
 
 
 def _check_fit(dataset: Dataset, plan: Plan) -> None:

@@ -20,11 +20,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from medseg.case import PreparedCase
 from medseg.device import Kind
 from medseg.domains.base import Domain, find_domain
+from medseg.errors import MedsegError
 from medseg.io.store import Store
 from medseg.parallel import default_workers
 from medseg.plans import Plan
 
-OPEN_CASES = 512  # memory-mapped cases kept open per process
+OPEN_CASES = 512  # memory-mapped cases kept open per process, at most
+DESCRIPTORS = 2  # that one of them takes: image and label
 GPU_WORKERS = 8
 
 Window = tuple[NDArray[Any], NDArray[Any]]
@@ -40,6 +42,18 @@ def fold_key(fold: int | None) -> int:
     return 0 if fold is None else fold + 1
 
 
+def open_cases() -> int:
+    """How many cases a process keeps open: their files take at most a quarter of those that the system lets it open."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return OPEN_CASES
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return OPEN_CASES
+    return max(1, min(OPEN_CASES, limit // 4 // DESCRIPTORS))
+
+
 class Windows(Dataset[Window]):
     """Training windows by item number. Opened lazily, so it travels to worker processes as a few strings."""
 
@@ -47,10 +61,11 @@ class Windows(Dataset[Window]):
         self.plan, self.folder, self.ids, self.fold = plan, folder, tuple(ids), fold
         self._domain: Domain | None = None
         self._open: dict[str, PreparedCase] = {}
+        self._most = 0
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_domain": None, "_open": {}, "_order": None}
+        return {**self.__dict__, "_domain": None, "_open": {}, "_most": 0, "_order": None}
 
     def __getitem__(self, item: int) -> Window:
         training = self.plan.training
@@ -59,6 +74,13 @@ class Windows(Dataset[Window]):
         if self._domain is None:
             self._domain = find_domain(self.plan.domain)(self.plan)
         return self._domain.sample(case, rng, self._focus(item, case))
+
+    def __getitems__(self, items: Sequence[int]) -> list[Window] | MedsegError:
+        """A batch, or the error that a user can mend: torch would re-raise that of a worker process as a text without its problems."""
+        try:
+            return [self[item] for item in items]
+        except MedsegError as error:
+            return error
 
     def _id(self, item: int) -> str:
         turn, place = divmod(item, len(self.ids))
@@ -78,7 +100,8 @@ class Windows(Dataset[Window]):
     def _case(self, case_id: str) -> PreparedCase:
         found = self._open.get(case_id)
         if found is None:
-            if len(self._open) >= OPEN_CASES:
+            self._most = self._most or open_cases()
+            while len(self._open) >= self._most:
                 self._open.pop(next(iter(self._open)))
             found = self._open[case_id] = Store(self.folder).read(case_id)
         return found
@@ -100,8 +123,10 @@ class Steps(Sampler[list[int]]):
         return self.steps
 
 
-def collate(windows: list[Window]) -> tuple[Tensor, Tensor]:
-    """Images `(N, C, *window)` float32 and labels `(N, *window)` int16."""
+def collate(windows: list[Window] | MedsegError) -> tuple[Tensor, Tensor] | MedsegError:
+    """Images `(N, C, *window)` float32 and labels `(N, *window)` int16; an error as it is."""
+    if isinstance(windows, MedsegError):
+        return windows
     images = torch.from_numpy(np.stack([np.asarray(image, dtype=np.float32) for image, _ in windows]))
     labels = torch.from_numpy(np.stack([np.asarray(label, dtype=np.int16) for _, label in windows]))
     return images, labels
@@ -120,6 +145,12 @@ class TrainingData(LightningDataModule):
 
     def _position(self) -> int:
         return int(self.trainer.global_step) if self.trainer is not None else 0
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Raise what went wrong with a batch."""
+        if isinstance(batch, MedsegError):
+            raise batch
+        return batch
 
     def train_dataloader(self) -> DataLoader[Window]:
         """Batches from the present step on."""

@@ -13,12 +13,12 @@ from torch import Generator, Tensor, nn
 from medseg.case import Batch
 from medseg.domains.base import find_domain
 from medseg.errors import ModelError
+from medseg.models.blocks import memory_format
 from medseg.plans import Plan
 from medseg.tasks.base import find_task
 from medseg.training.budget import Clock
 from medseg.training.data import fold_key, stream
 from medseg.training.optim import make_optimizer, schedule
-from medseg.training.validation import memory_format
 
 SHORTEST = 10.0  # steps: below this horizon averaging would only add noise
 
@@ -30,12 +30,12 @@ class Learner(LightningModule):
     `TrainingPlan.ema`), so that it suits short and long trainings (cf. Karras et al. 2024, power-function averaging).
     """
 
-    def __init__(self, plan: Plan, fold: int | None, clock: Clock, rank: int = 0) -> None:
+    def __init__(self, plan: Plan, fold: int | None, clock: Clock, device: torch.device, rank: int = 0) -> None:
         super().__init__()
         self.plan, self.fold, self.clock, self.rank = plan, fold, clock, rank
         self.task = find_task(plan.task)(plan)
         self.domain = find_domain(plan.domain)(plan)
-        self.layout = memory_format(plan)
+        self.layout = memory_format(device, len(plan.window))
         torch.manual_seed(self._seed(2, 0))
         self.network: nn.Module = self.task.network().to(memory_format=self.layout)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).requires_grad_(False)
@@ -80,7 +80,9 @@ class Learner(LightningModule):
         """From 0 to 1, the same on every rank."""
         value = self.clock.progress(self.global_step)
         if self.clock.seconds is not None and self.trainer.world_size > 1:
-            value = float(self.trainer.strategy.broadcast(value))
+            shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+            torch.distributed.broadcast(shared, 0)
+            value = float(shared)
         return value
 
     @torch.no_grad()

@@ -48,6 +48,16 @@ def check_patience(patience: int | None, split: Split) -> None:
         )
 
 
+def check_kind(plan: Plan, device: torch.device) -> str:
+    """What to say where a plan was made for another kind of device; empty when it was made for this one."""
+    if plan.memory.device == device.type:
+        return ""
+    return (
+        f"warning: this plan was made for {plan.memory.device} with {plan.memory.budget:g} GiB and trains on {device.type}, where another "
+        f"window, batch and network would suit better (`medseg plan --device {device.type}`)"
+    )
+
+
 def claim(run: RunFolder, plan: Plan) -> None:
     """Write the plan into a new model folder. Raises ModelError where the folder belongs to another plan."""
     if not run.plan_file.is_file():
@@ -77,7 +87,9 @@ def check_prepared(store: Store, split: Split) -> None:
 
 
 def write_provenance(run: RunFolder, plan: Plan, device: torch.device, licence: str, mlflow_run: str) -> None:
-    """Write where the model comes from."""
+    """Write where the model comes from. A fold that is not tracked leaves the run of the folds before it in place."""
+    if not mlflow_run and run.provenance_file.is_file():
+        mlflow_run = Provenance.load(run.provenance_file).mlflow_run
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     Provenance(
         medseg=version("medseg"),

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 from medseg.errors import MedsegError, ResourceError
 from medseg.progress import Progress
-from medseg.training.signals import StopRequest
+from medseg.training.signals import StopRequest, without_interrupts
 
 T = TypeVar("T")
+Work = Callable[[int, int, Progress, StopRequest], T]
 
 
 class _Relay:
@@ -37,11 +38,11 @@ class _Relay:
         self.messages.put(("say", (message,)))
 
 
-def run_ranks(work: Callable[[int, int, Progress], T], ranks: int, progress: Progress) -> T:
-    """Run `work(rank, port, progress)` in `ranks` spawned processes; the result of rank 0. `work` must be picklable.
+def run_ranks(work: Work[T], ranks: int, progress: Progress) -> T:
+    """Run `work(rank, port, progress, stop)` in `ranks` spawned processes; the result of rank 0. `work` must be picklable.
 
-    Signals that ask the parent to stop are passed on. On Windows and macOS, as with every use of spawned processes, the calling script
-    needs the guard `if __name__ == "__main__"`.
+    `stop` says when the parent was asked to stop; a second Ctrl-C ends all at once. On Windows and macOS, as with every use of spawned
+    processes, the calling script needs the guard `if __name__ == "__main__"`.
 
     Raises:
         MedsegError: what a rank raised.
@@ -52,21 +53,20 @@ def run_ranks(work: Callable[[int, int, Progress], T], ranks: int, progress: Pro
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [context.Process(target=_child, args=(work, rank, port, messages), daemon=False) for rank in range(ranks)]
+    told = context.Value("i", 0, lock=False)
+    processes = [context.Process(target=_child, args=(work, rank, port, messages, told), daemon=False) for rank in range(ranks)]
     stop = StopRequest()
     stop.install()
-    passed_on = False
+    ended = False
     result: list[T] = []
     failure: BaseException | None = None
     try:
-        for process in processes:
-            process.start()
+        with without_interrupts():
+            for process in processes:
+                process.start()
         while failure is None and (any(p.is_alive() for p in processes) or not messages.empty()):
-            if stop.name and not passed_on:
-                passed_on = True
-                for process in processes:
-                    if process.is_alive() and process.pid is not None:
-                        os.kill(process.pid, getattr(signal, stop.name))
+            if stop.name:
+                told.value = signal.Signals[stop.name].value
             try:
                 kind, content = messages.get(timeout=0.2)
             except queue.Empty:
@@ -82,15 +82,17 @@ def run_ranks(work: Callable[[int, int, Progress], T], ranks: int, progress: Pro
                 failure = content if isinstance(content, MedsegError) else RuntimeError(f"a training process failed:\n{content}")
         if failure is None:
             failure = _death(processes)
+        ended = failure is None
     finally:
         stop.remove()
         for process in processes:
-            if failure is not None and process.is_alive():
+            if not ended and process.is_alive():
                 process.terminate()
                 process.join(5)
                 if process.is_alive():  # its handler waits for a step that cannot end without the other ranks
                     process.kill()
-            process.join()
+            if process.pid is not None:  # it was started
+                process.join()
     if failure is not None:
         raise failure
     return result[0]
@@ -113,10 +115,11 @@ def _death(processes: list[Any]) -> ResourceError | None:
     )
 
 
-def _child(work: Callable[[int, int, Progress], Any], rank: int, port: int, messages: Any) -> None:
+def _child(work: Work[Any], rank: int, port: int, messages: Any, told: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows: elsewhere it is so from the start
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
-        result = work(rank, port, _Relay(messages))
+        result = work(rank, port, _Relay(messages), StopRequest(told))
         if rank == 0:
             messages.put(("result", result))
     except MedsegError as error:

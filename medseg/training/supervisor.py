@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +13,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from medseg.errors import UsageError
 from medseg.progress import Progress
-from medseg.training.budget import Clock
+from medseg.training.budget import Clock, length
 from medseg.training.history import History, Row
 from medseg.training.module import Learner
 from medseg.training.signals import StopRequest
@@ -22,10 +25,13 @@ TELL_EVERY = 0.5  # seconds between progress updates
 
 
 class Journal(Protocol):
-    """Where the rows of a training go besides its own file."""
+    """Where the rows of a training go besides its own file. It never waits for anything."""
 
-    def log(self, row: Row, step: int) -> str:
-        """One epoch's numbers. Returns what went wrong, or empty."""
+    def restore(self, rows: Sequence[Row]) -> None:
+        """The rows of the training that goes on; those that did not arrive are sent again."""
+
+    def log(self, row: Row) -> str:
+        """One epoch's numbers. Returns what went wrong since the last call, or empty."""
 
 
 class Supervisor(Callback):
@@ -85,6 +91,13 @@ class Supervisor(Callback):
         self.history.rows = list(state_dict["rows"])
         self.latest, self.best = (Validated(**state_dict[key]) if state_dict[key] else None for key in ("latest", "best"))
         self.best_weights, self.stale = state_dict["best_weights"], state_dict["stale"]
+        if self.clock.epochs is not None and len(self.history.rows) >= self.clock.epochs:
+            raise UsageError.of(
+                "this training is longer already",
+                where="--epochs",
+                found=length(None, self.clock.epochs),
+                expected=f"more than the {len(self.history.rows)} that it has behind it",
+            )
 
     def weights(self, module: Learner) -> dict[str, Tensor]:
         """What is delivered: the averaged weights; with `patience` those of the best validation."""
@@ -102,6 +115,10 @@ class Supervisor(Callback):
         self.stop.install()
         self._saved = time.monotonic()
         self.clock.reserve = self.agenda.reserve if self.validator.total else 0.0
+        if trainer.is_global_zero:
+            self._tell_length()
+            if self.journal is not None and self.history.rows:
+                self.journal.restore(self.history.rows)
         self.clock.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -139,9 +156,9 @@ class Supervisor(Callback):
         self.history.rows.append(row)
         if trainer.is_global_zero:
             self.history.save()
-            problem = self.journal.log(row, epoch + 1) if self.journal is not None else ""
+            problem = self.journal.log(row) if self.journal is not None else ""
             if problem:
-                self.talk.say(f"epoch {epoch + 1} could not be tracked: {problem}")
+                self.talk.say(f"warning: {problem}")
         (request,) = self._agreed(trainer, bool(self.stop.name))
         if request and not last:
             self.interrupted = self.stop.name or "a signal on another rank"
@@ -160,7 +177,7 @@ class Supervisor(Callback):
         self.latest = validated
         self._note = f"validation {validated.score:.4f}"
         if self.patience is not None:
-            if self.best is None or validated.score > self.best.score:
+            if self.best is None or _worth(validated) > _worth(self.best):
                 self.best, self.stale = validated, 0
                 self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in module.average.state_dict().items()}
             else:
@@ -198,6 +215,12 @@ class Supervisor(Callback):
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
         return tuple(bool(v) for v in tensor.tolist())
 
+    def _tell_length(self) -> None:
+        now = (self.clock.seconds, self.clock.epochs)
+        if self.clock.before not in (None, now):
+            assert self.clock.before is not None
+            self.talk.say(f"this training was begun for {length(*self.clock.before)}; from here on its length is {length(*now)} in all")
+
     def _tell(self, trainer: Trainer) -> None:
         now = time.monotonic()
         if trainer.is_global_zero and now - self._told >= TELL_EVERY:
@@ -207,3 +230,8 @@ class Supervisor(Callback):
             else:
                 assert self.clock.epochs is not None
                 self.talk.update("training", round(trainer.global_step / self.clock.steps, 2), self.clock.epochs, self._note)
+
+
+def _worth(validated: Validated) -> float:
+    """An undefined score is worth less than any number."""
+    return -math.inf if math.isnan(validated.score) else validated.score

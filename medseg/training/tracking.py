@@ -8,41 +8,42 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
-import math
 import os
-import re
 import shutil
 import tempfile
-import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunStatus
 from mlflow.exceptions import MlflowException
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
+from mlflow.types import DataType, Schema
+from mlflow.types.schema import Array, ColSpec
 
 from medseg.dataset import file_digest
-from medseg.errors import ResourceError
+from medseg.errors import MedsegError, ResourceError
 from medseg.fingerprint import Fingerprint
 from medseg.plans import Plan, lookup
 from medseg.record import Record
 from medseg.training.budget import Budget
-from medseg.training.history import Row
+from medseg.training.journal import FoldRun, metric_key
+from medseg.training.mlflow_state import FAILURES, environment, first_line, prompt, quiet, store_at
 from medseg.training.splits import Split
 from medseg.workspace import Provenance, RunFolder, Workspace
 
-SAMPLING = 10  # seconds between system metrics
 BATCH = 100  # parameters that MLflow takes at once
 LONGEST = 500  # characters of a parameter
-
-
-FAILURES = (MlflowException, SQLAlchemyError, OSError)  # what an unusable server or database raises
+UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for a run that a store does not have
+RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # of an upload: a large model may take its time, a dead server may not
+INPUTS = (
+    "a path; a list of paths, one image each; an array (C, Z, Y, X) or (C, Y, X); a list of arrays; {'image': any of these}; "
+    "or a data frame with a column 'image' of paths, arrays, or lists of one path per channel"
+)
 
 
 class RunIds(Record):
@@ -51,60 +52,6 @@ class RunIds(Record):
     uri: str
     parent: str
     child: str
-
-
-@dataclass(frozen=True)
-class FoldRun:
-    """The MLflow run of one fold; travels to other processes as a few strings."""
-
-    uri: str
-    parent: str
-    child: str
-    fold: str
-    resumed: bool
-
-    def log(self, row: Row, step: int) -> str:
-        """One epoch's numbers, at `step`. A server that fails now must not end the training: what failed is returned, else empty."""
-        now = int(time.time() * 1000)
-        metrics = [Metric(_key(name), value, now, step) for name, value in row.items() if name != "epoch" and math.isfinite(value)]
-        try:
-            with _quiet():
-                MlflowClient(self.uri).log_batch(self.child, metrics=metrics)
-        except FAILURES as error:
-            return _first_line(error)
-        return ""
-
-    def artifact(self, file: Path, folder: str = "") -> None:
-        """Keep a file with the run."""
-        with _quiet():
-            MlflowClient(self.uri).log_artifact(self.child, str(file), folder or None)
-
-    def finish(self, score: float | None, metric: str) -> None:
-        """The fold's last score, on the parent run too, where folds are compared."""
-        if score is not None:
-            with _quiet():
-                client = MlflowClient(self.uri)
-                client.log_metric(self.child, _key(f"final/{metric}"), score)
-                client.log_metric(self.parent, _key(f"{self.fold}/{metric}"), score)
-
-    def end(self, status: str) -> None:
-        """Close the fold's run, and its parent: FINISHED, FAILED, or KILLED (which resuming opens again)."""
-        with _quiet():
-            client = MlflowClient(self.uri)
-            client.set_terminated(self.child, status)
-            client.set_terminated(self.parent, status)
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Log use of processor, memory, disk, network and GPU meanwhile."""
-        with _quiet():
-            monitor = SystemMetricsMonitor(self.child, sampling_interval=SAMPLING, resume_logging=self.resumed, tracking_uri=self.uri)
-            monitor.start()
-        try:
-            yield
-        finally:
-            with _quiet():
-                monitor.finish()
 
 
 @dataclass(frozen=True)
@@ -139,7 +86,7 @@ class Tracker:
         Raises:
             ResourceError: the tracking server cannot be reached.
         """
-        with _quiet(), self._reachable():
+        with quiet(), prompt(), self._reachable():
             client = MlflowClient(self.uri)
             name = run.fold(fold).name
             file = run.fold(fold) / "state" / "tracking.json"
@@ -201,61 +148,72 @@ class Tracker:
     def log_model(self, run: RunFolder, script: Path, name: str = "") -> str:
         """Log the model folder as a pyfunc by models-from-code, and register it; the model's URI.
 
-        Weights that have been logged already are not logged again, so a repeated call adds no version.
+        Weights that have been logged already under this name are not logged again, so a repeated call adds no version. A model whose run this store
+        does not know (it was tracked elsewhere, or the run was deleted) gets a new parent run.
 
         Args:
             script: the models-from-code file; it finds the model folder as the artifact `model`.
             name: registered name; the dataset's and configuration's by default.
-        """
-        import mlflow
-        import numpy as np
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
-        from mlflow.types.schema import AnyType, ColSpec
 
+        Raises:
+            ResourceError: the model could not be logged, for whatever reason on MLflow's side.
+        """
         plan = Plan.load(run.plan_file)
-        parent = Provenance.load(run.provenance_file).mlflow_run
-        weights = hashlib.blake2b("/".join(file_digest(f) for f in run.weights()).encode(), digest_size=8).hexdigest()
-        with self._reachable():
-            known = MlflowClient(self.uri).get_run(parent).data.tags
-        if known.get("medseg.model_weights") == weights:
-            return str(known["medseg.model_uri"])
-        label = TensorSpec(np.dtype(np.int16), (-1,) * plan.data.ndim, name="labels")
-        signature = ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")]), outputs=Schema([label]))
-        before = mlflow.get_tracking_uri()
-        with tempfile.TemporaryDirectory() as temporary, _quiet(), self._reachable():
+        provenance = Provenance.load(run.provenance_file)
+        registered = metric_key(name or f"{plan.data.name}-{plan.name}").replace("/", "-")
+        weights = hashlib.blake2b("/".join([registered, *map(file_digest, run.weights())]).encode(), digest_size=8).hexdigest()
+        with quiet(), self._reachable((Exception,)):
+            client = MlflowClient(self.uri)
+            with prompt():
+                parent = provenance.mlflow_run
+                if not parent or not _exists(client, parent):
+                    parent = self._parent(client, self._experiment(client), plan, run)
+                    client.set_terminated(parent)
+                    provenance.model_copy(update={"mlflow_run": parent}).save(run.provenance_file)
+                known = client.get_run(parent)
+            if known.data.tags.get("medseg.model_weights") == weights:
+                return str(known.data.tags["medseg.model_uri"])
+            with environment({key: value for key, value in RETRIES.items() if key not in os.environ}):
+                uri = self._upload(client, plan, run, script, parent, str(known.info.experiment_id), registered)
+                client.set_tag(parent, "medseg.model_uri", uri)
+                client.set_tag(parent, "medseg.model_weights", weights)
+        return uri
+
+    def _upload(self, client: MlflowClient, plan: Plan, run: RunFolder, script: Path, parent: str, experiment: str, registered: str) -> str:
+        """Everything is named by id, so that neither an active run nor an active experiment of the caller plays a part."""
+        with tempfile.TemporaryDirectory() as temporary, store_at(self.uri):
             model = Path(temporary) / "model"
             for file in (run.plan_file, run.provenance_file, *run.weights()):  # no splits: they hold case ids
                 target = model / file.relative_to(run.root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
-            mlflow.set_tracking_uri(self.uri)
-            try:
-                with mlflow.start_run(run_id=parent, nested=True):
-                    logged = mlflow.pyfunc.log_model(
-                        name="model",
-                        python_model=str(script),
-                        artifacts={"model": str(model)},
-                        signature=signature,
-                        registered_model_name=_key(name or f"{plan.data.name}-{plan.name}").replace("/", "-"),
-                        pip_requirements=["medseg"],
-                    )
-            finally:
-                mlflow.set_tracking_uri(before)
-            client = MlflowClient(self.uri)
-            client.set_tag(parent, "medseg.model_uri", str(logged.model_uri))
-            client.set_tag(parent, "medseg.model_weights", weights)
+            entry = client.create_logged_model(experiment, name="model", source_run_id=parent)
+            logged = Model.log(
+                artifact_path=None,
+                name="model",
+                flavor=mlflow.pyfunc,
+                run_id=parent,
+                model_id=entry.model_id,
+                registered_model_name=registered,
+                python_model=str(script),
+                artifacts={"model": str(model)},
+                signature=model_signature(plan),
+                metadata={"inputs": INPUTS},
+                pip_requirements=[f"medseg=={version('medseg')}"],
+            )
         return str(logged.model_uri)
 
     @contextlib.contextmanager
-    def _reachable(self) -> Iterator[None]:
+    def _reachable(self, failures: tuple[type[Exception], ...] = FAILURES) -> Iterator[None]:
         try:
             yield
-        except FAILURES as error:
+        except MedsegError:
+            raise
+        except failures as error:
             raise ResourceError.of(
                 "MLflow cannot be used",
                 where=self.uri,
-                found=_first_line(error),
+                found=first_line(error),
                 fix="Check MLFLOW_TRACKING_URI, or unset it to track in the workspace.",
             ) from error
 
@@ -269,7 +227,7 @@ def flat(record: Record) -> dict[str, str]:
             for key, item in node.items():
                 visit(f"{prefix}.{key}" if prefix else str(key), item)
         else:
-            values[_key(prefix)] = (node if isinstance(node, str) else json.dumps(node))[:LONGEST]
+            values[metric_key(prefix)] = (node if isinstance(node, str) else json.dumps(node))[:LONGEST]
 
     visit("", {key: value for key, value in record.model_dump(mode="json").items() if key != "reasons"})
     return values
@@ -285,33 +243,22 @@ def explanation(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _key(name: str) -> str:
-    """A name that MLflow accepts."""
-    return re.sub(r"[^\w\-. :/]", "_", name)
+def model_signature(plan: Plan) -> ModelSignature:
+    """Out: one row per image, a label map as nested lists of integers.
 
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    There is no schema for what goes in: no schema of MLflow lets paths as well as arrays pass, and with none it passes all on as it is.
+    """
+    labels = Array(DataType.integer)
+    for _ in range(plan.data.ndim - 1):
+        labels = Array(labels)
+    return ModelSignature(outputs=Schema([ColSpec(labels, "labels")]))
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:
+    """Whether the store has this run. A store that gives no answer is an error, not a no."""
     try:
         return bool(client.get_run(run_id).info.lifecycle_stage == "active")
-    except MlflowException:
-        return False
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the notes of MLflow and of its database, and the warnings about their own inner workings."""
-    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "mlflow.system_metrics", "mlflow.store.db.utils")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    except MlflowException as error:
+        if error.error_code in UNKNOWN:
+            return False
+        raise

@@ -3,48 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch import Trainer
 
-from medseg.device import autocast_dtype, choose_device
-from medseg.errors import ModelError, ResourceError, UsageError
+from medseg.device import choose_device
+from medseg.errors import ModelError, UsageError
 from medseg.io.store import Store
 from medseg.parallel import default_workers
 from medseg.plans import Plan
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.tasks.base import find_task
-from medseg.training.budget import Budget, Clock
-from medseg.training.checkpoint import PlainCheckpointIO, load_weights, save_weights
+from medseg.training.budget import Budget, Clock, length
+from medseg.training.checkpoint import load_weights, save_weights
 from medseg.training.data import TrainingData
-from medseg.training.environment import LocalRanks
 from medseg.training.figures import draw_curves, draw_overlay
 from medseg.training.history import History
 from medseg.training.module import Learner
-from medseg.training.preflight import check_devices, check_patience, check_prepared, claim, write_provenance
+from medseg.training.preflight import check_devices, check_kind, check_patience, check_prepared, claim, write_provenance
 from medseg.training.ranks import run_ranks
-from medseg.training.signals import StopRequest, requeue
+from medseg.training.signals import StopRequest, requeue, requeued
 from medseg.training.splits import Split, choose_split
-from medseg.training.supervisor import Journal, Supervisor
+from medseg.training.supervisor import Supervisor
+from medseg.training.trainer import compiles, make_trainer, memory_told, quiet, synchroniser
 from medseg.training.validation import Agenda, Validator
 from medseg.workspace import RunFolder
 
 if TYPE_CHECKING:
-    from medseg.training.tracking import FoldRun, Tracker  # imports MLflow, which an untracked training does not need
+    from medseg.training.journal import Courier, FoldRun  # imports MLflow, which an untracked training does not need
+    from medseg.training.tracking import Tracker  # imports MLflow, which an untracked training does not need
 
 SAVE_EVERY = 20.0  # seconds between checkpoints at the ends of epochs, at least; within long epochs fifteen times as rarely
+REQUEUE = ("SIGTERM", "SIGUSR1")  # signals by which SLURM says that a job's time is over, or that others need its place
 OVERLAYS = 3  # cases shown in MLflow
-COMPILE_SECONDS, COMPILE_STEPS = 600.0, 5000  # shorter trainings end before compiling has paid for itself
 
 
 class TrainingResult(Record):
@@ -62,6 +60,7 @@ class TrainingResult(Record):
         interrupted: name of that signal, or empty.
         stopped: whether patience ended the training.
         tracking: MLflow's tracking URI, or empty.
+        budget_seconds, budget_epochs: the length that was asked for; one of them is None.
     """
 
     fold: int | None
@@ -77,6 +76,8 @@ class TrainingResult(Record):
     interrupted: str = ""
     stopped: bool = False
     tracking: str = ""
+    budget_seconds: float | None = None
+    budget_epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Job:
     resume: bool
     device: str
     devices: int
-    journal: Journal | None
+    journal: FoldRun | None
     save_every: float
 
     @property
@@ -130,6 +131,14 @@ def train(
 ) -> TrainingResult:
     """Train one fold into a model folder.
 
+    SIGTERM, SIGUSR1 and Ctrl-C save the training and end it; the result names the signal. Under SLURM the first two also ask for the job
+    to be run again (`scontrol requeue`), unless it was cancelled, and a job that is run again (`SLURM_RESTART_COUNT`) goes on where it
+    was, with or without `resume`: `sbatch --requeue --signal=B:USR1@120` in front of the same command is all that a training longer
+    than a job needs.
+
+    A training that is resumed with another budget takes the new one as its whole length, from its first session on, and says so. A
+    finished one stays as it is, and says so.
+
     Args:
         plan: the plan; it is written into the model folder.
         store: the prepared cases.
@@ -149,6 +158,7 @@ def train(
         ResourceError: memory, disk or devices do not suffice.
     """
     progress = progress or Silent()
+    resume = resume or requeued()
     split = choose_split(splits, fold)
     chosen = choose_device(device)
     folder = run.fold(fold)
@@ -159,43 +169,54 @@ def train(
     claim(run, plan)
     if job.finished.is_file() and resume:
         progress.say(f"fold {fold if fold is not None else 'none'} is already trained: {folder}")
-        return _finished_result(job, tracker)
+        result = _finished_result(job, tracker)
+        wanted = (budget.seconds, None if budget.seconds is not None else budget.epochs or plan.training.epochs)
+        had = (result.budget_seconds, result.budget_epochs)
+        if had not in ((None, None), wanted):
+            progress.say(
+                f"warning: it was trained for {length(*had)}; {length(*wanted)} is ignored. To train anew, choose another output folder, or "
+                f"remove {folder}"
+            )
+        return result
     if not resume and (job.finished.is_file() or job.checkpoint.is_file() or job.weights.is_file()):
         raise UsageError.of(
             "this fold has been trained already, wholly or in part",
             where=str(folder),
             fix="Pass --resume to go on with it, or choose another output folder.",
         )
+    if kind := check_kind(plan, chosen):
+        progress.say(kind)
     journal = tracker.begin(plan, run, fold, split, budget, chosen.type, devices) if tracker is not None else None
     write_provenance(run, plan, chosen, licence, journal.parent if journal is not None else "")
     job = Job(plan, store.folder, split, fold, folder, budget, patience, resume, device, devices, journal, save_every)
     result = _launch(job, progress) if journal is None else _tracked(job, store, journal, chosen, progress)
-    if result.interrupted == "SIGUSR1" and requeue():
+    if result.interrupted in REQUEUE and requeue():
         progress.say("asked SLURM to run this job again")
     return result
 
 
 def _launch(job: Job, progress: Progress) -> TrainingResult:
-    return _fit(0, 0, progress, job) if job.devices == 1 else run_ranks(partial(_fit_rank, job), job.devices, progress)
+    return _fit(0, 0, progress, StopRequest(), job) if job.devices == 1 else run_ranks(partial(_fit_rank, job), job.devices, progress)
 
 
 def _tracked(job: Job, store: Store, journal: FoldRun, device: torch.device, progress: Progress) -> TrainingResult:
     """Train, and tell MLflow how it ended. A server that fails after the training cannot take the model away."""
-    from medseg.training.tracking import FAILURES
+    from medseg.training.mlflow_state import FAILURES, first_line, prompt
 
-    try:
-        with journal.watching():
-            result = _launch(job, progress)
-    except BaseException:
-        with contextlib.suppress(*FAILURES):
-            journal.end("FAILED")
-        raise
-    try:
-        if result.finished:
-            _publish(job, store, journal, result, device)
-        journal.end("FINISHED" if result.finished else "KILLED")
-    except FAILURES as error:
-        progress.say(f"the end of the training could not be tracked: {error}")
+    with prompt():
+        try:
+            with journal.watching():
+                result = _launch(job, progress)
+        except BaseException:
+            with contextlib.suppress(*FAILURES):
+                journal.end("FAILED")
+            raise
+        try:
+            if result.finished:
+                _publish(job, store, journal, result, device)
+            journal.end("FINISHED" if result.finished else "KILLED")
+        except FAILURES as error:
+            progress.say(f"warning: the end of the training could not be tracked: {first_line(error)}")
     return result.model_copy(update={"tracking": journal.uri})
 
 
@@ -221,27 +242,28 @@ def _publish(job: Job, store: Store, journal: FoldRun, result: TrainingResult, d
                 journal.artifact(overlay, "overlays")
 
 
-def _fit_rank(job: Job, rank: int, port: int, progress: Progress) -> TrainingResult:
+def _fit_rank(job: Job, rank: int, port: int, progress: Progress, stop: StopRequest) -> TrainingResult:
     torch.set_num_threads(max(1, default_workers() // job.devices))
-    return _fit(rank, port, progress, job)
+    return _fit(rank, port, progress, stop, job)
 
 
-def _fit(rank: int, port: int, progress: Progress, job: Job) -> TrainingResult:
+def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) -> TrainingResult:
     """One rank's training."""
     plan, steps = job.plan, job.plan.training.steps
     device = choose_device(job.device)
     if job.devices > 1 and device.type == "cuda":
         device = torch.device("cuda", rank)
-    clock = Clock(job.budget, plan.training.epochs, steps)
+    clock = Clock(job.budget, plan.training.epochs, steps, synchroniser(device))
     validator = Validator(plan, Store(job.prepared), job.split.val, device, rank, job.devices)
     history = History(job.folder / "metrics.csv")
+    courier = _courier(job.journal) if job.journal is not None and rank == 0 else None
     supervisor = Supervisor(
         clock=clock,
         agenda=Agenda(clock.epochs, clock.seconds, job.patience),
         validator=validator,
         history=history,
-        stop=StopRequest(),
-        journal=job.journal if rank == 0 else None,
+        stop=stop,
+        journal=courier,
         progress=progress,
         checkpoint=job.checkpoint,
         save_every=job.save_every,
@@ -251,14 +273,18 @@ def _fit(rank: int, port: int, progress: Progress, job: Job) -> TrainingResult:
     supervisor.stop.install()
     with contextlib.ExitStack() as stack:
         stack.callback(supervisor.stop.remove)
-        stack.enter_context(_quiet())
-        stack.enter_context(_memory(device))
-        learner = Learner(plan, job.fold, clock, rank)
-        if _compiles(device, clock):
+        stack.enter_context(quiet())
+        stack.enter_context(memory_told(device))
+        if courier is not None:
+            stack.enter_context(courier)
+        learner = Learner(plan, job.fold, clock, device, rank)
+        if compiles(device, clock):
             learner.network.compile()
-        trainer = _trainer(job, device, clock, supervisor, rank, port)
+        trainer = make_trainer(plan, job.folder, device, job.devices, clock, supervisor, rank, port)
         job.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         trainer.fit(learner, datamodule=data, ckpt_path=str(job.checkpoint) if job.resume and job.checkpoint.is_file() else None)
+    if courier is not None and courier.lost:
+        progress.say(f"warning: {courier.lost}; they are in {history.file}")
     result = _result(job, supervisor, trainer.global_step)
     if result.finished and trainer.is_global_zero:
         save_weights(job.weights, supervisor.weights(learner), plan.content_digest())
@@ -284,84 +310,19 @@ def _result(job: Job, supervisor: Supervisor, steps: int) -> TrainingResult:
         finished=not supervisor.interrupted,
         interrupted=supervisor.interrupted,
         stopped=supervisor.stopped,
+        budget_seconds=supervisor.clock.seconds,
+        budget_epochs=supervisor.clock.epochs,
     )
+
+
+def _courier(journal: FoldRun) -> Courier:
+    from medseg.training.journal import Courier
+
+    return Courier(journal)
 
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _trainer(job: Job, device: torch.device, clock: Clock, supervisor: Supervisor, rank: int, port: int) -> Trainer:
-    precision: Any = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed", None: "32-true"}[autocast_dtype(device)]
-    several = job.devices > 1
-    plugins: list[Any] = [PlainCheckpointIO(job.plan.content_digest())]
-    if several:
-        plugins.append(LocalRanks(rank, job.devices, port))
-    return Trainer(
-        accelerator=device.type,
-        devices=job.devices if several or device.type != "cuda" else [device.index or 0],
-        strategy="ddp" if several else "auto",
-        precision=precision,
-        plugins=plugins,
-        max_epochs=clock.epochs if clock.epochs is not None else -1,
-        gradient_clip_val=job.plan.training.clip,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        benchmark=device.type == "cuda",
-        default_root_dir=job.folder,
-        callbacks=[supervisor],
-    )
-
-
-def _compiles(device: torch.device, clock: Clock) -> bool:
-    """Whether compiling the network pays: on GPUs with Triton, in long trainings."""
-    from torch.utils._triton import has_triton
-
-    long = clock.seconds >= COMPILE_SECONDS if clock.seconds is not None else (clock.epochs or 0) * clock.steps >= COMPILE_STEPS
-    return device.type == "cuda" and long and bool(has_triton())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's hints: they concern choices that are made here on purpose."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        for message in (
-            ".*does not have many workers.*",
-            ".*dataloader is not resumable.*",  # it is: see data.Steps
-            ".*smaller than the logging interval.*",
-            ".*Checkpoint directory.*exists and is not empty.*",
-            ".*Grad strides do not match bucket view strides.*",
-            ".*found .* module.* in eval mode.*",  # the averaged weights
-            ".*isinstance.treespec, LeafSpec.*",
-        ):
-            warnings.filterwarnings("ignore", message=message)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _memory(device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ResourceError.of(
-            "the device ran out of memory",
-            where=str(device),
-            found=str(error).splitlines()[0],
-            fix="Plan again with a smaller --memory, or train with a smaller batch (--set training.batch_size=N).",
-        ) from error
 
 
 def _finished_result(job: Job, tracker: Tracker | None) -> TrainingResult:

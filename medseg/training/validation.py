@@ -18,6 +18,7 @@ from medseg.device import autocast_dtype
 from medseg.domains.base import find_domain
 from medseg.io.store import Store
 from medseg.models.base import Outputs
+from medseg.models.blocks import memory_format
 from medseg.plans import Plan
 from medseg.prediction import Prediction, Scores
 from medseg.tasks.base import find_task
@@ -85,7 +86,7 @@ class Validator:
 
     def _windows(self, network: nn.Module) -> Any:
         dtype = autocast_dtype(self.device)
-        layout = memory_format(self.plan)
+        layout = memory_format(self.device, len(self.plan.window))
 
         def run(windows: Tensor) -> Mapping[str, Tensor]:
             image = self.task.inputs(Batch(windows.to(self.device))).contiguous(memory_format=layout)
@@ -127,11 +128,6 @@ def mean_scores(table: Sequence[Scores]) -> Scores:
             means.setdefault(name, {})[metric] = float(np.mean(values)) if values else math.nan
     order = list(dict.fromkeys(name for scores in table for name in scores))
     return {name: means[name] for name in order}
-
-
-def memory_format(plan: Plan) -> torch.memory_format:
-    """Channels last for 2D and 3D windows: convolutions are faster so, most of all in bfloat16."""
-    return {2: torch.channels_last, 3: torch.channels_last_3d}.get(len(plan.window), torch.contiguous_format)
 
 
 class Agenda:

@@ -118,6 +118,9 @@ def test_crop_where_it_saves_something():
         (("bright", "cleft"), (0, 1, 2)),
         (("Anterior", "Posterior"), (0, 2)),
         (("LeftUpperLobe",), (1,)),
+        (("vertebra L1", "vertebra L5", "L5_S1"), (0, 1, 2)),
+        (("R1", "L2 nerve"), (0, 1, 2)),
+        (("left1", "right2"), (0, 1)),
     ],
 )
 def test_mirroring_keeps_sides_apart(names, axes):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,3 +115,70 @@ def test_run_and_run_again(tmp_path: Path, cases: Callable[[Path, int], Path]) -
     assert second["evaluation"] == first["evaluation"]
     assert (tmp_path / "run" / "fold_0" / "weights.safetensors").read_bytes() == weights
     assert "another plan" in medseg(*arguments, "--set", "training.seed=9", code=2).stderr
+
+
+def test_colour_images_in_nnunet_names(tmp_path: Path) -> None:
+    """2D RGB, all channels in one file called `_0000`, ignore value and case ids with numbers: through `run` and `predict`."""
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        label = np.zeros((48, 64), np.uint8)
+        label[8 : 20 + index, 10:40] = 1
+        image = rng.integers(0, 80, (48, 64, 3)).astype(np.uint8) + 120 * label[..., None]
+        for folder, name, array in (("imagesTr", f"frame_{index:04}_0000.png", image), ("labelsTr", f"frame_{index:04}.png", label)):
+            (tmp_path / "d" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / "d" / folder / name)
+    described = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": {"background": 0, "polyp": 1},
+        "numTraining": 8,
+        "file_ending": ".png",
+    }
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps(described))
+    arguments = ["--epochs", 1, "--memory", 2, "--set", "training.steps=2", "--json"]
+    done = json.loads(medseg("run", tmp_path / "d", "-o", tmp_path / "run", *arguments).stdout)
+    assert list(done["evaluation"]["classes"]) == ["polyp"]
+    medseg("predict", tmp_path / "run", tmp_path / "d" / "imagesTr" / "frame_0003_0000.png", "-o", tmp_path / "out")
+    with Image.open(tmp_path / "out" / "frame_0003.png") as written:
+        assert written.size == (64, 48)
+
+
+def test_folds_all_and_none(tmp_path: Path, cases: Callable[[Path, int], Path]) -> None:
+    """Cross-validation reports on every case and is tracked as one parent; `none` works with as few as four cases."""
+    data = cases(tmp_path / "data", 4)
+    few = ["--epochs", 1, "--memory", 4, "--set", "training.steps=1", "--json"]
+    crossed = json.loads(medseg("run", data, "-o", tmp_path / "all", "--folds", "all", "--set", "training.folds=2", *few).stdout)
+    assert len(crossed["evaluation"]["cases"]) == 4
+    assert sorted(p.name for p in (tmp_path / "all").glob("fold_*")) == ["fold_0", "fold_1"]
+    database = sqlite3.connect(tmp_path / "all" / "workspace" / "mlflow.db")
+    parents = database.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()[0]
+    distinct = database.execute("select count(distinct value) from tags where key = 'mlflow.parentRunId'").fetchone()[0]
+    database.close()
+    assert (parents, distinct) == (2, 1)
+    whole = json.loads(medseg("run", data, "-o", tmp_path / "none", "--folds", "none", *few).stdout)
+    assert whole["evaluation"] is None
+    assert (tmp_path / "none" / "fold_none" / "weights.safetensors").is_file()
+
+
+def test_nothing_of_others_is_overwritten(planned: Path, tmp_path: Path, cases: Callable[[Path, int], Path]) -> None:
+    """A workspace in the dataset, a run of another dataset, and a plan larger than memory: refused before anything is written."""
+    data = cases(tmp_path / "data", 6)
+    before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
+    assert "overwrite" in medseg("plan", data, "-o", data, code=2).stderr
+    assert {p: p.read_bytes() for p in data.rglob("*") if p.is_file()} == before
+    (planned.parent / "run").mkdir()
+    shutil.copytree(planned, planned.parent / "run" / "workspace")
+    other = json.loads((data / "dataset.json").read_text()) | {"name": "Other"}
+    (data / "dataset.json").write_text(json.dumps(other))
+    assert "another dataset" in medseg("run", data, "-o", planned.parent / "run", "--time", "5s", code=2).stderr
+    huge = medseg("train", planned / "3d.json", "-o", tmp_path / "huge", "--set", "window=[1600, 1600, 1600]", "--epochs", 1, code=2)
+    assert "more memory than the plan allows" in huge.stderr
+    assert not (tmp_path / "huge").exists()
+    assert "contradict" in medseg("run", data, "-o", tmp_path / "new", "--time", "5s", "--epochs", 1, code=2).stderr
+    assert "'5x'" in medseg("run", data, "-o", tmp_path / "new", "--folds", "5x", code=2).stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_errors_are_json_too(tmp_path: Path) -> None:
+    done = medseg("verify", tmp_path / "nowhere", "--json", "--quiet", code=2)
+    assert "no such folder" in done.stderr
+    assert json.loads(done.stdout)["error"][0]["where"].endswith("nowhere")

@@ -254,6 +254,15 @@ def test_folders_channels_by_suffix(tmp_path):
     assert "case 'q' does not have the channels of the dataset; found _0000, expected _0000, _0001" in refusal(tmp_path)
 
 
+def test_folders_colours_in_one_suffixed_file(tmp_path):
+    for name in ("p", "q"):
+        picture(tmp_path / f"images/{name}_0000.png", RGB)
+        picture(tmp_path / f"labels/{name}.png", MASK)
+    dataset = open_dataset(tmp_path)
+    assert [(c.id, len(c.images)) for c in dataset.cases] == [("p", 1), ("q", 1)]
+    assert [c.name for c in dataset.channels] == ["red", "green", "blue"]
+
+
 @pytest.mark.parametrize(
     ("names", "suffixed", "cases"),
     [

@@ -7,7 +7,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from medseg.device import Machine
 from medseg.models.base import Head
-from medseg.models.blocks import InstanceNorm
+from medseg.models.blocks import InstanceNorm, memory_format
 from medseg.models.unet import UNetFamily, UNetSettings
 
 
@@ -74,6 +74,13 @@ def test_instance_norm_is_torchs_and_keeps_memory_format() -> None:
     expected = F.instance_norm(x, weight=layer.weight, bias=layer.bias)
     torch.testing.assert_close(layer(x), expected)
     assert layer(x).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_memory_is_channels_last_but_not_on_apple() -> None:
+    cpu, mps = torch.device("cpu"), torch.device("mps")
+    assert [memory_format(cpu, axes) for axes in (1, 2, 3)] == [torch.contiguous_format, torch.channels_last, torch.channels_last_3d]
+    assert {memory_format(mps, axes) for axes in (1, 2, 3)} == {torch.contiguous_format}
+    assert memory_format(torch.device("cuda", 1), 3) == torch.channels_last_3d
 
 
 def test_samples_of_a_batch_do_not_mix() -> None:

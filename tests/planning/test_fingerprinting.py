@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from pathlib import Path
 
 import nibabel
@@ -10,10 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import TWO, make_dataset
 
+from medseg.case import Case
 from medseg.dataset import CaseFiles, Dataset
+from medseg.device import memory_per_array
 from medseg.errors import DatasetError
 from medseg.fingerprint import QUANTILES, CaseStats, ClassStats, Intensities
-from medseg.planning.fingerprinting import make_fingerprint, merge_intensities
+from medseg.io.images import read_case
+from medseg.planning.fingerprinting import ARRAYS, make_fingerprint, merge_intensities
+from medseg.scratch import Scratch
 
 
 def case_of(values: np.ndarray, foreground: int = 10) -> CaseStats:
@@ -79,21 +84,45 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def test_measures_and_caches(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.io.digests.FRESH", -(10**18))
     cache = tmp_path / "cache"
     found = make_fingerprint(dataset, "grid", cache, workers=1)
     assert [c.id for c in found.cases] == ["secret_0", "secret_1", "secret_2"]
     assert [c.voxels for c in found.cases[0].classes] == [8, 8]
     assert found.cases[2].shape == (12, 9, 8)
-    assert len(list(cache.iterdir())) == 3
-    assert "secret" not in "".join(p.read_text() + p.name for p in cache.iterdir())
+    assert len(list(cache.glob("*.json"))) == 3
+    assert len(list((cache / "files").rglob("*.json"))) == 6
+    assert "secret" not in "".join(p.read_text() + p.name for p in cache.rglob("*.json"))
     monkeypatch.setattr("medseg.planning.fingerprinting.read_case", None)  # a second run reads no voxel
+    monkeypatch.setattr("medseg.io.digests.file_digest", None)  # and no byte of any image
     assert make_fingerprint(dataset, "grid", cache, workers=1).to_json() == found.to_json()
+
+
+def test_large_images_are_measured_from_files(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is shared out among the workers; an image beyond its share is measured where it lies, with the same result."""
+    scratches: list[Scratch] = []
+
+    def read(files: CaseFiles, scratch: Scratch) -> Case:
+        scratches.append(scratch)
+        case = read_case(files, scratch=scratch)
+        owner = case.image
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        assert isinstance(owner, mmap.mmap) == (scratch.limit < case.image.nbytes)
+        return case
+
+    monkeypatch.setattr("medseg.planning.fingerprinting.read_case", read)
+    whole = make_fingerprint(dataset, "grid", None, workers=1)
+    assert scratches[0].limit == memory_per_array(1, ARRAYS)
+    monkeypatch.setattr("medseg.planning.fingerprinting.memory_per_array", lambda workers, arrays: 100.0)
+    assert make_fingerprint(dataset, "grid", None, workers=1).to_json() == whole.to_json()
+    assert scratches[-1].limit == 100
 
 
 def test_damaged_cache_entry_is_measured_again(dataset: Dataset, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     found = make_fingerprint(dataset, "grid", cache, workers=1)
-    entry = sorted(cache.iterdir())[0]
+    entry = sorted(cache.glob("*.json"))[0]
     entry.write_text(json.dumps({"old": 1}))
     assert make_fingerprint(dataset, "grid", cache, workers=1) == found
     CaseStats.load(entry)

@@ -7,6 +7,7 @@ import torch
 from synthetic import REGIONS, TWO, make_plan
 
 from medseg.case import Batch
+from medseg.device import autocast_dtype
 from medseg.planning.memory import AVERAGED, GIB, STATES, WORKSPACE, LiveStorage, training_cost, training_memory
 from medseg.plans import Plan
 from medseg.tasks.semantic import Semantic
@@ -56,8 +57,13 @@ def test_cost_grows_with_batch_and_window_and_shrinks_with_precision() -> None:
     assert four.flops == 2 * two.flops
     assert two.parameters == four.parameters == sum(p.numel() for p in Semantic(plan).network().parameters())
     assert two.memory < four.memory < 2 * two.memory
-    on_gpu = Plan.parse({**plan.model_dump(mode="json"), "memory": {"budget": 8, "training": 0, "device": "cuda"}}, "test")
+    on_gpu, on_apple = (
+        Plan.parse({**plan.model_dump(mode="json"), "memory": {"budget": 8, "training": 0, "device": device}}, "test")
+        for device in ("cuda", "mps")
+    )
     assert training_memory(with_batch(on_gpu, 4)) < four.memory
+    assert autocast_dtype(torch.device("mps")) is None
+    assert training_memory(with_batch(on_apple, 4)) == four.memory  # it trains in float32
 
 
 def test_flops_of_one_convolution_count() -> None:

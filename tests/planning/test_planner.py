@@ -112,7 +112,47 @@ def test_batch_rule() -> None:
     assert "busy" in why
     most, why = rules.most_windows((10, 10), 100, cost, Machine("cuda", 8))
     assert most == 2
-    assert why.startswith("the smallest batch, because more than 5% of the dataset's 100 voxels")
+    assert why.startswith("the smallest batch, because one window gives gradients that depend too much on it; it holds 200.0% of the ")
+    assert "dataset's 100 voxels, and beyond 5% a larger one would overfit" in why
+    most, why = rules.most_windows((10, 10), 10**9, Cost(memory=1.0, flops=int(5e11), parameters=10), Machine("cpu", 8))
+    assert most == 2
+    assert "it takes 0.5 Tflop per step; from 0.1 Tflop per step on this kind of device is busy" in why
+    exact = rules.most_windows((10, 10), 4_000, cost, Machine("cuda", 8))
+    assert exact == (2, "more than 5% of the dataset's 4,000 voxels in one batch would overfit")
+
+
+@pytest.mark.parametrize(
+    ("patients", "folds", "why"),
+    [
+        (200, 5, "each of 5 models trains on about 80% of the cases"),
+        (5, 5, "about 80%"),
+        (4, 4, "as many as there are patients (4)"),
+        (2, 2, "as many as there are patients (2)"),
+        (1, 2, "--fold none"),
+    ],
+)
+def test_folds_rule(patients: int, folds: int, why: str) -> None:
+    found, because = rules.cross_validation(patients)
+    assert found == folds
+    assert why.lower() in because.lower()
+
+
+def test_folds_are_of_patients_not_of_cases() -> None:
+    dataset = make_dataset(ndim=2, cases=12)
+    cases = tuple(case.model_copy(update={"group": f"patient {i % 3}"}) for i, case in enumerate(dataset.cases))
+    dataset = dataset.model_copy(update={"cases": cases})
+    (plan,) = make_plans(
+        dataset,
+        make_fingerprint_of(dataset, (64, 64), (1.0, 1.0)),
+        task="semantic",
+        domain="grid",
+        network="unet",
+        machine=Machine("cpu", 8.0),
+    )
+    assert plan.training.folds == 3
+    assert "as there are patients (3)" in plan.reasons["training.folds"]
+    assert plan.reasons["inference.mirror"]
+    assert plan.reasons["inference.overlap"]
 
 
 @pytest.fixture(scope="module")

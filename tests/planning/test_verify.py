@@ -313,3 +313,29 @@ def test_2d_colour(tmp_path):
 def test_declared_values_out_of_range(root):
     describe(root, labels={"0": "background", "1": "head", "2": "tail", "40000": "big"})
     assert any("declared label values are out of range; found 40000, expected 0 to 32767" in str(p) for p in problems(root))
+
+
+@pytest.mark.parametrize(("value", "kind"), [(40000, np.uint16), (65537, np.int32), (-40000, np.int32), (32768, np.float32)])
+def test_labels_that_windows_cannot_hold(root, value, kind):
+    """Declared or not: a window's int16 would turn them into other classes (65537 into 1)."""
+    data = values(label_of(root, 3)).astype(kind)
+    data[0, 0, 0] = value
+    image(label_of(root, 3), data)
+    assert f"the label holds values that no class has; found {value} (1 voxels)" in one(root)
+    declared = LayoutOptions(classes={"head": (1,), "tail": (2, value)})
+    assert any(f"declared label values are out of range; found {value}, expected 0 to 32767" in str(p) for p in problems(root, declared))
+
+
+def test_many_values_out_of_range_are_counted(root):
+    declared = LayoutOptions(classes={"head": (1, 2), "many": tuple(range(40000, 41000))})
+    assert any(
+        "found 40000, 40001, 40002, 40003, 40004, 40005, 40006, 40007 and 992 more, expected" in str(p) for p in problems(root, declared)
+    )
+
+
+def test_a_second_look_reads_no_digest_again(root, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("medseg.io.digests.FRESH", -(10**18))
+    first = verify(open_dataset(root), workers=1, cache=cache)
+    monkeypatch.setattr("medseg.io.digests.file_digest", None)
+    assert verify(open_dataset(root), workers=1, cache=cache) == first

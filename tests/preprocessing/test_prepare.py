@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medseg.dataset import file_digest
 from medseg.device import Machine
 from medseg.errors import DatasetError, PlanError, ResourceError
 from medseg.io.layouts.base import open_dataset
@@ -72,6 +73,31 @@ def test_once_and_again(planned, data, tmp_path):
     assert {name for name in after if after[name] != before[name]} == {"case2"}
     prepare(open_dataset(data), plan.edited({"space.spacing": "[2.0, 2.0, 2.0]"}), out, workers=1)
     assert all(stamps(out)[name] != after[name] for name in after)
+
+
+def test_a_second_call_reads_no_file_again(planned, data, tmp_path, monkeypatch):
+    """Unless it changed, even to the same size and time of modification."""
+    plan, out, cache = planned[1], tmp_path / "prepared", tmp_path / "cache"
+    monkeypatch.setattr("medseg.io.digests.FRESH", -(10**18))
+    prepare(open_dataset(data), plan, out, workers=1, cache=cache)
+    before = stamps(out)
+    read = []
+    monkeypatch.setattr("medseg.io.digests.file_digest", lambda path: read.append(path.name) or file_digest(path))
+    prepare(open_dataset(data), plan, out, workers=1, cache=cache)
+    assert read == []
+    assert stamps(out) == before
+    changed = data / "labels" / "case2.nii.gz"
+    time.sleep(0.02)
+    times = changed.stat()
+    image = nib.load(changed)
+    label = np.asarray(image.dataobj).copy()
+    label[4, 3, 2] = 0
+    nib.save(nib.Nifti1Image(label, image.affine), changed)
+    os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    store = prepare(open_dataset(data), plan, out, workers=1, cache=cache)
+    assert read == ["case2.nii.gz"]
+    assert {name for name in before if stamps(out)[name] != before[name]} == {"case2"}
+    assert np.count_nonzero(store.read("case2").label) < np.count_nonzero(store.read("case1").label)
 
 
 def test_processes_give_the_same_bytes(planned, data, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,19 +14,19 @@ from medseg.progress import Silent
 from medseg.training.ranks import run_ranks
 
 
-def fails(rank, port, progress):
+def fails(rank, port, progress, stop):
     if rank == 1:
         raise ModelError.of("rank 1 is unhappy")
     return "fine"
 
 
-def dies(rank, port, progress):
+def dies(rank, port, progress, stop):
     if rank == 1:
         os._exit(3)
     return "fine"
 
 
-def works(rank, port, progress):
+def works(rank, port, progress, stop):
     progress.say(f"rank {rank}")
     return rank, port
 
@@ -56,20 +57,67 @@ def test_a_rank_that_is_killed():
         run_ranks(dies, 2, Silent())
 
 
-def waits(rank, port, progress):
+def waits(rank, port, progress, stop):
     Path(os.environ["RANK_FILES"], str(os.getpid())).touch()
     time.sleep(60)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ranks_end_when_their_parent_is_killed(tmp_path):
-    parent = subprocess.Popen([sys.executable, __file__], env={**os.environ, "RANK_FILES": str(tmp_path)})
+def listens(rank, port, progress, stop):
+    """Ends when it is told to, and says by what."""
+    stop.install()
+    Path(os.environ["RANK_FILES"], str(os.getpid())).touch()
+    end = time.monotonic() + 60
+    while not stop.name and time.monotonic() < end:
+        time.sleep(0.02)
+    return stop.name
+
+
+def ranks_of(tmp_path, work):
+    parent = subprocess.Popen(
+        [sys.executable, __file__, work],
+        env={**os.environ, "RANK_FILES": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     end = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 2:
         assert time.monotonic() < end
+        assert parent.poll() is None, parent.stderr.read()
         time.sleep(0.05)
+    return parent
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups of POSIX")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_to_the_whole_group_stops_the_ranks_once(tmp_path, name):
+    """Ctrl-C in a terminal, and SLURM's SIGTERM, reach parent and children alike."""
+    parent = ranks_of(tmp_path, "listens")
+    os.killpg(parent.pid, getattr(signal, name))
+    out, error = parent.communicate(timeout=30)
+    assert (parent.returncode, out.strip(), error) == (0, name, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups of POSIX")
+def test_a_second_interrupt_ends_ranks_that_do_not_listen(tmp_path):
+    parent = ranks_of(tmp_path, "waits")
+    os.killpg(parent.pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert parent.poll() is None
+    os.killpg(parent.pid, signal.SIGINT)
+    _, error = parent.communicate(timeout=30)
+    assert parent.returncode != 0
+    assert error.strip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ranks_end_when_their_parent_is_killed(tmp_path):
+    parent = ranks_of(tmp_path, "waits")
     parent.kill()
     parent.wait()
+    parent.stdout.close()
+    parent.stderr.close()
     end = time.monotonic() + 10
     while any(alive(int(p.name)) for p in tmp_path.iterdir()):
         assert time.monotonic() < end
@@ -85,4 +133,4 @@ def alive(pid):
 
 
 if __name__ == "__main__":
-    run_ranks(waits, 2, Silent())
+    print(run_ranks({"waits": waits, "listens": listens}[sys.argv[1]], 2, Silent()))

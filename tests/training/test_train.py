@@ -7,17 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import Talk, Tiny
+from tiny_training import Talk, Tiny, fit_and_record
 
 from medseg.errors import DatasetError, ModelError, UsageError
 from medseg.plans import Plan
 from medseg.tasks.base import find_task
+from medseg.training import signals
+from medseg.training.budget import Budget
 from medseg.training.checkpoint import load_weights
-from medseg.training.train import TrainingResult
+from medseg.training.preflight import check_kind, write_provenance
+from medseg.training.ranks import run_ranks
+from medseg.training.train import Job, TrainingResult
 from medseg.workspace import Provenance, RunFolder
 
 PROGRAM = Path(__file__).with_name("tiny_training.py")
@@ -168,6 +173,87 @@ def test_patience_stops_and_delivers_the_best(tiny, monkeypatch):
     assert network.keys() == load_weights(tiny.root / "reference" / "fold_0" / "weights.safetensors", tiny.plan.content_digest()).keys()
 
 
+def test_any_score_beats_an_undefined_one(tiny, monkeypatch):
+    from medseg.training import supervisor
+
+    scores = iter([float("nan"), float("nan"), 0.1, float("nan"), 0.05])
+    real = supervisor.Validator.run
+
+    def validate(self, network, limit):
+        found = real(self, network, limit)
+        return supervisor.Validated(found.scores, next(scores), found.cases, found.seconds)
+
+    monkeypatch.setattr(supervisor.Validator, "run", validate)
+    result = tiny.run("undefined", epochs=5, patience=2)
+    assert (result.stopped, result.epochs, result.score) == (True, 5, 0.1)
+
+
+def test_a_plan_for_another_kind_of_device_is_mentioned(tmp_path):
+    tiny = Tiny(tmp_path, (("memory.device", "cuda"), ("memory.budget", "15")))
+    assert check_kind(tiny.plan, torch.device("cuda", 1)) == ""
+    talk = Talk()
+    tiny.run(epochs=1, progress=talk)
+    (line,) = talk.lines
+    assert line.startswith("warning: this plan was made for cuda with 15 GiB and trains on cpu")
+
+
+def test_an_untracked_fold_leaves_the_run_of_the_others_in_place(tiny, tmp_path):
+    run = RunFolder(tmp_path)
+    for given, kept in (("abc", "abc"), ("", "abc"), ("def", "def")):
+        write_provenance(run, tiny.plan, torch.device("cpu"), "", given)
+        assert Provenance.load(run.provenance_file).mlflow_run == kept
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A SLURM job whose `scontrol` writes down what it is asked; the result sets the state of the job."""
+    log = tmp_path / "log"
+    log.touch()
+
+    def make(state="RUNNING"):
+        program = tmp_path / "bin" / "scontrol"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho "$@" >> {log}\necho "JobId=12 JobState={state} Reason=None"\n')
+        program.chmod(0o755)
+        return log
+
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    return make
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SLURM")
+def test_a_job_is_requeued_unless_it_was_cancelled(slurm, monkeypatch):
+    log = slurm()
+    assert signals.requeue()
+    assert log.read_text().splitlines() == ["show job --oneliner 12", "requeue 12"]
+    slurm("CANCELLED")
+    assert not signals.requeue()
+    assert len(log.read_text().splitlines()) == 3
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert not signals.requeue()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SLURM")
+@pytest.mark.parametrize(("name", "asked"), [("SIGTERM", True), ("SIGUSR1", True), ("SIGINT", False)])
+def test_under_slurm_a_signal_requeues_and_the_job_goes_on_by_itself(tiny, slurm, monkeypatch, name, asked):
+    monkeypatch.setattr("medseg.training.supervisor.TELL_EVERY", 0.0)
+    log = slurm()
+    folder = f"slurm {name}"
+    talk = Interrupting(name, 2 / 3)
+    assert tiny.run(folder, epochs=5, progress=talk, save_every=1000).interrupted == name
+    assert ("requeue 12" in log.read_text()) == asked
+    assert ("asked SLURM to run this job again" in talk.lines) == asked
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    with pytest.raises(UsageError, match="--resume"):
+        tiny.run(folder, epochs=5)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert tiny.run(folder, epochs=5).finished
+    assert tiny.weights(folder) == tiny.weights("reference")
+
+
 def test_training_on_every_case(tiny):
     result = tiny.run("all", fold=None, epochs=1)
     assert (result.score, result.cases, result.fold) == (None, 0, None)
@@ -182,8 +268,33 @@ def test_resuming_what_is_finished_returns_it(tiny):
     result = tiny.run("reference", epochs=5, resume=True, progress=talk)
     assert result.finished
     assert result.epochs == 5
-    assert "already trained" in talk.lines[0]
+    (line,) = talk.lines
+    assert "already trained" in line
     assert tiny.weights("reference") == before
+
+
+def test_a_finished_training_says_that_another_length_is_ignored(tiny):
+    before = tiny.weights("reference")
+    talk = Talk()
+    assert tiny.run("reference", epochs=7, resume=True, progress=talk).epochs == 5
+    assert "it was trained for 5 epochs; 7 epochs is ignored. To train anew" in talk.lines[1]
+    talk = Talk()
+    tiny.run("reference", seconds=300, resume=True, progress=talk)
+    assert "trained for 5 epochs; 5 minutes is ignored" in talk.lines[1]
+    assert tiny.weights("reference") == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_resuming_with_another_length_says_so_and_takes_it(tiny, monkeypatch):
+    monkeypatch.setattr("medseg.training.supervisor.TELL_EVERY", 0.0)
+    assert not tiny.run("longer", epochs=5, progress=Interrupting("SIGTERM", 4 / 3), save_every=1000).finished
+    with pytest.raises(UsageError, match="longer already; found 1 epoch, expected more than the 1 that"):
+        tiny.run("longer", epochs=1, resume=True)
+    talk = Talk()
+    result = tiny.run("longer", epochs=3, resume=True, progress=talk)
+    assert talk.lines == ["this training was begun for 5 epochs; from here on its length is 3 epochs in all"]
+    assert (result.finished, result.epochs, result.budget_epochs, result.budget_seconds) == (True, 3, 3, None)
+    assert float(rows(tiny, "longer")[-1]["progress"]) == 1
 
 
 def test_what_exists_is_not_overwritten(tiny):
@@ -236,6 +347,37 @@ def test_two_processes_train_one_model(tiny):
     assert talk.updates
     load_weights(RunFolder(tiny.root / "two").fold(0) / "weights.safetensors", tiny.plan.content_digest())
     assert torch.get_num_threads() == threads
+
+
+def test_ranks_end_with_the_same_weights(tiny):
+    """They see different windows, so equal weights mean that gradients are averaged, and that the average follows alike."""
+    folder = RunFolder(tiny.root / "ranks").fold(0)
+    job = Job(tiny.plan, tiny.store.folder, tiny.splits[0], 0, folder, Budget(epochs=2), None, False, "cpu", 2, None, 1000.0)
+    run_ranks(partial(fit_and_record, job), 2, Talk())
+    first, second = ((folder / f"rank_{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+
+
+def test_time_is_kept_by_two_processes(tiny):
+    result = tiny.run("two timed", seconds=3.0, devices=2)
+    assert result.finished
+    assert 2.0 < result.seconds < 3.5
+    assert result.score is not None
+    assert float(rows(tiny, "two timed")[-1]["progress"]) > 0.9
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups of POSIX")
+def test_ctrl_c_with_two_processes_saves_once_and_in_order(tiny):
+    """A terminal sends it to parent and children."""
+    command = [sys.executable, str(PROGRAM), str(tiny.root), json.dumps({"name": "two stopped", "epochs": 500, "devices": 2})]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for_rows(tiny, "two stopped", 1, process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (0, "")
+    result = TrainingResult.parse(json.loads(out), "output")
+    assert (result.finished, result.interrupted) == (False, "SIGINT")
+    assert (tiny.root / "two stopped" / "fold_0" / "state" / "checkpoint.safetensors").is_file()
 
 
 def test_a_batch_that_cannot_be_shared(tiny):

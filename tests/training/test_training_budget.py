@@ -4,7 +4,7 @@ import pytest
 
 from medseg.errors import UsageError
 from medseg.training import budget
-from medseg.training.budget import Budget, Clock
+from medseg.training.budget import Budget, Clock, length
 from medseg.training.validation import SHARE, Agenda
 
 
@@ -77,6 +77,37 @@ def test_interruptions_do_not_count(time):
     second.start()
     time.now += 10
     assert second.progress(0) == pytest.approx(0.4)
+
+
+def test_the_device_is_waited_for_near_the_end_only(time):
+    waits = []
+    clock = Clock(Budget(seconds=1000), 1, 5, synchronise=lambda: waits.append(clock.elapsed))
+    clock.reserve = 100
+    clock.start()
+    while not clock.time_is_up():
+        time.now += 1
+        clock.tick()
+    assert waits[0] == 880  # 20 steps before 1000 - 100
+    assert waits == [float(n) for n in range(880, int(clock.elapsed) + 1)]
+    assert clock.elapsed == 899
+    by_epochs = Clock(Budget(epochs=1), 1, 5, synchronise=lambda: waits.append(None))
+    by_epochs.start()
+    by_epochs.tick()
+    assert None not in waits
+
+
+def test_an_interrupted_training_knows_its_first_length():
+    first = Clock(Budget(seconds=100), 7, 5)
+    second = Clock(Budget(), 7, 5)
+    assert second.before is None
+    second.load_state_dict(first.state_dict())
+    assert second.before == (100, None)
+    assert (second.seconds, second.epochs) == (None, 7)
+
+
+def test_lengths_in_words():
+    assert [length(None, 1), length(None, 30)] == ["1 epoch", "30 epochs"]
+    assert [length(90.0, None), length(1200.0, None), length(150.0, None)] == ["90 seconds", "20 minutes", "2.5 minutes"]
 
 
 def test_agenda_by_epochs_is_fixed():

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
 import torch
 from tiny_training import Tiny
 
-from medseg.training.data import Steps, TrainingData, Windows, collate
+from medseg.errors import DatasetError, ResourceError
+from medseg.training import data as module
+from medseg.training.data import Steps, TrainingData, Windows, collate, open_cases
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +81,48 @@ def test_spawned_workers_give_the_same_windows(tiny):
     for (a, b), (c, d) in zip(here.train_dataloader(), there.train_dataloader(), strict=True):
         assert torch.equal(a, c)
         assert torch.equal(b, d)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_worker_keeps_its_class_and_its_problems(tiny, workers):
+    data = TrainingData(tiny.plan, tiny.store.folder, ["no such case"], 0, "cpu")
+    data.workers = workers
+    batch = next(iter(data.train_dataloader()))
+    with pytest.raises(DatasetError, match="a prepared case is missing or damaged") as caught:
+        data.on_before_batch_transfer(batch, 0)
+    (problem,) = caught.value.problems
+    assert problem.fix == "Run `medseg preprocess` again."
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_open_files_stay_within_a_quarter_of_the_limit(monkeypatch):
+    import resource
+
+    for limit, cases in ((256, 32), (1024, 128), (10**6, 512), (resource.RLIM_INFINITY, 512), (4, 1)):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, limit=limit: (limit, limit))
+        assert open_cases() == cases
+
+
+def test_a_case_is_closed_before_too_many_are_open(tiny, monkeypatch):
+    monkeypatch.setattr(module, "open_cases", lambda: 2)
+    data = windows(tiny)
+    for i in range(12):
+        _ = data[i]
+        assert len(data._open) <= 2
+    assert len(pickle.loads(pickle.dumps(data))._open) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_too_many_open_files_are_called_so(tiny):
+    import os
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    here = os.open(os.devnull, os.O_RDONLY)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (here + 1, hard))
+    try:
+        with pytest.raises(ResourceError, match=r"too many files are open\. Raise the limit"):
+            tiny.store.read(tiny.dataset.cases[0].id)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(here)

@@ -128,6 +128,26 @@ class Tiny:
         return (self.root / name / f"fold_{'none' if fold is None else fold}" / "weights.safetensors").read_bytes()
 
 
+def fit_and_record(job, rank, port, progress, stop):
+    """A rank's training that also writes digests of its own weights into `rank_<n>.txt`."""
+    from medseg.training import train as module
+    from medseg.training.checkpoint import digest_of
+
+    kept = []
+
+    class Kept(module.Learner):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            kept.append(self)
+
+    module.Learner = Kept
+    result = module._fit_rank(job, rank, port, progress, stop)
+    (learner,) = kept
+    digests = [digest_of(network.state_dict()) for network in (learner.network, learner.average)]
+    (job.folder / f"rank_{rank}.txt").write_text(" ".join(digests))
+    return result
+
+
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[2])
     tiny = Tiny(Path(sys.argv[1]), tuple(arguments.pop("edits", {}).items()))

@@ -153,7 +153,13 @@ def _directed(labels: Labels, axis: int, ndim: int) -> list[str]:
     """Classes whose names hold a direction along a canonical axis."""
     directions = DIRECTIONS[axis] if ndim == 3 else (DIRECTIONS[0] | DIRECTIONS[1], DIRECTIONS[2])[axis]
     spaced = {name: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower() for name in labels.names}
-    return [name for name, text in spaced.items() if directions & set(re.findall(r"[a-z]+", text))]
+    return [name for name, text in spaced.items() if directions & _words(text)]
+
+
+def _words(text: str) -> set[str]:
+    """Words of a name in lower case. A number after a word leaves the word (`left1`), but not one or two letters (`L1` is a vertebra)."""
+    tokens = set(re.findall(r"[a-z0-9]+", text))
+    return tokens | {word for word in re.findall(r"[a-z]+", text) if len(word) > 2}
 
 
 def window_candidates(shapes: list[Shape], spacing: tuple[float, ...], largest: int) -> Decided[tuple[Shape, ...]]:

@@ -12,8 +12,8 @@ from medseg.errors import UsageError
 from medseg.evaluation.page.charts import Line, curves
 
 X_AXES = ("epoch", "step")
-CLOCKS = ("epoch", "step", "progress", "seconds", "time")
-"""Columns that say when, not how well."""
+CLOCKS = ("epoch", "step", "progress", "seconds", "time", "val/seconds", "val/cases")
+"""Columns that say when and on how much, not how well."""
 
 
 def training_curves(files: Sequence[Path]) -> str:

@@ -77,7 +77,9 @@ class Folders(Layout):
             raise DatasetError.of("holds no image", where=str(images), expected="files in a format that can be read")
         suffixed, sets = channel_sets(files)
         ndim, in_file = usual_header([s[min(s)] for _, s in sets])
-        count = max(len(s) for _, s in sets) if suffixed else in_file
+        count = max(len(s) for _, s in sets)
+        if count == 1:
+            count = in_file  # also where every name ends in _0000: colour images as nnU-Net names them
         if descriptor.channels is not None:
             count = len(descriptor.channels)
         problems: list[Problem] = []

@@ -1,0 +1,69 @@
+"""What is refused before work begins, because it could only fail or do harm later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from medseg.dataset import Dataset
+from medseg.errors import PlanError, UsageError
+from medseg.plans import Plan
+from medseg.workspace import Workspace
+
+
+def check_workspace(workspace: Workspace, found: Dataset) -> None:
+    """Refuse a workspace that is the dataset itself or belongs to another one. Raises UsageError."""
+    if workspace.root.resolve() == found.root.resolve():
+        raise UsageError.of(
+            "the workspace would lie in the dataset itself and overwrite its files",
+            where=str(workspace.root),
+            fix="Choose another folder for -o.",
+        )
+    if not workspace.dataset_file.is_file():
+        return
+    try:
+        present = workspace.dataset()
+    except PlanError:
+        raise UsageError.of(
+            "holds a dataset.json that medseg did not write", where=str(workspace.root), fix="Choose another folder for -o."
+        ) from None
+    if present.name != found.name and {c.id for c in present.cases} != {c.id for c in found.cases}:
+        raise UsageError.of(
+            "belongs to another dataset",
+            where=str(workspace.root),
+            found=f"dataset '{present.name}' with {len(present.cases)} cases",
+            expected=f"'{found.name}' with {len(found.cases)} cases",
+            fix="Choose another folder for -o.",
+        )
+
+
+def check_length(seconds: float | None, epochs: int | None) -> None:
+    """Refuse two lengths at once. Raises UsageError."""
+    if seconds is not None and epochs is not None:
+        raise UsageError.of("--time and --epochs contradict each other", fix="Give one of them.")
+
+
+def check_folds(folds: Sequence[int | None] | str) -> None:
+    """Refuse anything but different folds, None among them, or "all". Raises UsageError."""
+    if folds == "all":
+        return
+    if isinstance(folds, str) or not folds or len(set(folds)) != len(folds) or any(f is not None and f < 0 for f in folds):
+        raise UsageError.of("not folds", where="--folds", found=repr(folds), expected="different numbers from 0 on, none, or all")
+
+
+def check_memory(chosen: Plan) -> None:
+    """Refuse a plan, edited by hand, that asks for more than its budget: training would tell only after everything is prepared.
+
+    Raises:
+        PlanError: measured on the real network under fake tensors.
+    """
+    from medseg.planning.memory import training_memory
+
+    needed = training_memory(chosen)
+    if needed > chosen.memory.budget * 1.01:
+        raise PlanError.of(
+            "one training step needs more memory than the plan allows",
+            where=f"plan '{chosen.name}', fields 'window', 'training.batch_size', 'network'",
+            found=f"{needed:.1f} GiB for window {list(chosen.window)} and batch {chosen.training.batch_size}",
+            expected=f"at most memory.budget, {chosen.memory.budget:g} GiB",
+            fix="Use a smaller window or batch, or plan again with --memory.",
+        )
