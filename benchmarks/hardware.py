@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from medseg.device import physical_memory
 from medseg.diagnosis import PACKAGES, installed_version
 
 
@@ -28,7 +29,7 @@ def described() -> dict[str, object]:
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": processor(),
         "cores": psutil.cpu_count(logical=False),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(physical_memory() / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}},

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from medseg.device import autocast_dtype, choose_device, machine
+from medseg.device import autocast_dtype, choose_device, machine, physical_memory
 from medseg.record import Record
 
 PACKAGES = ("medseg", "torch", "monai", "lightning", "mlflow", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "pydantic")
@@ -37,7 +37,7 @@ def examine() -> Diagnosis:
     hardware = {
         "system": f"{platform.system()} {platform.machine()}",
         "cores": str(psutil.cpu_count(logical=False) or psutil.cpu_count()),
-        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "memory": f"{physical_memory() / 2**30:.1f} GiB",
         "free disk here": f"{disk.free / 2**30:.1f} GiB",
         "device": _device_name(device),
         "plans are made for": f"{offered.kind}, {offered.memory:g} GiB",

@@ -315,7 +315,7 @@ def _measured(
 
     found = open_dataset(dataset, options or LayoutOptions())
     check_workspace(workspace, found)
-    verified = verify_dataset(found, workers=workers, progress=progress, resample_labels=resample_labels)
+    verified = verify_dataset(found, workers=workers, progress=progress, resample_labels=resample_labels, cache=workspace.cache)
     for warning in verified.warnings:
         progress.say(f"warning: {warning}")
     return verified.dataset, make_fingerprint(verified.dataset, found.domain, workspace.cache, workers=workers, progress=progress)
@@ -422,7 +422,7 @@ def _evaluation(path: Path) -> Evaluation:
 def _prepared(chosen: Plan, workspace: Workspace, workers: int | None, progress: Progress) -> Store:
     from medseg.preprocessing.prepare import prepare
 
-    return prepare(workspace.dataset(), chosen, workspace.prepared(chosen), workers=workers, progress=progress)
+    return prepare(workspace.dataset(), chosen, workspace.prepared(chosen), workers=workers, progress=progress, cache=workspace.cache)
 
 
 def _splits(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int | None) -> tuple[Split, ...]:

@@ -56,6 +56,7 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 1 some cases failed, 2 wrong input or usage, 130 interrupted."""
     # Idle OpenMP threads sleep instead of spinning: with other work on the machine, spinning slows a training several times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing about a hospital's use leaves it
     arguments = sys.argv[1:]
     limit = arguments.index("--") if "--" in arguments else len(arguments)
     for flag in [a for a in arguments[:limit] if a in FLAGS]:

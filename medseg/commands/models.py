@@ -126,7 +126,9 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also report one uncertainty per case.")] = False,
     mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Test-time mirroring, where the plan allows it.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is already there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Predict again, and replace files that medseg did not write (never inputs).")
+    ] = False,
     device: Device = "auto",
     memory: Memory = None,
 ) -> None:

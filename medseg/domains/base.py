@@ -116,6 +116,10 @@ class Domain(ABC):
         """
 
     @abstractmethod
+    def windows(self, shape: Shape) -> int:
+        """How many windows `stitch` runs over a prepared case of this spatial shape."""
+
+    @abstractmethod
     def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, DenseMap]:
         """Run windows over a case and blend them; maps above `memory` bytes live on disk. `run` gets windows on the CPU, float32."""
 

@@ -8,19 +8,19 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from medseg.case import Case, PreparedCase
 from medseg.dataset import CaseFiles, file_digest
 from medseg.device import CPU_SHARE, choose_device, machine, physical_memory
-from medseg.domains.base import find_domain
+from medseg.domains.base import Run, find_domain
 from medseg.errors import ImageError, MedsegError, ModelError, Problem, ResourceError
 from medseg.geometry import Grid, Step
 from medseg.inference.ensemble import Ensemble, load_network, out_of_memory
@@ -41,6 +41,9 @@ SHARE_OF_MAPS = 0.25  # of the memory for blended maps of all heads; beyond it t
 SHARE_OF_ARRAY = 0.08  # of the memory for each other array of a case; up to five exist at once, the rest is for the network
 LOG = logging.getLogger(__name__)
 LARGEST_BATCH = {"cpu": 4, "mps": 8, "cuda": 16}  # beyond it a device gains nothing
+
+
+MANY_WINDOWS = 64  # cases of fewer are quick, and a progress bar for each would only flicker
 
 
 class Predicted(Record):
@@ -156,7 +159,7 @@ class Predictor:
                     source = self._source(files, probabilities, uncertainty, mirror)
                     entry = None if overwrite else ledger.finished(files.id, source)
                     if entry is None:
-                        entry = self._predict_files(files, out, source, probabilities, uncertainty, mirror)
+                        entry = self._predict_files(files, out, source, probabilities, uncertainty, mirror, progress)
                     else:
                         skipped += 1
                     ledger.add(entry)
@@ -202,8 +205,11 @@ class Predictor:
         stem = image_stem(paths[0])
         return self._predict_read(CaseFiles(id=stem, images=paths, group=stem), probabilities, mirror)
 
-    def predict_case(self, case: Case, *, probabilities: bool = False, mirror: bool = True) -> Prediction:
-        """Predict a case on its native grid; the result lies on the same grid. The label of the case, if any, is not looked at."""
+    def predict_case(self, case: Case, *, probabilities: bool = False, mirror: bool = True, progress: Progress | None = None) -> Prediction:
+        """Predict a case on its native grid; the result lies on the same grid. The label of the case, if any, is not looked at.
+
+        `progress` is told about windows where there are many.
+        """
         _check_voxels(case)
         native = case.grid
         prepared = self.domain.prepare(dataclasses.replace(case, label=None), self.scratch)
@@ -213,7 +219,7 @@ class Predictor:
         run = self.ensemble.runner(self.plan.inference.mirror if mirror else ())
         maps = self.domain.stitch(
             PreparedCase(case_id, prepared.image, None, (), native, trail),
-            run,
+            self._counted(run, tuple(prepared.image.shape[1:]), progress),
             self.task.heads,
             self.ensemble.batch_size,
             self.memory * GIB * SHARE_OF_MAPS,
@@ -225,6 +231,21 @@ class Predictor:
         chances = None if decoded.probabilities is None else self._restored_maps(decoded.probabilities, trail, native.shape)
         return Prediction(case_id, labels, chances, decoded.uncertainty)
 
+    def _counted(self, run: Run, shape: tuple[int, ...], progress: Progress | None) -> Run:
+        total = self.domain.windows(shape)
+        if progress is None or total < MANY_WINDOWS:
+            return run
+        done = 0
+
+        def counted(windows: Tensor) -> Mapping[str, Tensor]:
+            nonlocal done
+            outputs = run(windows)
+            done += len(windows)
+            progress.update("windows of this case", done, total)
+            return outputs
+
+        return counted
+
     def _restored_maps(self, maps: NDArray[np.float16], trail: tuple[Step, ...], shape: tuple[int, ...]) -> NDArray[np.float16]:
         """Probabilities on the native grid: outside of what the network saw all is background."""
         background = len(maps) == len(self.plan.data.labels.classes) + 1
@@ -234,10 +255,10 @@ class Predictor:
         return restored
 
     def _predict_files(
-        self, files: CaseFiles, out: Path, source: str, probabilities: bool, uncertainty: bool, mirror: bool
+        self, files: CaseFiles, out: Path, source: str, probabilities: bool, uncertainty: bool, mirror: bool, progress: Progress
     ) -> PredictedCase:
         start = time.monotonic()
-        prediction = self._predict_read(files, probabilities, mirror)
+        prediction = self._predict_read(files, probabilities, mirror, progress)
         image = files.images[0]
         written = [out / target for target in targets_of(files, prediction.probabilities is not None)]
         write_label(written[0], prediction.labels, like=image)
@@ -253,12 +274,13 @@ class Predictor:
             content=content_digest(written),
         )
 
-    def _predict_read(self, files: CaseFiles, probabilities: bool, mirror: bool) -> Prediction:
+    def _predict_read(self, files: CaseFiles, probabilities: bool, mirror: bool, progress: Progress | None = None) -> Prediction:
         """Refuse what does not fit from the header alone, then read and predict."""
         headers = [read_header(path) for path in files.images]
         self._check_fit(files.id, sum(header.channels for header in headers), headers[0].shape, files.images[0])
         try:
-            return self.predict_case(read_case(files, with_label=False, scratch=self.scratch), probabilities=probabilities, mirror=mirror)
+            case = read_case(files, with_label=False, scratch=self.scratch)
+            return self.predict_case(case, probabilities=probabilities, mirror=mirror, progress=progress)
         except MemoryError:
             raise ResourceError.of(
                 "does not fit into memory",

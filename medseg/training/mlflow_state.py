@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking._tracking_service import utils as service
-from mlflow.utils.logging_utils import MLFLOW_LOGGING_STREAM
+from mlflow.utils import logging_utils
 from sqlalchemy.exc import SQLAlchemyError
 
 FAILURES = (MlflowException, SQLAlchemyError, OSError)  # what an unusable server or database raises
@@ -58,21 +58,33 @@ def store_at(uri: str) -> Iterator[None]:
         os.environ.update(before)
 
 
+class _Nowhere:
+    """Where MLflow's notes go."""
+
+    enabled = False
+
+    def write(self, text: str) -> None:
+        """Forget it."""
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
+
+
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
     """Without MLflow's notes on the terminal, and without the warnings that MLflow and its database cause within themselves."""
     loggers = [logging.getLogger(name) for name in TALKATIVE]
     levels = [logger.level for logger in loggers]
-    speaking = MLFLOW_LOGGING_STREAM.enabled
+    stream = logging_utils.MLFLOW_LOGGING_STREAM
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    MLFLOW_LOGGING_STREAM.enabled = False
+    logging_utils.MLFLOW_LOGGING_STREAM = _Nowhere()  # its switch `enabled` would be set again by MLflow on the way
     try:
         with environment({"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=LIBRARIES)
             yield
     finally:
-        MLFLOW_LOGGING_STREAM.enabled = speaking
+        logging_utils.MLFLOW_LOGGING_STREAM = stream
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

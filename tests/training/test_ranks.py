@@ -65,6 +65,8 @@ def waits(rank, port, progress, stop):
 def listens(rank, port, progress, stop):
     """Ends when it is told to, and says by what."""
     stop.install()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        return "not deaf to Ctrl-C"
     Path(os.environ["RANK_FILES"], str(os.getpid())).touch()
     end = time.monotonic() + 60
     while not stop.name and time.monotonic() < end:

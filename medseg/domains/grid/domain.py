@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -20,9 +21,9 @@ from medseg.domains.grid.measure import measure_case
 from medseg.domains.grid.prepare import prepare_case, restore_array
 from medseg.domains.grid.sampling import class_locations, sample_window, source_window
 from medseg.domains.grid.settings import GridSettings
-from medseg.domains.grid.stitch import stitch_case
+from medseg.domains.grid.stitch import layout, stitch_case
 from medseg.fingerprint import CaseStats, Fingerprint
-from medseg.geometry import Resample, Step
+from medseg.geometry import Resample, Shape, Step
 from medseg.models.base import Head
 from medseg.plans import Plan, SpaceSection
 from medseg.prediction import DenseMap
@@ -87,6 +88,10 @@ class GridDomain(Domain):
         labels = self.plan.data.labels
         values = (0, *labels.values, *([] if labels.ignore is None else [labels.ignore]))
         return augment_batch(batch, self.plan.window, self.settings.augmentation, self._proportions(), values, generator)
+
+    def windows(self, shape: Shape) -> int:
+        """See `Domain.windows`."""
+        return math.prod(len(starts) for starts in layout(shape, self.plan.window, self.plan.inference.overlap)[1])
 
     def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, DenseMap]:
         """See `Domain.stitch`."""

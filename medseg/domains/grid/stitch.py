@@ -21,6 +21,15 @@ from medseg.scratch import Scratch, release
 Run = Callable[[Tensor], Mapping[str, Tensor]]
 
 
+def layout(shape: Shape, window: Shape, overlap: float) -> tuple[Shape, tuple[tuple[int, ...], ...]]:
+    """The window with all axes of the case, and its first voxels along each of them."""
+    lead = len(shape) - len(window)
+    full = (1,) * lead + window
+    return full, tuple(
+        tuple(window_starts(n, w, overlap if axis >= lead else 0.0)) for axis, (n, w) in enumerate(zip(shape, full, strict=True))
+    )
+
+
 def stitch_case(
     case: PreparedCase, run: Run, heads: Sequence[Head], window: Shape, overlap: float, batch_size: int, memory: float
 ) -> dict[str, DenseMap]:
@@ -32,9 +41,7 @@ def stitch_case(
         memory: bytes that the sums of all heads may take in memory; larger ones live in temporary files.
     """
     shape = case.shape
-    lead = len(shape) - len(window)
-    full = (1,) * lead + window
-    starts = tuple(window_starts(n, w, overlap if axis >= lead else 0.0) for axis, (n, w) in enumerate(zip(shape, full, strict=True)))
+    full, starts = layout(shape, window, overlap)
     weights = tuple(coverage(n, w, s) for n, w, s in zip(shape, full, starts, strict=True))
     importance = torch.from_numpy(outer([gaussian_weights(w) for w in full]))
     scratch = Scratch(memory / max(1, len(heads)))
