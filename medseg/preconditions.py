@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from medseg.dataset import Dataset
 from medseg.errors import PlanError, UsageError
 from medseg.plans import Plan
+from medseg.record import check_writable
 from medseg.workspace import Workspace
 
 
 def check_workspace(workspace: Workspace, found: Dataset) -> None:
-    """Refuse a workspace that is the dataset itself or belongs to another one. Raises UsageError."""
+    """Refuse a workspace that is the dataset itself, belongs to another one, or cannot be written. Raises UsageError or ResourceError."""
     if workspace.root.resolve() == found.root.resolve():
         raise UsageError.of(
             "the workspace would lie in the dataset itself and overwrite its files",
@@ -19,6 +20,7 @@ def check_workspace(workspace: Workspace, found: Dataset) -> None:
             fix="Choose another folder for -o.",
         )
     if not workspace.dataset_file.is_file():
+        check_writable(workspace.root)
         return
     try:
         present = workspace.dataset()

@@ -156,3 +156,25 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # the first error is the one that tells
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and try it, so that long work does not find out at its end.
+
+    Raises:
+        ResourceError: the folder cannot be made or written.
+    """
+    probe = folder / ".medseg-write-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+    except OSError as error:
+        raise ResourceError.of(
+            "cannot be written",
+            where=str(folder),
+            found=error.strerror or str(error),
+            fix="Choose another folder with -o, or mend its permissions.",
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -31,7 +30,7 @@ from medseg.io.images import image_stem, read_case, read_header, write_label, wr
 from medseg.plans import Plan
 from medseg.prediction import Prediction
 from medseg.progress import Progress, Silent
-from medseg.record import Record
+from medseg.record import Record, check_writable
 from medseg.scratch import Scratch, copy, release, row_slabs
 from medseg.tasks.base import find_task
 from medseg.workspace import RunFolder
@@ -148,7 +147,7 @@ class Predictor:
         cases = find_cases([inputs] if isinstance(inputs, (Path, CaseFiles)) else inputs, self.plan.data.channels)
         ledger = Ledger(out)
         targets = check_targets(cases, out, probabilities, None if overwrite else ledger.files())
-        _check_writable(out)
+        check_writable(out)
         ledger.claim(targets)
         done: list[PredictedCase] = []
         failures: list[FailedCase] = []
@@ -370,24 +369,6 @@ def _problems(files: CaseFiles, error: Exception) -> tuple[Problem, ...]:
         else "Check this case's files; if they are sound, please report this as a bug of medseg."
     )
     return (Problem("could not be predicted", f"case '{files.id}', {files.images[0]}", kind + (f": {first}" if first else ""), "", fix),)
-
-
-def _check_writable(folder: Path) -> None:
-    """Fail before the first case is computed."""
-    probe = folder / ".medseg-write-probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-    except OSError as error:
-        raise ResourceError.of(
-            "cannot be written",
-            where=str(folder),
-            found=error.strerror or str(error),
-            fix="Choose another folder with -o, or mend its permissions.",
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
 
 
 def _batch_size(plan: Plan, device: torch.device, memory: float) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg.dataset import CaseFiles, Dataset
+from medseg.dataset import CaseFiles, Dataset, Modality
 from medseg.device import memory_per_array
 from medseg.errors import DatasetError, Problem
 from medseg.io.digests import Digests
@@ -84,7 +84,7 @@ def verify(
     occurrences = {name: sum(r.voxels[i] > 0 for r in labelled if r.voxels) for i, name in enumerate(dataset.labels.names)}
     found, odd = _classes(dataset, labelled, occurrences)
     problems += found
-    warnings += [*odd, *_twins(dataset, labelled), *_spacings(labelled), *_size(dataset)]
+    warnings += [*odd, *_twins(dataset, labelled), *_spacings(labelled), *_size(dataset), *_modalities(dataset)]
     if problems:
         raise DatasetError(problems)
     moved = {r.id for r in labelled if r.resample}
@@ -248,6 +248,19 @@ def _size(dataset: Dataset) -> list[Problem]:
         return []
     return [
         Problem("the dataset is small", f"dataset '{dataset.name}'", f"{patients} patients", f"{FEW} or more", "Scores will be uncertain.")
+    ]
+
+
+def _modalities(dataset: Dataset) -> list[Problem]:
+    unknown = [c.name for c in dataset.channels if c.modality is Modality.other]
+    if not unknown:
+        return []
+    return [
+        Problem(
+            "it is not declared what the intensities mean, so they are taken as relative and normalised case by case",
+            f"channel {', '.join(unknown)}",
+            fix="For CT in Hounsfield units pass --modality ct (or mr, pet, rgb, gray), or name the modality in the dataset's description.",
+        )
     ]
 
 
