@@ -90,8 +90,11 @@ def problems_of(model: type[BaseModel], error: ValidationError, where: str) -> l
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(item["loc"][-1]), _field_names(model), n=1)
             fix = f"Did you mean '{near[0]}'?" if near else "Remove this key."
-        found = "" if item["type"] in ("missing", "extra_forbidden") else _short(item.get("input"))
-        problems.append(Problem(item["msg"], where=f"{where}, field '{path}'" if path else where, found=found, fix=fix))
+        told = item["type"] in ("missing", "extra_forbidden") or isinstance(item.get("input"), (dict, BaseModel))
+        found = "" if told else _short(item.get("input"))
+        problems.append(
+            Problem(item["msg"].removeprefix("Value error, "), where=f"{where}, field '{path}'" if path else where, found=found, fix=fix)
+        )
     return problems
 
 

@@ -213,14 +213,14 @@ def compare(
             _number(d.mean_a),
             _number(d.mean_b),
             f"{d.difference:+.4f}" + _range(d.low, d.high),
-            _number(d.p),
+            "" if d.p is None else f"{d.p:.2g}",
         )
         for d in result.differences
         if d.difference is not None
     ]
     columns = ("class", "metric", "cases", "first", "second", "second - first (95 %)", "Wilcoxon p")
-    table(f"{result.b} against {result.a}, {len(result.cases)} cases in both", columns, rows)
-    for name, alone in ((result.a, result.only_a), (result.b, result.only_b)):
+    table(f"{second} against {first}, {len(result.cases)} cases in both", columns, rows)
+    for name, alone in ((first, result.only_a), (second, result.only_b)):
         if alone:
             warn(f"{len(alone)} cases only in {name}, left out: {', '.join(alone[:5])}{' ...' if len(alone) > 5 else ''}")
     answer(result)
@@ -328,7 +328,7 @@ def _range(low: float | None, high: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if abs(value) < 0.01 else f"{value:.3f}"
+    return "" if value is None else f"{value:.4f}" if abs(value) < 0.01 else f"{value:.3f}"
 
 
 NEED_ARGUMENTS = (train, predict, evaluate, compare, run)
