@@ -310,7 +310,9 @@ def show_scores(evaluation: Evaluation, report: Path | None) -> None:
     rows = [(name, *(_interval(evaluation.classes[name][m]) for m in metrics)) for name in evaluation.labels.names]
     if len(rows) > 1:
         rows.append(("mean", *(_interval(evaluation.overall[m]) for m in metrics)))
-    titles = [f"{d.title} ({evaluation.unit})" if (d := describe(m)).unit else d.title for m in metrics]
+    titles = [
+        f"{d.title} ({evaluation.unit})" if (d := describe(m)).unit else d.title.replace(" mm", f" {evaluation.unit}") for m in metrics
+    ]
     count = len(evaluation.cases)
     table(f"{evaluation.title}: {count} case{'s' if count != 1 else ''}, mean and its 95 % bootstrap interval", ("class", *titles), rows)
     if evaluation.missing:

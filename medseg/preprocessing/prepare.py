@@ -78,9 +78,11 @@ def prepare(
             break
         problems.extend(_named(trial, outcome.failure))
     rest = [case for case in dataset.cases if case.id not in known]
-    for outcome in progress.track(map_cases(work, rest, workers), len(rest), "prepare"):
+    progress.update("prepare", len(known), len(dataset.cases))
+    for done, outcome in enumerate(map_cases(work, rest, workers), len(known) + 1):
         if outcome.failure is not None:
             problems.extend(_named(outcome.item, outcome.failure))
+        progress.update("prepare", done, len(dataset.cases))
     if problems:
         raise DatasetError(problems)
     return store
