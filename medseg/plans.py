@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import json
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -174,9 +173,4 @@ def lookup(record: Any, path: str) -> Any:
     return node
 
 
-def load_plan(path: Path) -> Plan:
-    """Read a plan file. Raises PlanError (see `Record.load`)."""
-    return Plan.load(path)
-
-
-__all__ = ["DataPlan", "InferencePlan", "MemoryPlan", "Optimizer", "Plan", "Section", "SpaceSection", "TrainingPlan", "load_plan", "lookup"]
+__all__ = ["DataPlan", "InferencePlan", "MemoryPlan", "Optimizer", "Plan", "Section", "SpaceSection", "TrainingPlan", "lookup"]
