@@ -14,6 +14,7 @@ from medseg.geometry import Array, Shape
 from medseg.io.digests import Digests
 from medseg.io.format import numbers
 from medseg.io.images import Header, Image, grid_problems, on_grid, read_header, read_image, read_label
+from medseg.io.layouts.files import missing_label
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
 SHOWN = 8  # label values named in an error
@@ -95,15 +96,7 @@ def _label_header(files: CaseFiles, report: CaseReport) -> Header | None:
     if files.label is None:
         return None
     if not files.label.is_file():
-        report.problems.append(
-            Problem(
-                "the label is missing",
-                f"case '{files.id}'",
-                f"no file {files.label}",
-                f"a label for {files.images[0].name}",
-                "Add the label, or move the image to the cases to predict.",
-            )
-        )
+        report.problems.append(missing_label(files))
         return None
     return _header(files.label, report, label=True)
 

@@ -177,6 +177,26 @@ def test_nnunet_refusals(tmp_path):
     assert "stray.nii.gz: the file name has no channel number" in text
 
 
+def test_nnunet_labels_without_image(tmp_path):
+    root = nnunet(tmp_path).resolve()
+    for name in ("c0", "c2_0000", "._c3", ".c4"):
+        volume(root / f"labelsTr/{name}.nii.gz", label=True)
+    (root / "labelsTr/notes.txt").write_text("c5")
+    volume(root / "labelsTr/c6.nii", label=True)
+    (root / "labelsTr/c2.nii.gz").unlink()
+    assert refusal(root) == (
+        "3 problems:\n"
+        f"  1. case 'c2': the label is missing; found no file {root / 'labelsTr' / 'c2.nii.gz'}, expected a label for c2_0000.nii.gz. "
+        "Add the label, or move the image to the cases to predict.\n"
+        f"  2. {root / 'labelsTr' / 'c0.nii.gz'}: the label has no image; expected {root / 'imagesTr' / 'c0_0000.nii.gz'}. "
+        "Add or rename the image, or move the label to another folder.\n"
+        f"  3. {root / 'labelsTr' / 'c2_0000.nii.gz'}: the label has no image; expected {root / 'imagesTr' / 'c2_0000_0000.nii.gz'}. "
+        "Add or rename the image, or move the label to another folder."
+    )
+    listed = {"x": {"images": ["imagesTr/c1_0000.nii.gz", "imagesTr/c1_0001.nii.gz"], "label": "labelsTr/c1.nii.gz"}}
+    assert [c.id for c in open_dataset(nnunet(root, dataset=listed)).cases] == ["x"]  # what is not listed is not of the dataset
+
+
 def _without(root, key):
     data = json.loads((root / "dataset.json").read_text())
     del data[key]
@@ -229,6 +249,58 @@ def test_folders_keep_cases_whose_label_is_missing_for_verify(tmp_path):
     case = open_dataset(root).cases[1]
     assert case.label == root.resolve() / "labels" / "b.png"
     assert not case.label.exists()
+
+
+def test_folders_labels_without_image(tmp_path):
+    """All of them at once, with the images that have no label: often the two are one case under two names."""
+    root = photographs(tmp_path, ["a", "b"]).resolve()
+    for name in ("c", "a_x", "d_1stHO", "._b", ".hidden"):
+        picture(root / f"labels/{name}.png", MASK)
+    (root / "labels/Thumbs.db").write_bytes(b"")
+    (root / "labels/b.png").rename(root / "labels/b2.png")
+    images, labels = root / "images", root / "labels"
+    fix = "Add or rename the image, or move the label to another folder."
+    assert refusal(root) == "\n".join(
+        [
+            "5 problems:",
+            f"  1. case 'b': the label is missing; found no file {labels / 'b.png'}, expected a label for b.png. "
+            "Add the label, or move the image to the cases to predict.",
+            *(
+                f"  {i}. {labels / name}: the label has no image; expected {images / name}, or an image as its name begins. {fix}"
+                for i, name in enumerate(("a_x.png", "b2.png", "c.png", "d_1stHO.png"), 2)
+            ),
+        ]
+    )
+
+
+def test_folders_labels_without_image_beside_other_problems(tmp_path):
+    for name in ("p_0000", "p_0001", "q_0000"):
+        volume(tmp_path / f"images/{name}.nii.gz")
+    for name in ("p_1", "p_2", "q", "r"):
+        volume(tmp_path / f"masks/{name}.nii.gz", label=True)
+    text = refusal(tmp_path)
+    assert text.startswith("3 problems:")
+    assert "case 'q' does not have the channels of the dataset" in text
+    assert "case 'p' has several labels; found p_1.nii.gz, p_2.nii.gz" in text
+    assert f"r.nii.gz: the label has no image; expected {tmp_path.resolve() / 'images' / 'r_0000.nii.gz'}," in text
+
+
+def test_folders_only_the_chosen_annotator_must_have_its_images(tmp_path):
+    photographs(tmp_path, ["a", "b"], labels="labels_1stHO")
+    picture(tmp_path / "labels_2ndHO/a.png", MASK)
+    picture(tmp_path / "labels_2ndHO/c.png", MASK)
+    assert len(open_dataset(tmp_path, LayoutOptions(labels="labels_1stHO")).cases) == 2
+    assert "c.png: the label has no image" in refusal(tmp_path, LayoutOptions(labels="labels_2ndHO"))
+
+
+def test_folders_labels_of_test_images_may_lie_among_the_others(tmp_path):
+    root = photographs(tmp_path, ["a"])
+    picture(root / "images_test/t.png", RGB)
+    for name in ("t", "t_2nd"):
+        picture(root / f"labels/{name}.png", MASK)
+    dataset = open_dataset(root)
+    assert [c.id for c in dataset.cases] == ["a"]
+    assert [(c.id, c.label) for c in dataset.unlabelled] == [("t", None)]
 
 
 def test_folders_several_label_folders(tmp_path):
@@ -312,7 +384,6 @@ def test_folders_that_hold_no_classes(tmp_path):
     Pillow.fromarray(many).save(tmp_path / "b/labels/a.png")
     assert "the labels hold too many values to be classes; found 399 values" in refusal(tmp_path / "b")
     photographs(tmp_path / "c", ["a"])
-    picture(tmp_path / "c/labels/a_x.bmp", MASK)
     picture(tmp_path / "c/labels/a.bmp", MASK)
     assert "case 'a' has several labels; found a.bmp, a.png" in refusal(tmp_path / "c")
 

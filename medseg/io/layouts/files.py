@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from medseg.dataset import CaseFiles
 from medseg.errors import ImageError, Problem
 from medseg.io.images import image_stem, image_suffix, read_header
 
@@ -70,6 +71,22 @@ def channel_gaps(case: str, found: dict[int, Path], expected: int) -> list[Probl
     return [
         Problem(f"case '{case}' does not have the channels of the dataset", where, shown, wanted, "Add or rename the files of this case.")
     ]
+
+
+def missing_label(case: CaseFiles) -> Problem:
+    """An image without its label."""
+    return Problem(
+        "the label is missing",
+        f"case '{case.id}'",
+        f"no file {case.label}",
+        f"a label for {case.images[0].name}",
+        "Add the label, or move the image to the cases to predict.",
+    )
+
+
+def missing_image(label: Path, expected: str) -> Problem:
+    """A label without its image: of a case that would silently not be trained on."""
+    return Problem("the label has no image", str(label), "", expected, "Add or rename the image, or move the label to another folder.")
 
 
 def usual_header(files: Sequence[Path]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from medseg.dataset import CaseFiles, Channel, Dataset, Labels, Modality
 from medseg.errors import DatasetError, ImageError, PlanError, Problem
 from medseg.io.images import image_stem, image_suffix, read_label
 from medseg.io.layouts.base import Layout, LayoutOptions, make_channels, make_dataset, make_labels, read_json
-from medseg.io.layouts.files import channel_gaps, channel_sets, image_files, usual_header
+from medseg.io.layouts.files import channel_gaps, channel_sets, image_files, missing_image, missing_label, usual_header
 from medseg.record import Record
 
 IMAGES = ("images", "imagesTr")
@@ -86,17 +86,21 @@ class Folders(Layout):
         for case, found in sets:
             if suffixed and not (list(found) == [0] and in_file == count):
                 problems += channel_gaps(case, found, count)
-        labels = _match([case for case, _ in sets], image_files(folder))
+        tests = _first(root, TESTS)
+        _, test_sets = channel_sets(image_files(tests)) if tests is not None else (False, [])
+        labels, stray = _match([case for case, _ in sets], image_files(folder), [case for case, _ in test_sets], problems)
         groups = _groups(root, [case for case, _ in sets], descriptor.groups)
         cases = []
         for case, found in sets:
             # A label that is not there keeps its expected name, so that `verify` reports it with all other problems.
             label = labels.get(case) or folder / f"{case}{image_suffix(found[min(found)])}"
             cases.append(CaseFiles(id=case, images=tuple(found[c] for c in sorted(found)), label=label, group=groups[case]))
+        if stray:  # `verify`, which looks for the labels of images, is not reached
+            ending = ("_0000" if suffixed else "") + image_suffix(files[0])
+            problems += [missing_label(case) for case in cases if case.label is not None and not case.label.is_file()]
+            problems += [missing_image(path, f"{images / image_stem(path)}{ending}, or an image as its name begins") for path in stray]
         if problems:
             raise DatasetError(problems)
-        tests = _first(root, TESTS)
-        _, test_sets = channel_sets(image_files(tests)) if tests is not None else (False, [])
         unlabelled = [CaseFiles(id=case, images=tuple(s[c] for c in sorted(s)), group=case) for case, s in test_sets]
         return make_dataset(
             root,
@@ -151,11 +155,17 @@ def _label_folder(root: Path, name: str | None) -> Path:
     )
 
 
-def _match(cases: Sequence[str], files: Sequence[Path]) -> dict[str, Path]:
-    """Case id to label file: the same stem first, then the longest id that the stem begins with."""
-    known = set(cases)
+def _match(
+    cases: Sequence[str], files: Sequence[Path], tests: Sequence[str], problems: list[Problem]
+) -> tuple[dict[str, Path], list[Path]]:
+    """Case id to label file: the same stem first, then the longest id that the stem begins with; and the labels of no image.
+
+    Labels of `tests`, cases that are predicted only, may lie among the others.
+    """
+    known = {*cases, *tests}
     matched: dict[str, list[Path]] = {}
     exact: dict[str, list[Path]] = {}
+    stray: list[Path] = []
     for path in files:
         stem = image_stem(path)
         if stem in known:
@@ -165,7 +175,10 @@ def _match(cases: Sequence[str], files: Sequence[Path]) -> dict[str, Path]:
         owner = next((stem[:cut] for cut in reversed(cuts) if stem[:cut] in known), None)
         if owner is not None:
             matched.setdefault(owner, []).append(path)
-    problems = []
+        else:
+            stray.append(path)
+    for case in exact.keys() & set(cases):
+        stray += matched.get(case, [])
     result: dict[str, Path] = {}
     for case in cases:
         found = exact.get(case) or matched.get(case) or []
@@ -174,11 +187,9 @@ def _match(cases: Sequence[str], files: Sequence[Path]) -> dict[str, Path]:
             problems.append(
                 Problem(f"case '{case}' has several labels", str(found[0].parent), names, "one", "Keep one set of labels per folder.")
             )
-        elif found:
+        if found:
             result[case] = found[0]
-    if problems:
-        raise DatasetError(problems)
-    return result
+    return result, sorted(stray)
 
 
 def _groups(root: Path, cases: Sequence[str], pattern: str | None) -> dict[str, str]:

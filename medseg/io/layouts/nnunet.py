@@ -14,7 +14,7 @@ from medseg.dataset import CaseFiles, Dataset
 from medseg.errors import DatasetError, Problem
 from medseg.io.images import SUFFIXES
 from medseg.io.layouts.base import Layout, LayoutOptions, make_channels, make_dataset, make_labels, read_json, require
-from medseg.io.layouts.files import CHANNEL, channel_gaps, image_files, usual_header
+from medseg.io.layouts.files import CHANNEL, channel_gaps, image_files, missing_image, missing_label, usual_header
 
 
 @final
@@ -143,6 +143,12 @@ def _found(images: Path, labels: Path | None, ending: str, channels: int, proble
             problems += channel_gaps(case, found, channels)
         label = labels / f"{case}{ending}" if labels is not None else None
         cases.append(CaseFiles(id=case, images=tuple(found[c] for c in sorted(found)), label=label, group=case))
+    stray = (
+        [path for path in image_files(labels) if path.name.endswith(ending) and path.name[: -len(ending)] not in groups] if labels else []
+    )
+    if stray:  # `verify`, which looks for the labels of images, is not reached
+        problems += [missing_label(case) for case in cases if case.label is not None and not case.label.is_file()]
+        problems += [missing_image(path, str(images / f"{path.name[: -len(ending)]}_0000{ending}")) for path in stray]
     return cases
 
 
