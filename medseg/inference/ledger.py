@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medseg.dataset import file_digest
 from medseg.errors import PlanError
+from medseg.inference.claim import Claim
 from medseg.record import Record
 
 NAME = "predictions.json"
@@ -63,12 +64,19 @@ class Entries(Record):
 
 
 class Ledger:
-    """`predictions.json` of an output folder: written atomically, at most every `PAUSE` seconds."""
+    """`predictions.json` of an output folder: written atomically, at most every `PAUSE` seconds.
+
+    From `claim` to `close` no other ledger, of whatever process, can write there.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / NAME
         self._written = 0.0
+        self._right: Claim | None = None
+        self._read()
+
+    def _read(self) -> None:
         self._foreign = False
         present = Entries()
         if self.path.is_file():
@@ -85,14 +93,29 @@ class Ledger:
         return self._claimed.union(*(_names(entry) for entry in self._entries.values()))
 
     def claim(self, files: Iterable[Path]) -> None:
-        """Enter files, relative to the folder, before they are written, so that after a kill it is known whose they are."""
-        self._claimed.update(file for file in files if not (self.folder / file).exists())
-        self.flush()
+        """Enter files, relative to the folder, before they are written, so that after a kill it is known whose they are.
+
+        Raises:
+            UsageError: another call is writing into the folder.
+            ResourceError: it cannot be written.
+        """
+        self._right = Claim(self.folder)
+        try:
+            self._read()  # another call may have ended since
+            self._claimed.update(file for file in files if not (self.folder / file).exists())
+            self.flush()
+        except BaseException:
+            self._right.release()
+            raise
 
     def close(self) -> None:
         """Write for the last time; what was claimed and not written belongs to nobody."""
-        self._claimed = {file for file in self._claimed if (self.folder / file).exists()}
-        self.flush()
+        try:
+            self._claimed = {file for file in self._claimed if (self.folder / file).exists()}
+            self.flush()
+        finally:
+            if self._right is not None:
+                self._right.release()
 
     def finished(self, case_id: str, source: str) -> PredictedCase | None:
         """The entry of a case that was predicted from the same source and whose files are untouched."""

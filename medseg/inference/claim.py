@@ -1,0 +1,89 @@
+"""One call at a time writes into a folder."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from medseg.errors import ResourceError, UsageError
+
+NAME = ".predictions.lock"
+HELD = (errno.EAGAIN, errno.EACCES)  # what systems answer when another process has the lock
+LOG = logging.getLogger(__name__)
+
+
+class Claim:
+    """The right to write into a folder, held until `release`, or by the death of the process, however it dies.
+
+    It is the system's lock on the hidden file `.predictions.lock`, which exists while the folder is claimed. A killed process leaves the
+    file behind without the lock; it hinders nobody, and the next call removes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Claim a folder.
+
+        Raises:
+            UsageError: another call holds it.
+            ResourceError: the folder cannot be written.
+        """
+        self._path = folder / NAME
+        self._file = self._open()
+        while not self._is_current():  # between our opening and our locking its holder has removed it
+            self._file.close()
+            self._file = self._open()
+
+    def release(self) -> None:
+        """Give the folder back; no file stays."""
+        if self._file.closed:  # the file that is there now may be another's
+            return
+        if sys.platform == "win32":  # an open file cannot be removed there, also not one that the next call has opened meanwhile
+            self._file.close()
+        with suppress(OSError):
+            self._path.unlink()
+        self._file.close()
+
+    def _open(self) -> BinaryIO:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = self._path.open("ab")
+        except OSError as error:
+            raise ResourceError.of(
+                "cannot be written", where=str(self._path), found=error.strerror or str(error), fix="Choose another folder with -o."
+            ) from None
+        try:
+            _lock(file.fileno())
+        except OSError as error:
+            if error.errno in HELD:
+                file.close()
+                raise UsageError.of(
+                    "another prediction is writing there",
+                    where=str(self._path.parent),
+                    fix="Wait until it has ended, or choose another folder with -o.",
+                ) from None
+            # Some network drives know no locks, and a single prediction, which is the rule, needs none.
+            LOG.warning("%s: no locks on this file system (%s); do not predict into it twice at once", self._path.parent, error.strerror)
+        return file
+
+    def _is_current(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
