@@ -16,8 +16,9 @@ from hardware import write
 
 from medseg import workflow
 from medseg.commands.console import Bars
-from medseg.commands.models import parse_time
+from medseg.commands.options import parse_time
 from medseg.evaluation.comparison import compare
+from medseg.training.history import History
 
 VARIANTS: dict[str, dict[str, str]] = {
     "recommended plan": {},
@@ -55,7 +56,7 @@ def main() -> None:
             )
             assert done.evaluation is not None
             row: dict[str, object] = {"variant": name, "edits": VARIANTS[name], "dice": round(done.evaluation.overall["dice"].mean or 0, 4)}
-            row["steps"] = max(int(line.split(",")[1]) for line in (out / "fold_0" / "metrics.csv").read_text().splitlines()[1:])
+            row["steps"] = int(History.read(out / "fold_0" / "metrics.csv").rows[-1]["step"])
             if base is None:
                 base = done.evaluation
             else:

@@ -15,7 +15,8 @@ from hardware import write
 
 from medseg import workflow
 from medseg.commands.console import Bars
-from medseg.commands.models import parse_time
+from medseg.commands.options import parse_time
+from medseg.training.history import History
 
 
 def main() -> None:
@@ -31,11 +32,12 @@ def main() -> None:
             done = workflow.run(arguments.dataset, out, seconds=parse_time(time), progress=progress)
             assert done.evaluation is not None
             dice = {name: round(done.evaluation.classes[name]["dice"].mean or 0, 4) for name in done.evaluation.labels.names}
-            steps = max(int(line.split(",")[1]) for line in (out / "fold_0" / "metrics.csv").read_text().splitlines()[1:])
+            rows = History.read(out / "fold_0" / "metrics.csv").rows
             results.append(
                 {
                     "time": time,
-                    "steps": steps,
+                    "steps": int(rows[-1]["step"]),
+                    "networks": int(rows[-1]["network"]),
                     "cases": len(done.evaluation.cases),
                     "dice": dice,
                     "mean": round(sum(dice.values()) / len(dice), 4),

@@ -52,6 +52,10 @@ class TrainingPlan(Record):
     batch_size: int = Field(ge=1, description="Windows per optimiser step, over all devices.")
     steps: int = Field(ge=1, description="Optimiser steps per epoch.")
     epochs: int = Field(ge=1, description="Epochs when neither --epochs nor --time is given.")
+    network_steps: int = Field(
+        ge=1, description="Steps in which one network learns what it can. A longer training trains several, one after another."
+    )
+    networks: int = Field(ge=1, le=9, description="At most so many networks per fold; predictions average them.")
     optimizer: Optimizer = Field(description="muon: orthogonalised momentum for convolution weights, AdamW for all others.")
     learning_rate: float = Field(gt=0, lt=10, description="Peak learning rate (of the main parameter group).")
     weight_decay: float = Field(

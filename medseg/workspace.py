@@ -4,12 +4,12 @@
       dataset.json                   plan.json
       fingerprint.json               provenance.json
       2d.json, 3d.json               splits.json
-      cache/                         fold_0/ weights.safetensors metrics.csv state/
+      cache/                         fold_0/ network_0.safetensors ... metrics.csv state/
       prepared/<digest>/             held_out/ predictions of the cases that folds left out
       mlflow.db, mlartifacts/        report/ index.html cases.csv summary.json
 
-`RUN/plan.json`, `RUN/provenance.json` and `RUN/fold_*/weights.safetensors` are all that prediction needs. A fold that trained on every
-case is `fold_none`.
+`RUN/plan.json`, `RUN/provenance.json` and `RUN/fold_*/network_*.safetensors` are all that prediction needs. A fold that trained on
+every case is `fold_none`.
 """
 
 from __future__ import annotations
@@ -87,6 +87,11 @@ class Provenance(Record):
     mlflow_run: str = ""
 
 
+def network_file(fold: Path, number: int) -> Path:
+    """Where a fold's network lies; those of a long training are counted from 0."""
+    return fold / f"network_{number}.safetensors"
+
+
 class RunFolder:
     """A model folder."""
 
@@ -127,18 +132,18 @@ class RunFolder:
         return self.root / f"fold_{'none' if fold is None else fold}"
 
     def weights(self) -> tuple[Path, ...]:
-        """The weights of every trained fold, in order.
+        """Every trained network of every fold, in order.
 
         Raises:
             ModelError: the folder is not a trained model.
         """
-        found = tuple(sorted(self.root.glob("fold_*/weights.safetensors")))
+        found = tuple(sorted(self.root.glob("fold_*/network_*.safetensors")))
         if not self.plan_file.is_file() or not found:
             raise ModelError.of(
                 "is not a trained model",
                 where=str(self.root),
                 found=", ".join(sorted(p.name for p in self.root.iterdir())[:8]) if self.root.is_dir() else "no such folder",
-                expected="plan.json and fold_*/weights.safetensors",
+                expected="plan.json and fold_*/network_*.safetensors",
                 fix="Pass the folder that `medseg train` or `medseg run` wrote, or finish the training with --resume.",
             )
         return found

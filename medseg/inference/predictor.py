@@ -61,7 +61,7 @@ class Predictor:
 
         Args:
             plan: the plan of all networks.
-            networks: one per fold; their outputs are averaged.
+            networks: of all folds; their outputs are averaged.
             device: where the networks run.
             memory: GiB of main memory for one case, see `load`.
             key: digest of the weights; outputs of other weights are not taken for finished.
@@ -92,21 +92,22 @@ class Predictor:
         files = folder.weights()
         plan = Plan.load(folder.plan_file)
         if folds is not None:
-            wanted = [folder.fold(fold) / "weights.safetensors" for fold in folds]
-            missing = [file for file in wanted if file not in files]
+            wanted = [folder.fold(fold) for fold in folds]
+            trained = list(dict.fromkeys(file.parent for file in files))
+            missing = [fold for fold in wanted if fold not in trained]
             if missing or not wanted:
                 raise ModelError(
                     [
                         Problem(
                             "this fold has not been trained",
-                            where=str(file.parent),
-                            expected=f"one of {', '.join(f.parent.name for f in files)}",
+                            where=str(fold),
+                            expected=f"one of {', '.join(f.name for f in trained)}",
                         )
-                        for file in missing
+                        for fold in missing
                     ]
                     or Problem("no fold was chosen", where=str(run), fix="Pass folds=None for all folds.")
                 )
-            files = tuple(wanted)
+            files = tuple(file for file in files if file.parent in wanted)
         chosen = choose_device(device)
         digest = plan.content_digest()
         task = find_task(plan.task)(plan)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from medseg.errors import UsageError
+from medseg.plans import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Budget:
             raise UsageError.of("at least one epoch is needed", where="--epochs", found=str(self.epochs))
 
 
+SLOW_START = 10  # steps that are not typical, at most
 NEAR_SHARE, NEAR_STEPS = 0.02, 20  # the end is near when less than this share of the time, or this many steps, are left
 
 
@@ -37,27 +40,41 @@ def length(seconds: float | None, epochs: int | None) -> str:
 
 
 class Clock:
-    """Measures training and says how far it is, from 0 to 1; survives interruptions, because `elapsed` is saved and restored.
+    """Measures training and says how far it is; survives interruptions, because its state is saved and restored.
+
+    A length that is enough for several networks (`TrainingPlan.network_steps` each) is divided among them, in whole epochs. How many they
+    are is decided anew when a network begins, from the steps that are left at the measured pace, so that a pace that changes lengthens or
+    shortens the networks to come and the last one ends with the time. Where the time decides, the pace is known after the first epoch.
 
     Attributes:
         seconds: the time allowed, or None.
         epochs: the epochs allowed, or None when the time decides.
         reserve: seconds kept for the last validation.
         before: seconds and epochs of the interrupted training that was restored; empty when none was.
+        network: the present network, counted from 0.
+        begun: the step at which it began.
+        end: the step at which it ends and the next one begins; None for the last.
     """
 
-    def __init__(self, budget: Budget, planned_epochs: int, steps: int, synchronise: Callable[[], object] | None = None) -> None:
+    def __init__(self, budget: Budget, plan: TrainingPlan, networks: int, synchronise: Callable[[], object] | None = None) -> None:
         """From a budget.
 
         Args:
+            plan: how many steps an epoch has, and a network needs.
+            networks: at most so many.
             synchronise: waits for the device. A GPU is told what to do faster than it does it, so near the end of the time, and only
                 there, a step has ended when the device has.
         """
         self.seconds = budget.seconds
-        self.epochs = None if budget.seconds is not None else (budget.epochs or planned_epochs)
-        self.steps = steps
+        self.epochs = None if budget.seconds is not None else (budget.epochs or plan.epochs)
+        self.steps = plan.steps
         self.reserve = 0.0
         self.before: tuple[float | None, int | None] | None = None
+        self.network = self.begun = 0
+        self.end: int | None = None
+        self._network_steps, self._networks = plan.network_steps, networks
+        self._begun_at = 0.0
+        self._mark = (0, 0.0)
         self._synchronise = synchronise
         self._before = 0.0
         self._started: float | None = None
@@ -73,10 +90,12 @@ class Clock:
         """Seconds of training, all sessions together."""
         return self._before + (time.monotonic() - self._started if self._started is not None else 0.0)
 
-    def tick(self) -> None:
+    def tick(self, step: int) -> None:
         """Call after every step: learns how long a step takes, so that the last one ends before the time is over."""
         if self._synchronise is not None and self._near():
             self._synchronise()
+        if step <= min(SLOW_START, self.steps // 2):
+            self._mark = (step, self.elapsed)
         now = time.monotonic()
         if self._last is not None:
             # The slower of the usual and the latest step, because running over the time is worse than ending one step early.
@@ -93,11 +112,31 @@ class Clock:
         self._last = time.monotonic()
 
     def progress(self, step: int) -> float:
-        """From 0 to 1: what the learning rate follows."""
-        if self.epochs is not None:
-            return min(1.0, step / (self.epochs * self.steps))
+        """How far the present network is, from 0 to 1: what the learning rate follows."""
+        end = self.end if self.end is not None or self.epochs is None else self.epochs * self.steps
+        if end is not None:
+            return min(1.0, (step - self.begun) / (end - self.begun))
         assert self.seconds is not None
-        return min(1.0, self.elapsed / max(self.seconds - self.reserve, 1e-9))
+        return min(1.0, (self.elapsed - self._begun_at) / max(self.seconds - self.reserve - self._begun_at, 1e-9))
+
+    def allot(self, step: int) -> None:
+        """Decide where the present network ends, from the steps since its begin and those that are left."""
+        left = self.epochs * self.steps - step if self.epochs is not None else self._left(step)
+        whole = step - self.begun + left
+        count = min(self._networks - self.network, round(whole / self._network_steps))
+        epochs = max(round(whole / count / self.steps), (step - self.begun) // self.steps + 1) if count > 1 else 0
+        self.end = self.begun + epochs * self.steps if count > 1 else None
+
+    def _left(self, step: int) -> float:
+        """Steps in the rest of the time. The first ones, in which a device warms up and compiles, tell nothing about the pace."""
+        assert self.seconds is not None
+        first, since = self._mark
+        pace = (self.elapsed - since) / (step - first) if step > first else math.inf
+        return max(0.0, self.seconds - self.reserve - self.elapsed) / max(pace, 1e-9)
+
+    def renew(self, step: int) -> None:
+        """Go on to the next network; `allot` says where it ends."""
+        self.network, self.begun, self._begun_at, self.end = self.network + 1, step, self.elapsed, None
 
     def time_is_up(self) -> bool:
         """Whether another step, and the last validation, would end after the time."""
@@ -111,9 +150,16 @@ class Clock:
             "step": self._step,
             "seconds": self.seconds,
             "epochs": self.epochs,
+            "network": self.network,
+            "begun": self.begun,
+            "begun_at": self._begun_at,
+            "end": self.end,
+            "mark": self._mark,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From the checkpoint."""
         self._before, self.reserve, self._step = float(state["elapsed"]), float(state["reserve"]), float(state["step"])
         self.before = (state["seconds"], state["epochs"])
+        self.network, self.begun, self.end = state["network"], state["begun"], state["end"]
+        self._begun_at, self._mark = float(state["begun_at"]), state["mark"]

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -124,14 +123,3 @@ class PlainCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint."""
         Path(path).unlink(missing_ok=True)
-
-
-def digest_of(weights: dict[str, Tensor]) -> str:
-    """Changes with any bit of any tensor; the same for equal weights on every device."""
-    import hashlib
-
-    state = hashlib.blake2b(digest_size=8)
-    for name in sorted(weights):
-        state.update(name.encode())
-        state.update(weights[name].detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 from medseg.record import write_text
 
 Row = dict[str, float]
-FIRST = ("epoch", "step", "progress", "seconds", "learning_rate", "loss")
+FIRST = ("epoch", "network", "step", "progress", "seconds", "learning_rate", "loss")
 
 
 class History:

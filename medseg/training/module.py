@@ -36,12 +36,24 @@ class Learner(LightningModule):
         self.task = find_task(plan.task)(plan)
         self.domain = find_domain(plan.domain)(plan)
         self.layout = memory_format(device, len(plan.window))
-        torch.manual_seed(self._seed(2, 0))
-        self.network: nn.Module = self.task.network().to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.network = self._new(0)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.average.eval()
         self.sums: dict[str, Tensor] = {}
         self.summed = 0
+
+    def _new(self, number: int) -> nn.Module:
+        torch.manual_seed(self._seed(2, number))
+        network: nn.Module = self.task.network().to(memory_format=self.layout)  # type: ignore[call-overload]
+        return network
+
+    def renew(self, number: int) -> None:
+        """Begin the next network, in place, so that what was compiled or distributed remains so."""
+        fresh = self._new(number).state_dict()
+        self.network.load_state_dict(fresh)
+        self.average.load_state_dict(fresh)
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
 
     def _seed(self, *key: int) -> int:
         return int(stream(self.plan.training.seed, fold_key(self.fold), *key).integers(2**63))
@@ -87,8 +99,8 @@ class Learner(LightningModule):
 
     @torch.no_grad()
     def _average(self) -> None:
-        horizon = self.plan.training.ema * self.global_step
-        weight = 1 / max(SHORTEST, horizon) if self.plan.training.ema > 0 and self.global_step > SHORTEST else 1.0
+        steps = self.global_step - self.clock.begun
+        weight = 1 / max(SHORTEST, self.plan.training.ema * steps) if self.plan.training.ema > 0 and steps > SHORTEST else 1.0
         for mine, theirs in ((self.average.parameters(), self.network.parameters()), (self.average.buffers(), self.network.buffers())):
             pairs = list(zip(mine, theirs, strict=True))
             smooth = [(a, b) for a, b in pairs if a.is_floating_point()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +48,7 @@ class Supervisor(Callback):
         clock: Clock,
         agenda: Agenda,
         validator: Validator,
+        deliver: Callable[[int, dict[str, Tensor]], None],
         history: History,
         stop: StopRequest,
         journal: Journal | None,
@@ -57,9 +58,11 @@ class Supervisor(Callback):
         patience: int | None,
     ) -> None:
         self.clock, self.agenda, self.validator, self.history, self.stop = clock, agenda, validator, history, stop
+        self.deliver = deliver
         self.journal, self.talk, self.checkpoint, self.save_every, self.patience = journal, progress, checkpoint, save_every, patience
         self.interrupted = ""
         self.stopped = False
+        self.validated: list[Validated] = []
         self.latest: Validated | None = None
         self.best: Validated | None = None
         self.best_weights: dict[str, Tensor] = {}
@@ -77,6 +80,7 @@ class Supervisor(Callback):
             "agenda": self.agenda.state_dict(),
             "count": self.validator.count,
             "rows": list(self.history.rows),
+            "validated": [asdict(one) for one in self.validated],
             "latest": asdict(self.latest) if self.latest else None,
             "best": asdict(self.best) if self.best else None,
             "best_weights": dict(self.best_weights),
@@ -89,6 +93,7 @@ class Supervisor(Callback):
         self.agenda.load_state_dict(state_dict["agenda"])
         self.validator.count = state_dict["count"]
         self.history.rows = list(state_dict["rows"])
+        self.validated = [Validated(**one) for one in state_dict["validated"]]
         self.latest, self.best = (Validated(**state_dict[key]) if state_dict[key] else None for key in ("latest", "best"))
         self.best_weights, self.stale = state_dict["best_weights"], state_dict["stale"]
         if self.clock.epochs is not None and len(self.history.rows) >= self.clock.epochs:
@@ -99,15 +104,6 @@ class Supervisor(Callback):
                 expected=f"more than the {len(self.history.rows)} that it has behind it",
             )
 
-    def weights(self, module: Learner) -> dict[str, Tensor]:
-        """What is delivered: the averaged weights; with `patience` those of the best validation."""
-        return self.best_weights or dict(module.average.state_dict())
-
-    @property
-    def delivered(self) -> Validated | None:
-        """The validation of the delivered weights."""
-        return self.best or self.latest
-
     # Hooks, in the order in which they are called.
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,6 +111,8 @@ class Supervisor(Callback):
         self.stop.install()
         self._saved = time.monotonic()
         self.clock.reserve = self.agenda.reserve if self.validator.total else 0.0
+        if self.clock.before != (self.clock.seconds, self.clock.epochs) and (self.clock.epochs is not None or trainer.global_step):
+            self._allot(trainer)
         if trainer.is_global_zero:
             self._tell_length()
             if self.journal is not None and self.history.rows:
@@ -123,7 +121,7 @@ class Supervisor(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After every step: is it time to stop, or to save?"""
-        self.clock.tick()
+        self.clock.tick(trainer.global_step)
         self._tell(trainer)
         request, over, save = self._agreed(
             trainer, bool(self.stop.name), self.clock.time_is_up(), time.monotonic() - self._saved > max(self.save_every, 1) * 15
@@ -148,10 +146,11 @@ class Supervisor(Callback):
         losses = pl_module.take_losses()
         (over,) = self._agreed(trainer, self._last or self.clock.time_is_up())
         last = over or (self.clock.epochs is not None and epoch + 1 >= self.clock.epochs)
+        ended = last or self.clock.end == trainer.global_step
         (due,) = self._agreed(trainer, self.agenda.due(epoch, self.clock.elapsed))
-        validated = self._validate(pl_module) if self.validator.total and (due or last) else None
+        validated = self._validate(pl_module) if self.validator.total and (due or ended) else None
         if self.patience is not None and validated is not None and self.stale >= self.patience:
-            self.stopped = last = True
+            self.stopped = last = ended = True
         row = self._row(trainer, epoch, losses, validated)
         self.history.rows.append(row)
         if trainer.is_global_zero:
@@ -159,23 +158,45 @@ class Supervisor(Callback):
             problem = self.journal.log(row) if self.journal is not None else ""
             if problem:
                 self.talk.say(f"warning: {problem}")
+        if ended:
+            self._deliver(trainer, pl_module)
+        if ended and not last:
+            self.clock.renew(trainer.global_step)
+            pl_module.renew(self.clock.network)
+        if not last and (ended or (epoch == 0 and self.clock.seconds is not None)):
+            self._allot(trainer)
         (request,) = self._agreed(trainer, bool(self.stop.name))
         if request and not last:
             self.interrupted = self.stop.name or "a signal on another rank"
         trainer.should_stop = trainer.should_stop or last or bool(self.interrupted)
-        (save,) = self._agreed(trainer, time.monotonic() - self._saved >= self.save_every)
+        (save,) = self._agreed(trainer, ended or time.monotonic() - self._saved >= self.save_every)
         if not last and (save or self.interrupted):
             self._save(trainer)
         self.clock.skip()
 
     # Parts.
 
+    def _deliver(self, trainer: Trainer, module: Learner) -> None:
+        """A network is trained: its averaged weights are the model, with `patience` those of the best validation."""
+        if trainer.is_global_zero:
+            self.deliver(self.clock.network, self.best_weights or dict(module.average.state_dict()))
+        if (delivered := self.best or self.latest) is not None:
+            self.validated.append(delivered)
+
+    def _allot(self, trainer: Trainer) -> None:
+        """Where the present network ends, the same on every rank."""
+        self.clock.allot(trainer.global_step)
+        if trainer.world_size > 1:
+            end = torch.tensor(-1 if self.clock.end is None else self.clock.end, device=trainer.strategy.root_device)
+            torch.distributed.broadcast(end, 0)
+            self.clock.end = int(end) if int(end) >= 0 else None
+
     def _validate(self, module: Learner) -> Validated:
         validated = self.validator.run(module.average, self.agenda.limit)
         self.agenda.done(validated.seconds, self.clock.elapsed)
         self.clock.reserve = self.agenda.reserve
         self.latest = validated
-        self._note = f"validation {validated.score:.4f}"
+        self._note = f"network {self.clock.network + 1}, validation {validated.score:.4f}"
         if self.patience is not None:
             if self.best is None or _worth(validated) > _worth(self.best):
                 self.best, self.stale = validated, 0
@@ -187,6 +208,7 @@ class Supervisor(Callback):
     def _row(self, trainer: Trainer, epoch: int, losses: dict[str, float], validated: Validated | None) -> Row:
         row: Row = {
             "epoch": epoch + 1,
+            "network": self.clock.network + 1,
             "step": trainer.global_step,
             "progress": self.clock.progress(trainer.global_step),
             "seconds": self.clock.elapsed,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from medseg.device import choose_device
 from medseg.errors import ModelError, UsageError
@@ -33,8 +34,8 @@ from medseg.training.signals import StopRequest, requeue, requeued
 from medseg.training.splits import Split, choose_split
 from medseg.training.supervisor import Supervisor
 from medseg.training.trainer import compiles, make_trainer, memory_told, quiet, synchroniser
-from medseg.training.validation import Agenda, Validator
-from medseg.workspace import RunFolder
+from medseg.training.validation import Agenda, Mean, Validator, mean_scores
+from medseg.workspace import RunFolder, network_file
 
 if TYPE_CHECKING:
     from medseg.training.journal import Courier, FoldRun  # imports MLflow, which an untracked training does not need
@@ -53,12 +54,15 @@ class TrainingResult(Record):
         plan_digest: of the plan that was trained.
         epochs, steps, seconds: how long it took, all sessions together.
         metric: what `score` measures.
-        score: mean over classes in the last validation (with patience, in the best one); None without validation cases.
-        scores: that validation by class; None where undefined.
-        cases: number of cases it was measured on.
+        networks: how many were trained, one after another; a prediction averages them.
+        score: mean over classes in the last validation (with patience, in the best one), each network by itself, mean over networks; None
+            without validation cases.
+        scores: those validations by class; None where undefined.
+        cases: number of cases they were measured on.
         finished: False when a signal ended the session; `resume=True` goes on.
         interrupted: name of that signal, or empty.
-        stopped: whether patience ended the training.
+        patience: what was asked for; with it the weights are those of the best validation.
+        stopped: whether it ended the training.
         tracking: MLflow's tracking URI, or empty.
         budget_seconds, budget_epochs: the length that was asked for; one of them is None.
     """
@@ -68,12 +72,14 @@ class TrainingResult(Record):
     epochs: int
     steps: int
     seconds: float
+    networks: int
     metric: str
     score: float | None
     scores: dict[str, dict[str, float | None]]
     cases: int
     finished: bool
     interrupted: str = ""
+    patience: int | None = None
     stopped: bool = False
     tracking: str = ""
     budget_seconds: float | None = None
@@ -107,10 +113,13 @@ class Job:
         """Exists when the training is over."""
         return self.folder / "state" / "finished.json"
 
-    @property
-    def weights(self) -> Path:
-        """The model."""
-        return self.folder / "weights.safetensors"
+    def weights(self, number: int) -> Path:
+        """A trained network, counted from 0."""
+        return network_file(self.folder, number)
+
+    def deliver(self, number: int, weights: dict[str, Tensor]) -> None:
+        """Write a trained network."""
+        save_weights(self.weights(number), weights, self.plan.content_digest())
 
 
 def train(
@@ -136,6 +145,8 @@ def train(
     was, with or without `resume`: `sbatch --requeue --signal=B:USR1@120` in front of the same command is all that a training longer
     than a job needs.
 
+    A length that is enough for several networks (`plan.training.network_steps`) trains them one after another, each from new weights.
+
     A training that is resumed with another budget takes the new one as its whole length, from its first session on, and says so. A
     finished one stays as it is, and says so.
 
@@ -145,7 +156,7 @@ def train(
         splits: of the cross-validation.
         fold: whose validation cases are left out; None trains on every case.
         budget: seconds or epochs.
-        patience: stop after this many validations in a row without a better score, and deliver the best.
+        patience: stop after this many validations in a row without a better score, and deliver the best; there is one network then.
         resume: go on with an interrupted training; a finished one is returned as it is, one that never began is begun.
         devices: processes, one device each, that share every batch.
         licence: of the data, for the provenance.
@@ -178,7 +189,7 @@ def train(
                 f"remove {folder}"
             )
         return result
-    if not resume and (job.finished.is_file() or job.checkpoint.is_file() or job.weights.is_file()):
+    if not resume and (job.finished.is_file() or job.checkpoint.is_file() or job.weights(0).is_file()):
         raise UsageError.of(
             "this fold has been trained already, wholly or in part",
             where=str(folder),
@@ -229,10 +240,7 @@ def _publish(job: Job, store: Store, journal: FoldRun, result: TrainingResult, d
         curves = Path(folder) / "curves.png"
         draw_curves(History.read(metrics), result.metric, curves)
         journal.artifact(curves, "plots")
-        task = find_task(job.plan.task)(job.plan)
-        network = task.network()
-        network.load_state_dict(load_weights(job.weights, job.plan.content_digest()))
-        network = network.to(device).eval()
+        network = Mean(_trained(job, number) for number in range(result.networks)).to(device).eval()
         ids = (job.split.val or job.split.train)[:OVERLAYS]
         validator = Validator(job.plan, store, ids, device)
         for number, case_id in enumerate(ids, 1):
@@ -249,11 +257,12 @@ def _fit_rank(job: Job, rank: int, port: int, progress: Progress, stop: StopRequ
 
 def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) -> TrainingResult:
     """One rank's training."""
-    plan, steps = job.plan, job.plan.training.steps
+    plan = job.plan
     device = choose_device(job.device)
     if job.devices > 1 and device.type == "cuda":
         device = torch.device("cuda", rank)
-    clock = Clock(job.budget, plan.training.epochs, steps, synchroniser(device))
+    networks = plan.training.networks if job.patience is None else 1
+    clock = Clock(job.budget, plan.training, networks, synchroniser(device))
     validator = Validator(plan, Store(job.prepared), job.split.val, device, rank, job.devices)
     history = History(job.folder / "metrics.csv")
     courier = _courier(job.journal) if job.journal is not None and rank == 0 else None
@@ -261,6 +270,7 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
         clock=clock,
         agenda=Agenda(clock.epochs, clock.seconds, job.patience),
         validator=validator,
+        deliver=job.deliver,
         history=history,
         stop=stop,
         journal=courier,
@@ -287,32 +297,40 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
         progress.say(f"warning: {courier.lost}; they are in {history.file}")
     result = _result(job, supervisor, trainer.global_step)
     if result.finished and trainer.is_global_zero:
-        save_weights(job.weights, supervisor.weights(learner), plan.content_digest())
+        for stale in {*job.folder.glob("network_*")} - {job.weights(number) for number in range(result.networks)}:
+            stale.unlink()  # of a session that was killed, and had more networks in mind
         result.save(job.finished)
         job.checkpoint.unlink(missing_ok=True)
     return result
 
 
 def _result(job: Job, supervisor: Supervisor, steps: int) -> TrainingResult:
-    validated = supervisor.delivered
+    validated = supervisor.validated
+    scores = mean_scores([one.scores for one in validated])
     return TrainingResult(
         fold=job.fold,
         plan_digest=job.plan.content_digest(),
         epochs=len(supervisor.history.rows),
         steps=steps,
         seconds=round(supervisor.clock.elapsed, 3),
+        networks=supervisor.clock.network + 1,
         metric=supervisor.validator.task.metrics[0],
-        score=None if validated is None else _number(validated.score),
-        scores={}
-        if validated is None
-        else {name: {metric: _number(value) for metric, value in values.items()} for name, values in validated.scores.items()},
-        cases=0 if validated is None else validated.cases,
+        score=_number(sum(one.score for one in validated) / len(validated)) if validated else None,
+        scores={name: {metric: _number(value) for metric, value in values.items()} for name, values in scores.items()},
+        cases=validated[-1].cases if validated else 0,
         finished=not supervisor.interrupted,
         interrupted=supervisor.interrupted,
+        patience=job.patience,
         stopped=supervisor.stopped,
         budget_seconds=supervisor.clock.seconds,
         budget_epochs=supervisor.clock.epochs,
     )
+
+
+def _trained(job: Job, number: int) -> nn.Module:
+    network = find_task(job.plan.task)(job.plan).network()
+    network.load_state_dict(load_weights(job.weights(number), job.plan.content_digest()))
+    return network
 
 
 def _courier(journal: FoldRun) -> Courier:
@@ -327,11 +345,12 @@ def _number(value: float) -> float | None:
 
 def _finished_result(job: Job, tracker: Tracker | None) -> TrainingResult:
     result = TrainingResult.load(job.finished)
-    if result.plan_digest != job.plan.content_digest() or not job.weights.is_file():
+    present = all(job.weights(number).is_file() for number in range(result.networks))
+    if result.plan_digest != job.plan.content_digest() or not present:
         raise ModelError.of(
             "the finished training does not fit its folder",
             where=str(job.folder),
-            found="weights of another plan" if job.weights.is_file() else "no weights.safetensors",
+            found="weights of another plan" if present else f"not the weights of all {result.networks} networks",
             fix="Remove this folder and train again.",
         )
     return result.model_copy(update={"tracking": tracker.uri if tracker is not None else ""})

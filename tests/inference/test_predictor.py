@@ -38,7 +38,7 @@ def save_run(run: Path, plan, folds=(0,)) -> Path:
         torch.manual_seed(fold)
         (run / f"fold_{fold}").mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous() for name, value in find_task(plan.task)(plan).network().state_dict().items()}
-        save_file(state, run / f"fold_{fold}" / "weights.safetensors", metadata={"plan": plan.content_digest()})
+        save_file(state, run / f"fold_{fold}" / "network_0.safetensors", metadata={"plan": plan.content_digest()})
     return run
 
 
@@ -125,6 +125,22 @@ def test_read_only_output(plan3d, tmp_path):
         thresholding(plan3d).predict(tmp_path / "in", tmp_path / "file" / "out")
 
 
+def test_all_networks_of_a_fold_are_averaged(plan3d, tmp_path):
+    run = save_run(tmp_path / "run", plan3d, (0, 1, 2))
+    (run / "fold_1" / "network_0.safetensors").rename(run / "fold_0" / "network_1.safetensors")
+    windows = torch.randn(1, 1, *plan3d.window)
+
+    def output(folds):
+        return Predictor.load(run, "cpu", folds=folds).ensemble.runner(())(windows)["segmentation"]
+
+    (run / "fold_2" / "network_0.safetensors").rename(run / "kept")
+    both = output([0])
+    assert len(Predictor.load(run, "cpu").ensemble.networks) == 2
+    (run / "fold_0" / "network_1.safetensors").rename(run / "fold_2" / "network_0.safetensors")
+    assert torch.allclose(both, (output([0]) + output([2])) / 2, atol=1e-6)
+    assert not torch.allclose(both, output([0]), atol=1e-3)
+
+
 def test_load(plan3d, tmp_path):
     run = save_run(tmp_path / "run", plan3d, (0, 1))
     image = np.random.default_rng(0).normal(size=(1, 9, 12, 11)).astype(np.float32)
@@ -141,9 +157,9 @@ def test_load(plan3d, tmp_path):
     with pytest.raises(ModelError, match="these weights belong to another plan"):
         Predictor.load(run, "cpu")
     plan3d.save(run / "plan.json")
-    weights = run / "fold_1" / "weights.safetensors"
+    weights = run / "fold_1" / "network_0.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match=r"weights\.safetensors: cannot be read as weights"):
+    with pytest.raises(ModelError, match=r"network_0\.safetensors: cannot be read as weights"):
         Predictor.load(run, "cpu")
     with pytest.raises(ModelError, match="is not a trained model"):
         Predictor.load(tmp_path / "nothing", "cpu")

@@ -24,6 +24,8 @@ PLAN = TrainingPlan(
     clip=12,
     ema=0.03,
     foreground=0.33,
+    network_steps=1000,
+    networks=1,
     folds=5,
     seed=0,
 )

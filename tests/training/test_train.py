@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from medseg.errors import DatasetError, ModelError, UsageError
 from medseg.plans import Plan
 from medseg.tasks.base import find_task
 from medseg.training import signals
-from medseg.training.budget import Budget
+from medseg.training.budget import Budget, Clock
 from medseg.training.checkpoint import load_weights
+from medseg.training.module import Learner
 from medseg.training.preflight import check_kind, write_provenance
 from medseg.training.ranks import run_ranks
 from medseg.training.train import Job, TrainingResult
@@ -59,13 +61,13 @@ def test_what_a_training_leaves(tiny):
     assert Provenance.load(folder / "provenance.json").plan_digest == tiny.plan.content_digest()
     assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == [
         "fold_0/metrics.csv",
+        "fold_0/network_0.safetensors",
         "fold_0/state/finished.json",
-        "fold_0/weights.safetensors",
         "plan.json",
         "provenance.json",
     ]
     network = find_task(tiny.plan.task)(tiny.plan).network()
-    network.load_state_dict(load_weights(folder / "fold_0" / "weights.safetensors", tiny.plan.content_digest()))
+    network.load_state_dict(load_weights(folder / "fold_0" / "network_0.safetensors", tiny.plan.content_digest()))
     table = rows(tiny, "reference")
     assert [row["epoch"] for row in table] == ["1", "2", "3", "4", "5"]
     assert [row["step"] for row in table] == ["3", "6", "9", "12", "15"]
@@ -94,13 +96,107 @@ def test_kill_and_resume_ends_with_the_weights_of_the_uninterrupted_training(tin
     wait_for_rows(tiny, "killed", 2, process)
     process.kill()
     process.communicate()
-    assert not (tiny.root / "killed" / "fold_0" / "weights.safetensors").exists()
+    assert not (tiny.root / "killed" / "fold_0" / "network_0.safetensors").exists()
     assert (tiny.root / "killed" / "fold_0" / "state" / "checkpoint.safetensors").is_file()
     result = tiny.run("killed", epochs=5, resume=True)
     assert result.finished
     assert result.epochs == 5
     assert tiny.weights("killed") == tiny.weights("reference")
     assert rows(tiny, "killed") == rows(tiny, "reference")
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Six epochs of three steps for at most three networks of six steps."""
+    tiny = Tiny(tmp_path_factory.mktemp("several"), SEVERAL)
+    tiny.run("reference", epochs=6)
+    return tiny
+
+
+SEVERAL = (("training.network_steps", "6"), ("training.networks", "3"))
+
+
+def test_a_long_training_trains_networks_one_after_another(several):
+    result = TrainingResult.load(several.root / "reference" / "fold_0" / "state" / "finished.json")
+    assert (result.networks, result.epochs, result.steps) == (3, 6, 18)
+    files = RunFolder(several.root / "reference").weights()
+    assert [file.name for file in files] == ["network_0.safetensors", "network_1.safetensors", "network_2.safetensors"]
+    assert len({file.read_bytes() for file in files}) == 3
+    table = rows(several, "reference")
+    assert [row["network"] for row in table] == ["1", "1", "2", "2", "3", "3"]
+    assert [row["epoch"] for row in table] == ["1", "2", "3", "4", "5", "6"]
+    assert [float(row["progress"]) for row in table] == [0.5, 1, 0.5, 1, 0.5, 1]
+    assert [float(row["learning_rate"]) < 0.1 * several.plan.training.learning_rate for row in table] == [False, True] * 3
+    ends = [float(row["val/dice"]) for row in table if float(row["progress"]) == 1]
+    assert result.score == pytest.approx(sum(ends) / 3, abs=1e-5)
+
+
+def test_a_renewed_network_keeps_nothing_of_the_one_before(several):
+    plan = several.plan
+    learner = Learner(plan, 0, Clock(Budget(epochs=6), plan.training, 3), torch.device("cpu"))
+    optimizer = learner.configure_optimizers()
+    learner.trainer = SimpleNamespace(optimizers=[optimizer])
+    first = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
+    for parameter in learner.network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    learner.renew(0)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in learner.network.state_dict().items())
+    assert all(torch.equal(tensor, first[name]) for name, tensor in learner.average.state_dict().items())
+    assert not optimizer.state
+    learner.renew(1)
+    drawn = [name for name, tensor in first.items() if tensor.ndim > 2]
+    assert drawn
+    assert not any(torch.equal(learner.network.state_dict()[name], first[name]) for name in drawn)
+    assert not any(torch.equal(learner.average.state_dict()[name], first[name]) for name in drawn)
+
+
+def test_one_network_where_patience_decides(several):
+    assert several.run("patient", epochs=6, patience=6).networks == 1
+    assert len(RunFolder(several.root / "patient").weights()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.parametrize("after", [2, 3, 5])
+def test_kill_in_any_network_and_resume_ends_with_the_same_weights(several, after):
+    name = f"killed {after}"
+    process = start(several, name=name, epochs=6, edits=dict(SEVERAL))
+    wait_for_rows(several, name, after, process)
+    process.kill()
+    process.communicate()
+    assert several.run(name, epochs=6, resume=True).networks == 3
+    for number in range(3):
+        assert several.weights(name, number=number) == several.weights("reference", number=number)
+    assert rows(several, name) == rows(several, "reference")
+
+
+def test_another_length_divides_what_is_left_anew(several):
+    process = start(several, name="longer", epochs=6, edits=dict(SEVERAL))
+    wait_for_rows(several, "longer", 3, process)
+    process.kill()
+    process.communicate()
+    result = several.run("longer", epochs=12, resume=True)
+    assert (result.networks, result.steps) == (3, 36)
+    assert several.weights("longer") == several.weights("reference")  # was trained
+    assert several.weights("longer", number=1) != several.weights("reference", number=1)
+    assert [row["network"] for row in rows(several, "longer")] == ["1"] * 2 + ["2"] * 5 + ["3"] * 5
+
+
+def test_time_is_shared_among_networks(several):
+    result = several.run("timed", seconds=4.0, save_every=1000)  # an epoch takes less time than saving it
+    assert (result.networks, result.finished) == (3, True)
+    assert 3.2 < result.seconds < 4.3
+    table = rows(several, "timed")
+    assert float(table[-1]["progress"]) > 0.97
+    counts = [sum(row["network"] == n for row in table) for n in "123"]
+    assert all(0.15 < count / len(table) < 0.6 for count in counts), counts
+
+
+def test_two_ranks_agree_where_networks_end(several):
+    result = several.run("two", seconds=4.0, devices=2)
+    assert result.finished
+    assert result.networks > 1
+    assert len(RunFolder(several.root / "two").weights()) == result.networks
 
 
 class Interrupting(Talk):
@@ -127,7 +223,7 @@ def test_a_signal_saves_within_an_epoch_or_at_its_end_and_resuming_is_exact(tiny
     assert (result.finished, result.interrupted) == (False, name)
     assert signal.getsignal(getattr(signal, name)) == before
     assert result.steps in (round(at * 3), round(at * 3) + 1)
-    assert not (tiny.root / name / "fold_0" / "weights.safetensors").exists()
+    assert not (tiny.root / name / "fold_0" / "network_0.safetensors").exists()
     assert tiny.run(name, epochs=5, resume=True).finished
     assert tiny.weights(name) == tiny.weights("reference")
     assert rows(tiny, name) == rows(tiny, "reference")
@@ -169,8 +265,8 @@ def test_patience_stops_and_delivers_the_best(tiny, monkeypatch):
     monkeypatch.setattr(supervisor.Validator, "run", validate)
     result = tiny.run("patient", epochs=5, patience=2)
     assert (result.stopped, result.epochs, result.score) == (True, 4, 0.5)
-    network = load_weights(tiny.root / "patient" / "fold_0" / "weights.safetensors", tiny.plan.content_digest())
-    assert network.keys() == load_weights(tiny.root / "reference" / "fold_0" / "weights.safetensors", tiny.plan.content_digest()).keys()
+    network = load_weights(tiny.root / "patient" / "fold_0" / "network_0.safetensors", tiny.plan.content_digest())
+    assert network.keys() == load_weights(tiny.root / "reference" / "fold_0" / "network_0.safetensors", tiny.plan.content_digest()).keys()
 
 
 def test_any_score_beats_an_undefined_one(tiny, monkeypatch):
@@ -257,7 +353,7 @@ def test_under_slurm_a_signal_requeues_and_the_job_goes_on_by_itself(tiny, slurm
 def test_training_on_every_case(tiny):
     result = tiny.run("all", fold=None, epochs=1)
     assert (result.score, result.cases, result.fold) == (None, 0, None)
-    assert (tiny.root / "all" / "fold_none" / "weights.safetensors").is_file()
+    assert (tiny.root / "all" / "fold_none" / "network_0.safetensors").is_file()
     with pytest.raises(UsageError, match="training on every case leaves none"):
         tiny.run("all2", fold=None, epochs=1, patience=2)
 
@@ -334,7 +430,7 @@ def test_divergence_is_an_error_and_leaves_no_model(tmp_path, monkeypatch):
     monkeypatch.setattr(task, "loss", lambda self, o, t: {k: v * float("nan") for k, v in real(self, o, t).items()})
     with pytest.raises(ModelError, match=r"epoch 0: training diverged.*learning_rate="):
         tiny.run(epochs=2)
-    assert not list(tmp_path.glob("run/fold_0/weights.safetensors"))
+    assert not list(tmp_path.glob("run/fold_0/network_0.safetensors"))
 
 
 def test_two_processes_train_one_model(tiny):
@@ -345,7 +441,7 @@ def test_two_processes_train_one_model(tiny):
     assert (result.epochs, result.steps, result.cases) == (2, 6, 2)
     assert len(rows(tiny, "two")) == 2
     assert talk.updates
-    load_weights(RunFolder(tiny.root / "two").fold(0) / "weights.safetensors", tiny.plan.content_digest())
+    load_weights(RunFolder(tiny.root / "two").fold(0) / "network_0.safetensors", tiny.plan.content_digest())
     assert torch.get_num_threads() == threads
 
 

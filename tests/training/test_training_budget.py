@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from synthetic import make_plan
 
 from medseg.errors import UsageError
 from medseg.training import budget
@@ -23,6 +24,11 @@ def time(monkeypatch):
     return fake
 
 
+def make_clock(seconds=None, epochs=None, synchronise=None, network_steps=10**6, networks=4):
+    training = make_plan().training.model_copy(update={"epochs": 7, "steps": 5, "network_steps": network_steps})
+    return Clock(Budget(seconds, epochs), training, networks, synchronise)
+
+
 def test_contradictions():
     with pytest.raises(UsageError, match="not both"):
         Budget(60, 3)
@@ -33,19 +39,19 @@ def test_contradictions():
 
 
 def test_epochs_count_steps():
-    clock = Clock(Budget(epochs=4), planned_epochs=100, steps=5)
+    clock = make_clock(epochs=4)
     assert [clock.progress(s) for s in (0, 10, 20, 30)] == [0, 0.5, 1, 1]
     assert not clock.time_is_up()
-    assert Clock(Budget(), planned_epochs=7, steps=5).epochs == 7
+    assert make_clock().epochs == 7
 
 
 def test_time_ends_before_the_step_that_would_be_too_long(time):
-    clock = Clock(Budget(seconds=100), 1, 5)
+    clock = make_clock(seconds=100)
     clock.reserve = 10
     clock.start()
-    for _ in range(8):
+    for step in range(1, 9):
         time.now += 10
-        clock.tick()
+        clock.tick(step)
     assert clock.elapsed == 80
     assert clock.progress(12345) == pytest.approx(80 / 90)
     assert clock.time_is_up()  # 80 + a step of 10 + a validation of 10
@@ -54,24 +60,24 @@ def test_time_ends_before_the_step_that_would_be_too_long(time):
 
 
 def test_a_pause_is_no_step(time):
-    clock = Clock(Budget(seconds=100), 1, 5)
+    clock = make_clock(seconds=100)
     clock.start()
     time.now += 1
-    clock.tick()
+    clock.tick(1)
     time.now += 60  # a validation
     clock.skip()
     time.now += 1
-    clock.tick()
+    clock.tick(1)
     assert not clock.time_is_up()
 
 
 def test_interruptions_do_not_count(time):
-    first = Clock(Budget(seconds=100), 1, 5)
+    first = make_clock(seconds=100)
     first.start()
     time.now += 30
     state = first.state_dict()
     time.now += 5000
-    second = Clock(Budget(seconds=100), 1, 5)
+    second = make_clock(seconds=100)
     second.load_state_dict(state)
     assert second.elapsed == 30
     second.start()
@@ -81,28 +87,92 @@ def test_interruptions_do_not_count(time):
 
 def test_the_device_is_waited_for_near_the_end_only(time):
     waits = []
-    clock = Clock(Budget(seconds=1000), 1, 5, synchronise=lambda: waits.append(clock.elapsed))
+    clock = make_clock(seconds=1000, synchronise=lambda: waits.append(clock.elapsed))
     clock.reserve = 100
     clock.start()
     while not clock.time_is_up():
         time.now += 1
-        clock.tick()
+        clock.tick(1)
     assert waits[0] == 880  # 20 steps before 1000 - 100
     assert waits == [float(n) for n in range(880, int(clock.elapsed) + 1)]
     assert clock.elapsed == 899
-    by_epochs = Clock(Budget(epochs=1), 1, 5, synchronise=lambda: waits.append(None))
+    by_epochs = make_clock(epochs=1, synchronise=lambda: waits.append(None))
     by_epochs.start()
-    by_epochs.tick()
+    by_epochs.tick(1)
     assert None not in waits
 
 
 def test_an_interrupted_training_knows_its_first_length():
-    first = Clock(Budget(seconds=100), 7, 5)
-    second = Clock(Budget(), 7, 5)
+    first = make_clock(seconds=100)
+    second = make_clock()
     assert second.before is None
     second.load_state_dict(first.state_dict())
     assert second.before == (100, None)
     assert (second.seconds, second.epochs) == (None, 7)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "ends"),
+    [
+        (5, [None]),  # 25 steps
+        (5 + 3, [20, None]),  # 40 steps are two networks of four epochs
+        (9, [20, None]),  # rounded to whole epochs, half to even
+        (13, [20, 40, None]),  # 65 steps are three: 4, 4 (of the nine epochs that are left) and 5 epochs
+        (100, [125, 250, 375, None]),  # no more than four
+    ],
+)
+def test_a_long_training_is_divided_among_networks(epochs, ends):
+    clock = make_clock(epochs=epochs, network_steps=20)
+    found = []
+    while True:
+        clock.allot(clock.begun)
+        found.append(clock.end)
+        if clock.end is None:
+            break
+        assert clock.progress(clock.begun) == 0
+        assert clock.progress(clock.end) == 1
+        clock.renew(clock.end)
+    assert found == ends
+    assert clock.progress(epochs * 5) == 1
+    assert clock.progress(clock.begun) == 0
+
+
+def test_time_is_divided_by_the_pace_that_was_measured(time):
+    clock = make_clock(seconds=100, network_steps=20)
+    clock.start()
+    clock.reserve = 4
+    step = 0
+
+    def steps(count, pace):
+        nonlocal step
+        for _ in range(count):
+            step += 1
+            time.now += pace
+            clock.tick(step)
+
+    steps(1, 10.0)  # compiles
+    assert clock.progress(step) == pytest.approx(10 / 96)
+    steps(4, 1.0)
+    clock.allot(step)  # 82 steps are left of 87: four networks
+    assert clock.end == 20
+    steps(15, 1.0)
+    assert clock.progress(step) == 1
+    clock.renew(step)
+    clock.allot(step)
+    assert (clock.network, clock.begun, clock.end) == (1, 20, 40)  # 67 steps for three
+    assert clock.progress(step) == 0
+    restored = make_clock(seconds=100, network_steps=20)
+    restored.load_state_dict(clock.state_dict())
+    restored.start()
+    assert (restored.network, restored.begun, restored.end) == (1, 20, 40)
+    assert restored._left(step) == clock._left(step)
+    steps(20, 2.0)  # the machine got slower
+    clock.renew(step)
+    clock.allot(step)
+    assert clock.end is None  # 18 steps are left at the pace so far
+    assert clock.progress(step) == 0
+    time.now += 96 - clock.elapsed
+    assert clock.progress(step) == 1
 
 
 def test_lengths_in_words():

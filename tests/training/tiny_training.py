@@ -5,6 +5,7 @@ Also a program, for tests that kill it: `python tiny_training.py FOLDER '{"epoch
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ EDITS = {
     "training.steps": "3",
     "training.batch_size": "2",
     "training.folds": "3",
+    "training.network_steps": "1000",
 }
 
 
@@ -124,14 +126,22 @@ class Tiny:
             **more,
         )
 
-    def weights(self, name="run", fold=0):
-        return (self.root / name / f"fold_{'none' if fold is None else fold}" / "weights.safetensors").read_bytes()
+    def weights(self, name="run", fold=0, number=0):
+        return (self.root / name / f"fold_{'none' if fold is None else fold}" / f"network_{number}.safetensors").read_bytes()
+
+
+def digest_of(weights):
+    """Changes with any bit of any tensor."""
+    state = hashlib.blake2b(digest_size=8)
+    for name in sorted(weights):
+        state.update(name.encode())
+        state.update(weights[name].detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
 
 
 def fit_and_record(job, rank, port, progress, stop):
     """A rank's training that also writes digests of its own weights into `rank_<n>.txt`."""
     from medseg.training import train as module
-    from medseg.training.checkpoint import digest_of
 
     kept = []
 

@@ -12,7 +12,7 @@ from medseg.errors import UsageError
 from medseg.evaluation.page.charts import Line, curves
 
 X_AXES = ("epoch", "step")
-CLOCKS = ("epoch", "step", "progress", "seconds", "time", "val/seconds", "val/cases")
+CLOCKS = ("epoch", "network", "step", "progress", "seconds", "time", "val/seconds", "val/cases")
 """Columns that say when and on how much, not how well."""
 
 
