@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from medseg.dataset import Dataset
-from medseg.errors import PlanError, UsageError
+from medseg.errors import ModelError, PlanError, UsageError
+from medseg.fingerprint import Fingerprint
 from medseg.plans import Plan
 from medseg.record import check_writable
-from medseg.workspace import Workspace
+from medseg.workspace import RunFolder, Workspace
 
 
 def check_workspace(workspace: Workspace, found: Dataset) -> None:
@@ -34,6 +35,28 @@ def check_workspace(workspace: Workspace, found: Dataset) -> None:
             where=str(workspace.root),
             found=f"dataset '{present.name}' with {len(present.cases)} cases",
             expected=f"'{found.name}' with {len(found.cases)} cases",
+            fix="Choose another folder for -o.",
+        )
+
+
+def check_continuation(
+    folder: RunFolder, chosen: Plan, found: Dataset, fingerprint: Fingerprint, configuration: str | None, edits: Mapping[str, str]
+) -> None:
+    """Refuse to go on with a run of other data, or of another plan than the wanted one. Raises ModelError."""
+    if chosen.data.digest != fingerprint.digest:
+        raise ModelError.of(
+            "is a run of other data",
+            where=str(folder.root),
+            found=f"dataset '{chosen.data.name}', digest {chosen.data.digest}",
+            expected=f"'{found.name}', digest {fingerprint.digest}",
+            fix="Choose another folder for -o.",
+        )
+    if configuration not in (None, chosen.name) or chosen.edited(dict(edits)).content_digest() != chosen.content_digest():
+        raise ModelError.of(
+            "has begun with another plan",
+            where=str(folder.root),
+            found=f"configuration '{chosen.name}' without the wanted changes",
+            expected=", ".join([configuration or chosen.name, *(f"{k}={v}" for k, v in edits.items())]),
             fix="Choose another folder for -o.",
         )
 

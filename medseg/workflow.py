@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from medseg.dataset import Dataset, LabelClass, Labels
-from medseg.device import choose_device, machine
-from medseg.errors import ImageError, ModelError, PlanError, Problem, ResourceError, UsageError
+from medseg.dataset import LabelClass, Labels
+from medseg.device import machine
 from medseg.evaluation.records import Comparison, Evaluation
-from medseg.fingerprint import Fingerprint
+from medseg.held_out import report
 from medseg.io.layouts.base import LayoutOptions, open_dataset
 from medseg.io.store import Store
 from medseg.planning.explain import Decision
@@ -24,19 +23,19 @@ from medseg.planning.explain import explain as explain_plan
 from medseg.planning.verify import Verified
 from medseg.planning.verify import verify as verify_dataset
 from medseg.plans import Plan
-from medseg.preconditions import check_folds, check_length, check_memory, check_workspace
+from medseg.preconditions import check_continuation, check_folds, check_length
 from medseg.progress import Progress, Silent
 from medseg.record import Record
+from medseg.sample import sample_dataset
+from medseg.steps import Training, measured, planned, prepared, train_fold
 from medseg.workspace import RunFolder, Workspace
 
 # torch, lightning and mlflow take seconds to import, so what needs them is imported by the verb that does.
 if TYPE_CHECKING:
     from medseg.inference.predictor import Predicted
-    from medseg.training.splits import Split
     from medseg.training.train import TrainingResult
 
 SILENT = Silent()
-PYFUNC = Path(__file__).parent / "inference" / "pyfunc.py"  # logged with each model; MLflow runs it where the model is loaded
 
 
 def verify(
@@ -72,17 +71,9 @@ def plan(
         task: what the annotations mean; None takes what the dataset's layout says.
         memory: GiB that training may use; None takes what the machine has.
     """
-    from medseg.planning.planner import make_plans
-
-    offered = machine(device, memory)
-    workspace = Workspace(out)
-    found, fingerprint = _measured(dataset, workspace, options, workers, resample_labels, progress)
-    plans = make_plans(found, fingerprint, task=task or found.task, domain=found.domain, network=network, machine=offered)
-    found.save(workspace.dataset_file)
-    fingerprint.save(workspace.fingerprint_file)
-    for one in plans:
-        one.save(workspace.plan_file(one.name))
-    return plans
+    offered, workspace = machine(device, memory), Workspace(out)
+    found, fingerprint = measured(dataset, workspace, options, workers, resample_labels, progress)
+    return planned(found, fingerprint, workspace, task, network, offered)
 
 
 def explain(plan_file: Path) -> tuple[Decision, ...]:
@@ -94,9 +85,7 @@ def explain(plan_file: Path) -> tuple[Decision, ...]:
 
 def preprocess(plan_file: Path, *, workers: int | None = None, progress: Progress = SILENT) -> Store:
     """Prepare every case of the plan's dataset; finished cases are kept, so it goes on after an interruption."""
-    chosen = Plan.load(plan_file)
-    workspace = Workspace.of_plan(plan_file)
-    return _prepared(chosen, workspace, workers, progress)
+    return prepared(Plan.load(plan_file), Workspace.of_plan(plan_file), workers, progress)
 
 
 def train(
@@ -116,20 +105,8 @@ def train(
 ) -> TrainingResult:
     """Train one fold (None: on every case) into the model folder `out`; the length is `seconds`, `epochs`, or the plan's epochs."""
     check_length(seconds, epochs)
-    return _train(
-        Plan.load(plan_file).edited(dict(edits or {})),
-        Workspace.of_plan(plan_file),
-        RunFolder(out),
-        fold,
-        seconds=seconds,
-        epochs=epochs,
-        patience=patience,
-        resume=resume,
-        device=device,
-        devices=devices,
-        workers=workers,
-        progress=progress,
-    )
+    how = Training(seconds, epochs, patience, resume, device, devices, workers, progress)
+    return train_fold(Plan.load(plan_file).edited(dict(edits or {})), Workspace.of_plan(plan_file), RunFolder(out), fold, how)
 
 
 def predict(
@@ -192,8 +169,9 @@ def evaluate(
 def compare(first: Path, second: Path) -> Comparison:
     """Compare two evaluations case by case; each is given as a report folder or as a run that has one."""
     from medseg.evaluation.comparison import compare as compare_evaluations
+    from medseg.evaluation.comparison import open_evaluation
 
-    return compare_evaluations(_evaluation(first), _evaluation(second))
+    return compare_evaluations(open_evaluation(first), open_evaluation(second))
 
 
 class RunResult(Record):
@@ -236,242 +214,39 @@ def run(
         folds: folds to train, `None` among them for a model of every case; or "all" for cross-validation.
         configuration: name of the plan to train; None takes the recommended one.
     """
+    from medseg.planning.planner import choose_plan
+
     check_length(seconds, epochs)
     check_folds(folds)
-    choose_device(device)
+    offered, edits = machine(device, memory), dict(edits or {})
     folder, workspace = RunFolder(out), Workspace(out / "workspace")
-    if folder.plan_file.is_file():
-        chosen = _continued(folder, workspace, dataset, options, configuration, dict(edits or {}), workers, resample_labels, progress)
-    else:
-        plans = plan(
-            dataset,
-            workspace.root,
-            task=task,
-            network=network,
-            memory=memory,
-            device=device,
-            options=options,
-            workers=workers,
-            resample_labels=resample_labels,
-            progress=progress,
-        )
-        chosen = _configuration(plans, configuration).edited(dict(edits or {}))
+    begun = Plan.load(folder.plan_file) if folder.plan_file.is_file() else None
+    found, fingerprint = measured(dataset, workspace, options, workers, resample_labels, progress)
+    if begun is not None:
+        check_continuation(folder, begun, found, fingerprint, configuration, edits)
+        progress.say(f"going on with the plan in {folder.plan_file}")
+    chosen = begun or choose_plan(planned(found, fingerprint, workspace, task, network, offered), configuration).edited(edits)
     wanted: tuple[int | None, ...] = tuple(range(chosen.training.folds)) if folds == "all" else tuple(folds)
-    results = []
+    how = Training(seconds, epochs, patience, True, device, devices, workers, progress)
+    results: list[TrainingResult] = []
     for fold in wanted:
-        results.append(
-            _train(
-                chosen,
-                workspace,
-                folder,
-                fold,
-                seconds=seconds,
-                epochs=epochs,
-                patience=patience,
-                resume=True,
-                device=device,
-                devices=devices,
-                workers=workers,
-                progress=progress,
-            )
-        )
+        results.append(train_fold(chosen, workspace, folder, fold, how))
         if not results[-1].finished:
             break
-    interrupted = results[-1].interrupted if not results[-1].finished else ""
-    held_out = [fold for fold in wanted if fold is not None] if not interrupted else []
-    evaluation = _report(folder, workspace.dataset(), held_out, device, memory, workers, progress) if held_out else None
+    trained, selected = results[-1], any(result.patience is not None for result in results)
+    held_out = [fold for fold in wanted if fold is not None] if trained.finished else []
+    evaluation = report(folder, workspace.dataset(), held_out, selected, device, memory, workers, progress) if held_out else None
     return RunResult(
         model=out,
         plan=chosen.name,
         folds=wanted,
         report=folder.report if evaluation else None,
         evaluation=evaluation,
-        tracking=results[-1].tracking,
-        interrupted=interrupted,
+        tracking=trained.tracking,
+        interrupted="" if trained.finished else trained.interrupted,
     )
 
 
 def demo(out: Path, *, seconds: float | None = 100.0, progress: Progress = SILENT) -> RunResult:
     """`run` on the real sample that is shipped with medseg."""
     return run(sample_dataset(), out, seconds=seconds, progress=progress)
-
-
-def sample_dataset() -> Path:
-    """The folder of the shipped hippocampus sample: in the installed package, or in the source tree."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "datasets" / "hippocampus", package.parent / "datasets" / "hippocampus"):
-        if (folder / "dataset.json").is_file():
-            return folder
-    raise UsageError.of(
-        "the sample dataset is not installed", expected="datasets/hippocampus", fix="Reinstall medseg, or run from its source tree."
-    )
-
-
-def _measured(
-    dataset: Path, workspace: Workspace, options: LayoutOptions | None, workers: int | None, resample_labels: bool, progress: Progress
-) -> tuple[Dataset, Fingerprint]:
-    """Verify a dataset and take its fingerprint; refuses a workspace that belongs to something else before it reads a voxel."""
-    from medseg.planning.fingerprinting import make_fingerprint
-
-    found = open_dataset(dataset, options or LayoutOptions())
-    check_workspace(workspace, found)
-    verified = verify_dataset(found, workers=workers, progress=progress, resample_labels=resample_labels, cache=workspace.cache)
-    for warning in verified.warnings:
-        progress.say(f"warning: {warning}")
-    return verified.dataset, make_fingerprint(verified.dataset, found.domain, workspace.cache, workers=workers, progress=progress)
-
-
-def _continued(
-    folder: RunFolder,
-    workspace: Workspace,
-    dataset: Path,
-    options: LayoutOptions | None,
-    configuration: str | None,
-    edits: dict[str, str],
-    workers: int | None,
-    resample_labels: bool,
-    progress: Progress,
-) -> Plan:
-    """The plan of a run that has begun, if it is of this dataset and of these wishes."""
-    chosen = Plan.load(folder.plan_file)
-    found, fingerprint = _measured(dataset, workspace, options, workers, resample_labels, progress)
-    if chosen.data.digest != fingerprint.digest:
-        raise ModelError.of(
-            "is a run of other data",
-            where=str(folder.root),
-            found=f"dataset '{chosen.data.name}', digest {chosen.data.digest}",
-            expected=f"'{found.name}', digest {fingerprint.digest}",
-            fix="Choose another folder for -o.",
-        )
-    if configuration not in (None, chosen.name) or chosen.edited(edits).content_digest() != chosen.content_digest():
-        raise ModelError.of(
-            "has begun with another plan",
-            where=str(folder.root),
-            found=f"configuration '{chosen.name}' without the wanted changes",
-            expected=", ".join([configuration or chosen.name, *(f"{k}={v}" for k, v in edits.items())]),
-            fix="Choose another folder for -o.",
-        )
-    progress.say(f"going on with the plan in {folder.plan_file}")
-    return chosen
-
-
-def _train(
-    chosen: Plan,
-    workspace: Workspace,
-    folder: RunFolder,
-    fold: int | None,
-    *,
-    seconds: float | None,
-    epochs: int | None,
-    patience: int | None,
-    resume: bool,
-    device: str,
-    devices: int,
-    workers: int | None,
-    progress: Progress,
-) -> TrainingResult:
-    from medseg.training.budget import Budget
-    from medseg.training.preflight import claim
-    from medseg.training.splits import choose_split
-    from medseg.training.tracking import Tracker
-    from medseg.training.train import train as train_fold
-
-    choose_device(device)
-    check_memory(chosen)
-    splits = _splits(chosen, workspace, folder, fold)
-    choose_split(splits, fold)
-    claim(folder, chosen)
-    store = _prepared(chosen, workspace, workers, progress)
-    tracker = Tracker.open(workspace, chosen, workspace.fingerprint())
-    result = train_fold(
-        chosen,
-        store,
-        splits,
-        fold,
-        folder,
-        Budget(seconds=seconds, epochs=epochs if epochs is not None or seconds is not None else chosen.training.epochs),
-        patience=patience,
-        resume=resume,
-        device=device,
-        devices=devices,
-        tracker=tracker,
-        progress=progress,
-        licence=workspace.dataset().licence,
-    )
-    if result.finished:
-        try:
-            tracker.log_model(folder, PYFUNC)
-        except ResourceError as error:  # the model is on disk; tracking must not take it away
-            progress.say(f"warning: the model could not be logged. {error}")
-    return result
-
-
-def _evaluation(path: Path) -> Evaluation:
-    report = RunFolder(path).report
-    found = report if report.is_dir() else path
-    if not (found / "summary.json").is_file():
-        raise UsageError.of(
-            "holds no evaluation",
-            where=str(path),
-            expected="summary.json",
-            fix="Pass a folder that `medseg evaluate` or `medseg run` wrote.",
-        )
-    return Evaluation.open(found)
-
-
-def _prepared(chosen: Plan, workspace: Workspace, workers: int | None, progress: Progress) -> Store:
-    from medseg.preprocessing.prepare import prepare
-
-    return prepare(workspace.dataset(), chosen, workspace.prepared(chosen), workers=workers, progress=progress, cache=workspace.cache)
-
-
-def _splits(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int | None) -> tuple[Split, ...]:
-    """The splits of a model folder: made once, then read, so that every fold and every resumption sees the same."""
-    from medseg.training.splits import Split, Splits, make_splits
-
-    dataset = workspace.dataset()
-    if fold is None:
-        return (Split(train=tuple(c.id for c in dataset.cases), val=()),)
-    if folder.splits_file.is_file():
-        return Splits.load(folder.splits_file).folds
-    splits = make_splits(dataset, workspace.fingerprint(), chosen.training.folds, chosen.training.seed)
-    Splits(folds=splits).save(folder.splits_file)
-    return splits
-
-
-def _configuration(plans: Sequence[Plan], name: str | None) -> Plan:
-    for one in plans:
-        if one.recommended if name is None else one.name == name:
-            return one
-    raise PlanError.of("no such configuration", where="--configuration", found=f"'{name}'", expected=", ".join(p.name for p in plans))
-
-
-def _report(
-    folder: RunFolder, dataset: Dataset, folds: Sequence[int], device: str, memory: float | None, workers: int | None, progress: Progress
-) -> Evaluation:
-    """Predict the cases that each fold left out, from their files and with that fold's weights alone, and evaluate them together."""
-    from medseg.evaluation.scoring import evaluate as score_folder
-    from medseg.inference.predictor import Predictor
-    from medseg.training.splits import Splits, choose_split
-
-    splits = Splits.load(folder.splits_file).folds
-    held_out: list[str] = []
-    for fold in folds:
-        ids = choose_split(splits, fold).val
-        held_out += ids
-        predictor = Predictor.load(folder.root, device=device, memory=memory, folds=[fold])
-        predicted = predictor.predict([dataset.case(i) for i in ids], folder.held_out, progress=progress)
-        if predicted.failures:
-            raise ImageError([Problem(str(failure)) for failure in predicted.failures])
-    return score_folder(
-        folder.held_out,
-        dataset,
-        None,
-        folder.report,
-        workers,
-        progress,
-        plan=Plan.load(folder.plan_file),
-        cases=held_out,
-        curves=folder.curves(),
-        title=f"{dataset.name}: cases left out of training",
-    )

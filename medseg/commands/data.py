@@ -3,64 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from medseg.commands.console import Bars, answer, ok, paragraphs, say, shown, table, warn
+from medseg.commands.options import (
+    Classes,
+    DatasetPath,
+    Device,
+    LabelFolder,
+    Memory,
+    ModalityOption,
+    Network,
+    PlanFile,
+    ResampleLabels,
+    TaskName,
+    Workers,
+    options,
+    out_option,
+)
 from medseg.errors import UsageError
-
-if TYPE_CHECKING:
-    from medseg.dataset import Modality
-    from medseg.io.layouts.base import LayoutOptions
-
-Network = Annotated[str, typer.Option("--network", help="Network family, see `medseg tasks`.")]
-DatasetPath = Annotated[
-    Path, typer.Argument(help="Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, or images/ + labels/.")
-]
-Classes = Annotated[
-    list[str] | None,
-    typer.Option("--class", help="A class and its label values, e.g. --class polyp=1-20 (repeatable). Default: as the dataset declares."),
-]
-LabelFolder = Annotated[str | None, typer.Option("--labels", help="Name of the label folder where a dataset has several.")]
-ModalityOption = Annotated[
-    str | None, typer.Option("--modality", help="What the images are: ct, mr, pet, rgb, gray, other. Default: from the dataset.")
-]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes for work over cases. Default: one per core.")]
-PlanFile = Annotated[Path, typer.Argument(help="A plan file, e.g. PLANS/3d.json.")]
-Memory = Annotated[float | None, typer.Option(min=0.1, help="GiB of memory to plan for or to stay within. Default: what the machine has.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-TaskName = Annotated[
-    str | None, typer.Option("--task", help="What the labels mean, see `medseg tasks`. Default: as the dataset's layout says.")
-]
-ResampleLabels = Annotated[
-    bool, typer.Option("--resample-labels", help="Resample labels that lie on another grid onto their image's grid.")
-]
-
-
-def options(classes: list[str] | None, labels: str | None, modality: str | None) -> LayoutOptions:
-    """The dataset options of the command line."""
-    from medseg.io.layouts.base import LayoutOptions
-
-    return LayoutOptions(classes=parse_classes(classes) if classes else None, labels=labels, modality=cast("Modality | None", modality))
-
-
-def parse_classes(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    """`["polyp=1-3,7"]` to `{"polyp": (1, 2, 3, 7)}`."""
-    classes: dict[str, tuple[int, ...]] = {}
-    for text in texts:
-        name, _, spec = text.partition("=")
-        try:
-            values: list[int] = []
-            for part in spec.split(","):
-                low, _, high = part.partition("-")
-                values.extend(range(int(low), int(high or low) + 1))
-        except ValueError:
-            raise UsageError.of(
-                "not a class", where="--class", found=f"'{text}'", expected="NAME=VALUES, e.g. polyp=1-20 or edema=2,3"
-            ) from None
-        classes[name.strip()] = tuple(values)
-    return classes
 
 
 def verify(
@@ -101,7 +64,7 @@ def verify(
 
 def plan(
     dataset: DatasetPath,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for fingerprint and plans (the workspace).")],
+    out: Annotated[Path, out_option("Folder for fingerprint and plans (the workspace).")],
     task: TaskName = None,
     memory: Memory = None,
     device: Device = "auto",

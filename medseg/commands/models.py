@@ -2,80 +2,47 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medseg.commands.console import Bars, answer, complain, ok, say, shown, table, warn
-from medseg.commands.data import (
+from medseg.commands.options import (
     Classes,
     DatasetPath,
     Device,
+    Devices,
+    Epochs,
     LabelFolder,
     Memory,
     ModalityOption,
     Network,
+    Patience,
     PlanFile,
     ResampleLabels,
+    RunPath,
+    Set,
     TaskName,
+    Time,
     Workers,
     options,
+    out_option,
+    parse_classes,
+    parse_edits,
+    parse_folds,
+    parse_time,
 )
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
     from medseg.evaluation.records import Evaluation, Summary
 
-Time = Annotated[str | None, typer.Option("--time", help="Length of the training itself, e.g. 20m, 90s, 1h30m.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Length of the training in epochs. Default: the plan's.")]
-Patience = Annotated[
-    int | None, typer.Option(min=1, help="Stop after this many validations without a better Dice; the best weights are kept.")
-]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a plan value, e.g. --set training.batch_size=4 (repeatable).")]
-Devices = Annotated[int, typer.Option(min=1, help="Number of devices (processes) to train on.")]
-RunPath = Annotated[Path, typer.Argument(help="A model: the folder that `medseg run` or `medseg train` wrote.")]
-
-
-def parse_time(text: str | None) -> float | None:
-    """`"1h30m"` to seconds."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
-    seconds = sum(float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0.0
-    if seconds <= 0:
-        raise UsageError.of("not a length of time", where="--time", found=f"'{text}'", expected="for example 20m, 90s or 1h30m")
-    return seconds
-
-
-def parse_edits(texts: list[str] | None) -> dict[str, str]:
-    """`["training.batch_size=4"]` to a dict."""
-    edits: dict[str, str] = {}
-    for text in texts or []:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise UsageError.of("not an edit", where="--set", found=f"'{text}'", expected="FIELD=VALUE, e.g. training.batch_size=4")
-        edits[name.strip()] = value
-    return edits
-
-
-def parse_folds(text: str) -> tuple[int | None, ...] | Literal["all"]:
-    """`0`, `0,2`, `all` or `none`."""
-    if text == "all":
-        return "all"
-    if text == "none":
-        return (None,)
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError.of("not folds", where="--folds", found=f"'{text}'", expected="a number, a list such as 0,1, all or none") from None
-
 
 def train(
     plan: PlanFile,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the model.")],
+    out: Annotated[Path, out_option("Folder of the model.")],
     fold: Annotated[str, typer.Option("--fold", help="Fold to leave out for validation: 0, 1, ..., or none to train on every case.")] = "0",
     time: Time = None,
     epochs: Epochs = None,
@@ -113,16 +80,18 @@ def train(
     if not result.finished:
         say(f"stopped by {result.interrupted} after {result.epochs} epochs; the same command with --resume goes on from there")
         raise typer.Exit(1)
-    ok(f"trained {result.epochs} epochs in {result.seconds / 60:.1f} minutes; model in {out}")
+    networks = f", {result.networks} networks" if result.networks > 1 else ""
+    ok(f"trained {result.epochs} epochs{networks} in {result.seconds / 60:.1f} minutes; model in {out}")
     if result.score is not None:
-        say(f"Validation {result.metric} {result.score:.4f} over {result.cases} cases left out")
+        alone = ", mean of the networks alone (predictions average them)" if networks else ""
+        say(f"Validation {result.metric} {result.score:.4f} over {result.cases} cases left out{alone}")
     say(f"Next: medseg predict {shown(out)} IMAGES -o OUT")
 
 
 def predict(
     run: RunPath,
     inputs: Annotated[list[Path], typer.Argument(help="Image files or folders of images.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the predictions, one file per case.")],
+    out: Annotated[Path, out_option("Folder for the predictions, one file per case.")],
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also report one uncertainty per case.")] = False,
     mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Test-time mirroring, where the plan allows it.")] = True,
@@ -164,7 +133,7 @@ def predict(
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predictions.")],
     reference: Annotated[Path, typer.Argument(help="Folder of reference labels, or a dataset.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report.")],
+    out: Annotated[Path, out_option("Folder for the report.")],
     classes: Classes = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="The model's folder: adds its explanation and training curves to the report.")
@@ -179,7 +148,6 @@ def evaluate(
 ) -> None:
     """Score predictions against references: JSON, CSV and one self-contained HTML page."""
     from medseg import workflow
-    from medseg.commands.data import parse_classes
 
     with Bars() as progress:
         result = workflow.evaluate(
@@ -228,7 +196,7 @@ def compare(
 
 def run(
     dataset: DatasetPath,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the model, its workspace and its report.")],
+    out: Annotated[Path, out_option("Folder of the model, its workspace and its report.")],
     time: Time = None,
     epochs: Epochs = None,
     patience: Patience = None,
@@ -288,8 +256,8 @@ def run(
 
 
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the demo's model and report.")] = Path("medseg-demo"),
-    time: Annotated[str, typer.Option("--time", help="Length of the training itself.")] = "100s",
+    out: Annotated[Path, out_option("Folder for the demo's model and report.")] = Path("medseg-demo"),
+    time: Time = "100s",
 ) -> None:
     """Everything on the shipped real sample (24 hippocampus MR volumes), in a few minutes on 2 cores."""
     from medseg import workflow
@@ -317,6 +285,8 @@ def show_scores(evaluation: Evaluation, report: Path | None) -> None:
     table(f"{evaluation.title}: {count} case{'s' if count != 1 else ''}, mean and its 95 % bootstrap interval", ("class", *titles), rows)
     if evaluation.missing:
         warn(f"{len(evaluation.missing)} references without a prediction: {', '.join(evaluation.missing[:5])}")
+    if evaluation.selected:
+        warn("slightly optimistic: the weights are those of the best validation (--patience), chosen on the cases that are scored")
     if report is not None:
         say(f"Report: {report / 'index.html'}")
 

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from medseg.errors import Problem, UsageError
-from medseg.evaluation.records import Comparison, Difference, Evaluation, defined
+from medseg.evaluation.records import SUMMARY_FILE, Comparison, Difference, Evaluation, defined
 from medseg.evaluation.summary import case_means
 from medseg.metrics import METRICS, Better
 from medseg.metrics.statistics import holm, mean_interval, wilcoxon
+from medseg.workspace import RunFolder
 
 ALL = "mean of classes"
 """Name of the row that compares the mean over classes of each case."""
+
+
+def open_evaluation(path: Path) -> Evaluation:
+    """Read the evaluation in a report folder, or in a run that has one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    report = RunFolder(path).report
+    found = report if report.is_dir() else path
+    if not (found / SUMMARY_FILE).is_file():
+        raise UsageError.of(
+            "holds no evaluation",
+            where=str(path),
+            expected=SUMMARY_FILE,
+            fix="Pass a folder that `medseg evaluate` or `medseg run` wrote.",
+        )
+    return Evaluation.open(found)
 
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:

@@ -74,6 +74,7 @@ class Evaluation(Record):
         presence: class -> presence counts.
         missing: references without a prediction; they are not scored.
         extra: predictions without a reference; they are not scored.
+        selected: the weights were chosen by their scores on these very cases (`--patience`), so the scores are slightly optimistic.
     """
 
     format: int = Field(default=1, ge=1, le=1)
@@ -86,6 +87,7 @@ class Evaluation(Record):
     presence: dict[str, Presence]
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
+    selected: bool = False
     cases: tuple[CaseScores, ...] = Field(min_length=1)
 
     @property

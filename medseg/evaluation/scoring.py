@@ -46,6 +46,7 @@ def evaluate(
     images: Path | None = None,
     curves: Sequence[Path] = (),
     title: str = "",
+    selected: bool = False,
 ) -> Evaluation:
     """Compare predicted label maps with references, case by case and class by class.
 
@@ -62,7 +63,8 @@ def evaluate(
         cases: ids that should have been predicted; other predictions count as extra. None means every reference.
         images: folder of images to show under the overlays, where `references` is not a dataset (which knows its images).
         curves: `metrics.csv` files of the training, for the page.
-        title: what is evaluated; None takes the name of the dataset.
+        title: what is evaluated; empty takes the name of the dataset.
+        selected: the model's weights were chosen by their scores on these cases; the page says so.
 
     Raises:
         UsageError: nothing matches, an unknown metric, or both `labels` and `plan`.
@@ -95,7 +97,7 @@ def evaluate(
     if problems:
         raise DatasetError(problems)
     title = title or (plan.data.name if plan else known.title)
-    evaluation = summarise(scored, classes, names, title, pairs.missing, pairs.extra, spaced=first.native.spaced)
+    evaluation = summarise(scored, classes, names, title, pairs.missing, pairs.extra, spaced=first.native.spaced, selected=selected)
     if out is not None:
         shown = {stem: [path] for stem, path in image_files(images, "images").items()} if images is not None else {}
         shown |= {i: list(files.images) for i, files in known.files.items()}

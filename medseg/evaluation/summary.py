@@ -20,8 +20,9 @@ def summarise(
     missing: Sequence[str] = (),
     extra: Sequence[str] = (),
     spaced: bool = True,
+    selected: bool = False,
 ) -> Evaluation:
-    """The evaluation of scored cases; `spaced` says whether their files know millimetres."""
+    """The evaluation of scored cases; `spaced` says whether their files know millimetres, `selected` see `Evaluation`."""
     names = labels.names
     tables = {
         m: np.array([[np.nan if (v := c.scores[name][m]) is None else v for name in names] for c in cases], dtype=np.float64)
@@ -37,6 +38,7 @@ def summarise(
         presence={name: _presence(cases, name) for name in names},
         missing=tuple(missing),
         extra=tuple(extra),
+        selected=selected,
         cases=tuple(cases),
     )
 

@@ -8,12 +8,13 @@ fingerprint and machine, same plans, byte for byte.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medseg.dataset import Dataset
 from medseg.device import Machine
 from medseg.domains.base import Draft, find_domain
-from medseg.errors import Problem, ResourceError
+from medseg.errors import PlanError, Problem, ResourceError
 from medseg.fingerprint import Fingerprint
 from medseg.geometry import Shape
 from medseg.models.base import Configured, NetworkFamily, find_network
@@ -54,6 +55,18 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, *, task: str, domain:
         raise ResourceError(misfits)
     best = max(fitted, key=lambda pair: pair[0].preference)[0]
     return tuple(_judged(plan, draft, best, misfits) for draft, plan in fitted)
+
+
+def choose_plan(plans: Sequence[Plan], name: str | None) -> Plan:
+    """The plan of a configuration; None is the recommended one.
+
+    Raises:
+        PlanError: there is no such configuration.
+    """
+    for one in plans:
+        if one.recommended if name is None else one.name == name:
+            return one
+    raise PlanError.of("no such configuration", where="--configuration", found=f"'{name}'", expected=", ".join(p.name for p in plans))
 
 
 def _judged(plan: Plan, draft: Draft, best: Draft, misfits: list[Problem]) -> Plan:

@@ -110,10 +110,10 @@ def test_run_and_run_again(tmp_path: Path, cases: Callable[[Path, int], Path]) -
     arguments = ["run", data, "-o", tmp_path / "run", "--epochs", 1, "--memory", 4, "--set", "training.steps=2", "--json"]
     first = json.loads(medseg(*arguments).stdout)
     assert first["evaluation"]["classes"]
-    weights = (tmp_path / "run" / "fold_0" / "weights.safetensors").read_bytes()
+    weights = (tmp_path / "run" / "fold_0" / "network_0.safetensors").read_bytes()
     second = json.loads(medseg(*arguments).stdout)
     assert second["evaluation"] == first["evaluation"]
-    assert (tmp_path / "run" / "fold_0" / "weights.safetensors").read_bytes() == weights
+    assert (tmp_path / "run" / "fold_0" / "network_0.safetensors").read_bytes() == weights
     assert "another plan" in medseg(*arguments, "--set", "training.seed=9", code=2).stderr
 
 
@@ -156,7 +156,7 @@ def test_folds_all_and_none(tmp_path: Path, cases: Callable[[Path, int], Path]) 
     assert (parents, distinct) == (2, 1)
     whole = json.loads(medseg("run", data, "-o", tmp_path / "none", "--folds", "none", *few).stdout)
     assert whole["evaluation"] is None
-    assert (tmp_path / "none" / "fold_none" / "weights.safetensors").is_file()
+    assert (tmp_path / "none" / "fold_none" / "network_0.safetensors").is_file()
 
 
 def test_nothing_of_others_is_overwritten(planned: Path, tmp_path: Path, cases: Callable[[Path, int], Path]) -> None:

@@ -17,6 +17,7 @@ from medseg.evaluation.page.charts import label, nice
 from medseg.evaluation.page.outline import loops, outline
 from medseg.evaluation.page.overlays import choose, views
 from medseg.evaluation.pairing import Pair
+from medseg.evaluation.records import Evaluation
 from medseg.evaluation.scoring import evaluate
 
 LABELS = Labels(classes=(LabelClass(name="<box> & co", values=(1,)),))
@@ -81,6 +82,15 @@ def test_says_what_was_found(page):
     assert "axial 3 of 8" in page  # box 2:6 of z: the first of the equally full slices
     assert "NSD at 2 mm" in page
     assert '<td class="miss">1</td>' in page
+
+
+@pytest.mark.parametrize("selected", [False, True])
+def test_says_when_the_weights_were_chosen_on_these_cases(folders, tmp_path, selected):
+    evaluation = evaluate(*folders, LABELS, tmp_path / "out", workers=1, selected=selected)
+    assert evaluation.selected is selected
+    assert Evaluation.open(tmp_path / "out").selected is selected
+    sentence = "<b>Slightly optimistic</b>: with <code>--patience</code> the weights are those of the best validation,"
+    assert ((tmp_path / "out" / "index.html").read_text(encoding="utf-8").count(sentence) == 1) is selected
 
 
 def test_curves(page):

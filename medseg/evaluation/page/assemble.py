@@ -22,6 +22,10 @@ from medseg.plans import Plan, lookup
 from medseg.record import compact_json
 
 LISTED = 6  # names of missing cases that are spelled out
+SELECTED = (
+    '<div class="note"><b>Slightly optimistic</b>: with <code>--patience</code> the weights are those of the best validation, '
+    "chosen on the cases that are scored here.</div>"
+)
 
 
 def render_page(
@@ -95,6 +99,7 @@ def _header(evaluation: Evaluation, plan: Plan | None) -> str:
     notes = [
         _note(evaluation.missing, "without a prediction", "reference"),
         _note(evaluation.extra, "without a reference", "prediction"),
+        SELECTED if evaluation.selected else "",
     ]
     return (
         f'<header><div><div><div class="over">Segmentation evaluation</div><h1>{escape(evaluation.title)}</h1>'

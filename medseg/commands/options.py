@@ -1,0 +1,117 @@
+"""The options and arguments that verbs share, each declared once, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import typer
+from typer.models import OptionInfo
+
+from medseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from medseg.dataset import Modality
+    from medseg.io.layouts.base import LayoutOptions
+
+DatasetPath = Annotated[
+    Path, typer.Argument(help="Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, or images/ + labels/.")
+]
+PlanFile = Annotated[Path, typer.Argument(help="A plan file, e.g. PLANS/3d.json.")]
+RunPath = Annotated[Path, typer.Argument(help="A model: the folder that `medseg run` or `medseg train` wrote.")]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option("--class", help="A class and its label values, e.g. --class polyp=1-20 (repeatable). Default: as the dataset declares."),
+]
+LabelFolder = Annotated[str | None, typer.Option("--labels", help="Name of the label folder where a dataset has several.")]
+ModalityOption = Annotated[
+    str | None, typer.Option("--modality", help="What the images are: ct, mr, pet, rgb, gray, other. Default: from the dataset.")
+]
+ResampleLabels = Annotated[
+    bool, typer.Option("--resample-labels", help="Resample labels that lie on another grid onto their image's grid.")
+]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="What the labels mean, see `medseg tasks`. Default: as the dataset's layout says.")
+]
+Network = Annotated[str, typer.Option("--network", help="Network family, see `medseg tasks`.")]
+Memory = Annotated[float | None, typer.Option(min=0.1, help="GiB of memory to plan for or to stay within. Default: what the machine has.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Devices = Annotated[int, typer.Option(min=1, help="Number of devices (processes) to train on.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes for work over cases. Default: one per core.")]
+Time = Annotated[str | None, typer.Option("--time", help="Length of the training itself, e.g. 20m, 90s, 1h30m.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Length of the training in epochs. Default: the plan's.")]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Stop after this many validations without a better Dice, and keep the best weights. They are chosen on the cases that the "
+        "report scores, so it is slightly optimistic.",
+    ),
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change a plan value, e.g. --set training.batch_size=4 (repeatable).")]
+
+
+def out_option(text: str) -> OptionInfo:
+    """`-o`: every verb that writes has it, and says what it writes."""
+    option: OptionInfo = typer.Option("-o", "--out", help=text)
+    return option
+
+
+def options(classes: list[str] | None, labels: str | None, modality: str | None) -> LayoutOptions:
+    """The dataset options of the command line."""
+    from medseg.io.layouts.base import LayoutOptions
+
+    return LayoutOptions(classes=parse_classes(classes) if classes else None, labels=labels, modality=cast("Modality | None", modality))
+
+
+def parse_classes(texts: list[str]) -> dict[str, tuple[int, ...]]:
+    """`["polyp=1-3,7"]` to `{"polyp": (1, 2, 3, 7)}`."""
+    classes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, _, spec = text.partition("=")
+        try:
+            values: list[int] = []
+            for part in spec.split(","):
+                low, _, high = part.partition("-")
+                values.extend(range(int(low), int(high or low) + 1))
+        except ValueError:
+            raise UsageError.of(
+                "not a class", where="--class", found=f"'{text}'", expected="NAME=VALUES, e.g. polyp=1-20 or edema=2,3"
+            ) from None
+        classes[name.strip()] = tuple(values)
+    return classes
+
+
+def parse_time(text: str | None) -> float | None:
+    """`"1h30m"` to seconds."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    seconds = sum(float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0.0
+    if seconds <= 0:
+        raise UsageError.of("not a length of time", where="--time", found=f"'{text}'", expected="for example 20m, 90s or 1h30m")
+    return seconds
+
+
+def parse_edits(texts: list[str] | None) -> dict[str, str]:
+    """`["training.batch_size=4"]` to a dict."""
+    edits: dict[str, str] = {}
+    for text in texts or []:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise UsageError.of("not an edit", where="--set", found=f"'{text}'", expected="FIELD=VALUE, e.g. training.batch_size=4")
+        edits[name.strip()] = value
+    return edits
+
+
+def parse_folds(text: str) -> tuple[int | None, ...] | Literal["all"]:
+    """`0`, `0,2`, `all` or `none`."""
+    if text == "all":
+        return "all"
+    if text == "none":
+        return (None,)
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError.of("not folds", where="--folds", found=f"'{text}'", expected="a number, a list such as 0,1, all or none") from None

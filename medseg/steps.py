@@ -1,0 +1,111 @@
+"""The steps of the flow that several verbs share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medseg.dataset import Dataset
+from medseg.device import Machine, choose_device
+from medseg.errors import ResourceError
+from medseg.fingerprint import Fingerprint
+from medseg.held_out import splits_of
+from medseg.io.layouts.base import LayoutOptions, open_dataset
+from medseg.io.store import Store
+from medseg.planning.verify import verify
+from medseg.plans import Plan
+from medseg.preconditions import check_memory, check_workspace
+from medseg.progress import Progress
+from medseg.workspace import RunFolder, Workspace
+
+# torch, lightning and mlflow take seconds to import, so what needs them is imported by the step that does.
+if TYPE_CHECKING:
+    from medseg.training.train import TrainingResult
+
+PYFUNC = Path(__file__).parent / "inference" / "pyfunc.py"  # logged with each model; MLflow runs it where the model is loaded
+
+
+def measured(
+    dataset: Path, workspace: Workspace, options: LayoutOptions | None, workers: int | None, resample_labels: bool, progress: Progress
+) -> tuple[Dataset, Fingerprint]:
+    """Verify a dataset and take its fingerprint; refuses a workspace that belongs to something else before it reads a voxel."""
+    from medseg.planning.fingerprinting import make_fingerprint
+
+    found = open_dataset(dataset, options or LayoutOptions())
+    check_workspace(workspace, found)
+    verified = verify(found, workers=workers, progress=progress, resample_labels=resample_labels, cache=workspace.cache)
+    for warning in verified.warnings:
+        progress.say(f"warning: {warning}")
+    return verified.dataset, make_fingerprint(verified.dataset, found.domain, workspace.cache, workers=workers, progress=progress)
+
+
+def planned(
+    found: Dataset, fingerprint: Fingerprint, workspace: Workspace, task: str | None, network: str, offered: Machine
+) -> tuple[Plan, ...]:
+    """Make the plans of a dataset and write them, with what they were made from, into the workspace."""
+    from medseg.planning.planner import make_plans
+
+    plans = make_plans(found, fingerprint, task=task or found.task, domain=found.domain, network=network, machine=offered)
+    found.save(workspace.dataset_file)
+    fingerprint.save(workspace.fingerprint_file)
+    for one in plans:
+        one.save(workspace.plan_file(one.name))
+    return plans
+
+
+def prepared(chosen: Plan, workspace: Workspace, workers: int | None, progress: Progress) -> Store:
+    """The prepared cases of a plan; those that are missing are prepared."""
+    from medseg.preprocessing.prepare import prepare
+
+    return prepare(workspace.dataset(), chosen, workspace.prepared(chosen), workers=workers, progress=progress, cache=workspace.cache)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train any fold: what `train` and `run` were asked for."""
+
+    seconds: float | None
+    epochs: int | None
+    patience: int | None
+    resume: bool
+    device: str
+    devices: int
+    workers: int | None
+    progress: Progress
+
+
+def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int | None, how: Training) -> TrainingResult:
+    """Train one fold, preparing its cases first where that has not been done, and log the model."""
+    from medseg.training.budget import Budget
+    from medseg.training.preflight import claim
+    from medseg.training.tracking import Tracker
+    from medseg.training.train import train
+
+    choose_device(how.device)
+    check_memory(chosen)
+    splits = splits_of(chosen, workspace, folder, fold)
+    claim(folder, chosen)
+    store = prepared(chosen, workspace, how.workers, how.progress)
+    tracker = Tracker.open(workspace, chosen, workspace.fingerprint())
+    result = train(
+        chosen,
+        store,
+        splits,
+        fold,
+        folder,
+        Budget(how.seconds, how.epochs if how.epochs is not None or how.seconds is not None else chosen.training.epochs),
+        patience=how.patience,
+        resume=how.resume,
+        device=how.device,
+        devices=how.devices,
+        tracker=tracker,
+        progress=how.progress,
+        licence=workspace.dataset().licence,
+    )
+    if result.finished:
+        try:
+            tracker.log_model(folder, PYFUNC)
+        except ResourceError as error:  # the model is on disk; tracking must not take it away
+            how.progress.say(f"warning: the model could not be logged. {error}")
+    return result
