@@ -3,6 +3,7 @@
     python benchmarks/hippocampus.py DATASET --time 5m --time 20m
 
 DATASET is the folder of Task04 (dataset.json, imagesTr, labelsTr). Fold 0 of 5 is left out of training and scored.
+Each time writes its own result, `hippocampus_TIME.json`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from hardware import write
 
 from medseg import workflow
@@ -25,26 +27,34 @@ def main() -> None:
     parser.add_argument("--time", action="append", required=True)
     parser.add_argument("--keep", type=Path, help="keep the models in this folder")
     arguments = parser.parse_args()
-    results = []
     with tempfile.TemporaryDirectory() as temporary, Bars() as progress:
         for time in arguments.time:
             out = (arguments.keep or Path(temporary)) / f"run_{time}"
             done = workflow.run(arguments.dataset, out, seconds=parse_time(time), progress=progress)
             assert done.evaluation is not None
-            dice = {name: round(done.evaluation.classes[name]["dice"].mean or 0, 4) for name in done.evaluation.labels.names}
             rows = History.read(out / "fold_0" / "metrics.csv").rows
-            results.append(
-                {
-                    "time": time,
-                    "steps": int(rows[-1]["step"]),
-                    "networks": int(rows[-1]["network"]),
-                    "cases": len(done.evaluation.cases),
-                    "dice": dice,
-                    "mean": round(sum(dice.values()) / len(dice), 4),
-                }
+            overall = done.evaluation.overall["dice"]
+            result = {
+                "time": time,
+                "steps": int(rows[-1]["step"]),
+                "networks": int(rows[-1]["network"]),
+                "cases": len(done.evaluation.cases),
+                "dice": {name: rounded(metrics["dice"].mean) for name, metrics in done.evaluation.classes.items()},
+                "mean": rounded(overall.mean),
+                "interval": [rounded(overall.low), rounded(overall.high)],
+                "per_case": np.sort(np.nanmean(done.evaluation.values("dice"), axis=1)).round(4).tolist(),
+            }
+            progress.say(str(result))
+            write(
+                f"hippocampus_{time}",
+                result,
+                "medseg run DATASET --time T, fold 0; Dice of the cases left out of training: mean per class, mean of the classes with "
+                "its 95 % bootstrap interval over cases, and each case's mean of the classes, sorted",
             )
-            progress.say(str(results[-1]))
-    write("hippocampus", results, "medseg run DATASET --time T, fold 0; mean Dice over the cases left out of training")
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 if __name__ == "__main__":

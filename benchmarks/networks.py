@@ -20,8 +20,8 @@ from medseg.device import choose_device
 from medseg.evaluation.comparison import compare
 from medseg.evaluation.records import Evaluation
 from medseg.evaluation.scoring import evaluate
-from medseg.inference.ensemble import load_network
 from medseg.inference.predictor import Predictor
+from medseg.models.weights import load_weights
 from medseg.plans import Plan
 from medseg.progress import Progress
 from medseg.tasks.base import find_task
@@ -72,14 +72,14 @@ def scores(run: RunFolder, progress: Progress) -> dict[str, Evaluation]:
     workspace = Workspace(run.root / "workspace")
     dataset = workspace.dataset()
     ids = Splits.load(run.splits_file).folds[0].val
-    task, digest = find_task(plan.task)(plan), plan.content_digest()
+    task, digest = find_task(plan.task)(plan), plan.trained_digest()
     files = run.weights()
     groups = {f"network {i + 1}": [file] for i, file in enumerate(files)}
     groups |= {f"first {k}": list(files[:k]) for k in range(2, len(files))}
     groups["all"] = list(files)
     found = {}
     for name, members in groups.items():
-        predictor = Predictor(plan, [load_network(task, file, digest) for file in members], choose_device("auto"), key=name)
+        predictor = Predictor(plan, [load_weights(task.network(), file, digest) for file in members], choose_device("auto"), key=name)
         with tempfile.TemporaryDirectory() as folder:
             predictor.predict([dataset.case(i) for i in ids], Path(folder), progress=progress)
             found[name] = evaluate(Path(folder), dataset, None, None, None, progress, plan=plan, cases=ids, metrics=["dice"])

@@ -29,12 +29,13 @@ def check_workspace(workspace: Workspace, found: Dataset) -> None:
         raise UsageError.of(
             "holds a dataset.json that medseg did not write", where=str(workspace.root), fix="Choose another folder for -o."
         ) from None
-    if present.name != found.name and {c.id for c in present.cases} != {c.id for c in found.cases}:
+    before, now = {c.id for c in present.cases}, {c.id for c in found.cases}
+    if before.isdisjoint(now) or (present.name != found.name and before != now):  # a dataset may grow, shrink, or be renamed
         raise UsageError.of(
             "belongs to another dataset",
             where=str(workspace.root),
-            found=f"dataset '{present.name}' with {len(present.cases)} cases",
-            expected=f"'{found.name}' with {len(found.cases)} cases",
+            found=f"dataset '{present.name}' with {len(before)} cases such as '{min(before)}'",
+            expected=f"'{found.name}' with {len(now)} cases such as '{min(now)}'",
             fix="Choose another folder for -o.",
         )
 

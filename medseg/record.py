@@ -140,7 +140,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, then rename: readers see the old file or the whole new one.
+    """Call `write` with a temporary path beside `path`, then rename: readers see the old file or the whole new one, also after a power failure.
 
     The temporary name keeps the suffixes of `path`, because image writers choose their format by suffix.
 
@@ -151,6 +151,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        if temporary.is_file():
+            with temporary.open("rb+") as file:  # Windows syncs only what is open for writing
+                os.fsync(file.fileno())  # a power failure may keep the new name yet lose what was not on the disk
         os.replace(temporary, path)
     except OSError as error:
         raise ResourceError.of(

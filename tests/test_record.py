@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from medseg.errors import PlanError, ResourceError
 from medseg.plans import Plan
-from medseg.record import Record, check_writable, compact_json, write_atomic
+from medseg.record import Record, check_writable, compact_json, write_atomic, write_text
 
 
 class Thing(Record):
@@ -65,6 +66,57 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         write_atomic(file, full)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.fixture
+def system_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The calls that make a write lasting, in their order, with the size of the file at that moment."""
+    calls: list[tuple[str, int]] = []
+    sync, replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        calls.append(("fsync", os.fstat(descriptor).st_size))
+        sync(descriptor)
+
+    def rename(source: Path, target: Path) -> None:
+        calls.append(("replace", source.stat().st_size))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    return calls
+
+
+def test_the_whole_content_is_on_the_disk_before_the_name(tmp_path: Path, system_calls: list[tuple[str, int]]) -> None:
+    write_text(tmp_path / "a.txt", "whole")
+    assert system_calls == [("fsync", 5), ("replace", 5)]
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_file_that_cannot_be_brought_to_the_disk_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(ResourceError) as caught:
+        write_text(file, "new")
+    assert str(caught.value) == f"{file}: cannot be written; found Input/output error. Free disk space or choose another output folder."
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.txt": "old"}
+
+
+def test_a_folder_is_renamed_and_nothing_is_an_error(tmp_path: Path, system_calls: list[tuple[str, int]]) -> None:
+    def folder(path: Path) -> None:
+        path.mkdir()
+        (path / "inside").write_text("x")
+
+    write_atomic(tmp_path / "folder", folder)
+    assert (tmp_path / "folder" / "inside").read_text() == "x"
+    assert [name for name, _ in system_calls] == ["replace"]
+    with pytest.raises(ResourceError, match="No such file or directory"):
+        write_atomic(tmp_path / "nothing", lambda path: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
 def test_check_writable(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from medseg.commands.options import (
     Classes,
     DatasetPath,
     Device,
+    Edit,
     LabelFolder,
     Memory,
     ModalityOption,
@@ -22,8 +24,12 @@ from medseg.commands.options import (
     Workers,
     options,
     out_option,
+    parse_edits,
 )
 from medseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from medseg.planning.difference import Change
 
 
 def verify(
@@ -74,6 +80,7 @@ def plan(
     workers: Workers = None,
     resample_labels: ResampleLabels = False,
     network: Network = "unet",
+    edits: Edit = None,
 ) -> None:
     """Fingerprint a dataset and write one plan per configuration; says which one it recommends and why."""
     from medseg import workflow
@@ -86,6 +93,7 @@ def plan(
             memory=memory,
             device=device,
             network=network,
+            edits=parse_edits(edits, "--edit"),
             options=options(classes, labels, modality),
             workers=workers,
             resample_labels=resample_labels,
@@ -100,13 +108,33 @@ def plan(
     answer([p.model_dump(mode="json") for p in plans])
 
 
-def explain(plan: PlanFile) -> None:
-    """Print every decision of a plan with its reason and the evidence from the fingerprint."""
+def explain(
+    plan: PlanFile,
+    other: Annotated[Path | None, typer.Argument(help="Another plan file: print only what differs, with both values and reasons.")] = None,
+) -> None:
+    """Print every decision of a plan with its reason and the evidence from the fingerprint, or what differs between two plans."""
     from medseg import workflow
 
+    if other is not None:
+        _differences(plan, other, workflow.difference(plan, other))
+        return
     decisions = workflow.explain(plan)
     paragraphs([(f"{d.field} = {d.value}", d.reason) for d in decisions])
     answer([d.model_dump(mode="json") for d in decisions])
+
+
+def _differences(first: Path, second: Path, changes: tuple[Change, ...]) -> None:
+    answer([c.model_dump(mode="json") for c in changes])
+    if not changes:
+        ok(f"{first} and {second} are equal in every value")
+        return
+    for section, group in groupby(changes, key=lambda change: change.section):
+        say(f"[{section}]")
+        paragraphs([(c.field, f"{_side(first, c.first, c.first_reason)}\n{_side(second, c.second, c.second_reason)}") for c in group])
+
+
+def _side(plan: Path, value: str | None, reason: str) -> str:
+    return f"{plan}: " + ("no such field" if value is None else f"{value}. {reason}" if reason else value)
 
 
 def preprocess(plan: PlanFile, workers: Workers = None) -> None:

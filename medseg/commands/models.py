@@ -38,6 +38,7 @@ from medseg.errors import UsageError
 
 if TYPE_CHECKING:
     from medseg.evaluation.records import Evaluation, Summary
+    from medseg.workflow import RunResult
 
 
 def train(
@@ -244,12 +245,7 @@ def run(
             resample_labels=resample_labels,
             progress=progress,
         )
-    answer(result)
-    if result.interrupted:
-        say(f"stopped by {result.interrupted}; the same command goes on from there")
-        raise typer.Exit(1)
-    if result.evaluation is not None:
-        show_scores(result.evaluation, result.report)
+    conclude(result)
     say(f"Model: {out}. Next: medseg predict {shown(out)} IMAGES -o OUT")
     if result.tracking:
         say(f"Training is tracked: mlflow ui --backend-store-uri {shlex.quote(result.tracking)}")
@@ -264,10 +260,18 @@ def demo(
 
     with Bars() as progress:
         result = workflow.demo(out, seconds=parse_time(time), progress=progress)
-    assert result.evaluation is not None
-    show_scores(result.evaluation, result.report)
+    conclude(result)
     say("Open the report in a browser. The same on your data: medseg run DATASET -o RUN --time 20m")
+
+
+def conclude(result: RunResult) -> None:
+    """The answer and the scores of a run; one that was interrupted ends the verb."""
     answer(result)
+    if result.interrupted:
+        say(f"stopped by {result.interrupted}; the same command goes on from there")
+        raise typer.Exit(1)
+    if result.evaluation is not None:
+        show_scores(result.evaluation, result.report)
 
 
 def show_scores(evaluation: Evaluation, report: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -49,6 +50,14 @@ Patience = Annotated[
         "report scores, so it is slightly optimistic.",
     ),
 ]
+Edit = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--edit",
+        help="Change a value in every configuration that has it, e.g. --edit training.batch_size=4, or in one: --edit '3d.window=[64,64,64]' "
+        "(repeatable). Memory is measured again.",
+    ),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a plan value, e.g. --set training.batch_size=4 (repeatable).")]
 
 
@@ -70,17 +79,31 @@ def parse_classes(texts: list[str]) -> dict[str, tuple[int, ...]]:
     classes: dict[str, tuple[int, ...]] = {}
     for text in texts:
         name, _, spec = text.partition("=")
-        try:
-            values: list[int] = []
-            for part in spec.split(","):
-                low, _, high = part.partition("-")
-                values.extend(range(int(low), int(high or low) + 1))
-        except ValueError:
+        name, ranges = name.strip(), [_range(part) for part in spec.split(",")]
+        if not name or not all(ranges):
             raise UsageError.of(
-                "not a class", where="--class", found=f"'{text}'", expected="NAME=VALUES, e.g. polyp=1-20 or edema=2,3"
-            ) from None
-        classes[name.strip()] = tuple(values)
+                "not a class",
+                where="--class",
+                found=f"'{text}'",
+                expected="NAME=VALUES, e.g. polyp=1-20 or edema=2,3",
+                fix="Name the class, and give its values one by one or as ranges from low to high.",
+            )
+        if name in classes:
+            raise UsageError.of(
+                "a class is given twice",
+                where="--class",
+                found=f"'{text}' after another '{name}'",
+                expected="each name once",
+                fix=f"Give all values of a class together, e.g. --class {shlex.quote(f'{name}=1,2')}.",
+            )
+        classes[name] = tuple(value for one in ranges for value in one)
     return classes
+
+
+def _range(text: str) -> range:
+    """`"3-5"` or `"3"`; empty where the text is no range."""
+    match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text)
+    return range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
 
 
 def parse_time(text: str | None) -> float | None:
@@ -94,13 +117,13 @@ def parse_time(text: str | None) -> float | None:
     return seconds
 
 
-def parse_edits(texts: list[str] | None) -> dict[str, str]:
+def parse_edits(texts: list[str] | None, option: str = "--set") -> dict[str, str]:
     """`["training.batch_size=4"]` to a dict."""
     edits: dict[str, str] = {}
     for text in texts or []:
         name, separator, value = text.partition("=")
         if not separator:
-            raise UsageError.of("not an edit", where="--set", found=f"'{text}'", expected="FIELD=VALUE, e.g. training.batch_size=4")
+            raise UsageError.of("not an edit", where=option, found=f"'{text}'", expected="FIELD=VALUE, e.g. training.batch_size=4")
         edits[name.strip()] = value
     return edits
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from medseg.case import Batch
 from medseg.device import autocast_dtype
-from medseg.errors import ModelError, ResourceError
+from medseg.errors import ResourceError
 from medseg.models.blocks import memory_format
 from medseg.tasks.base import Task
 
@@ -92,42 +90,3 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
     )
-
-
-def load_network(task: Task, weights: Path, plan_digest: str) -> nn.Module:
-    """The network of `task` with the weights of one fold.
-
-    Raises:
-        ModelError: the file is damaged, or belongs to another plan.
-    """
-    try:
-        with safe_open(weights, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise ModelError.of(
-            "cannot be read as weights", where=str(weights), found=str(error), fix="Restore the file, or train the fold again."
-        ) from None
-    if metadata.get("plan") != plan_digest:
-        raise ModelError.of(
-            "these weights belong to another plan",
-            where=str(weights),
-            found=f"plan digest {metadata.get('plan', 'none')}",
-            expected=f"{plan_digest} (plan.json beside the folds)",
-            fix="Restore the plan.json that the model was trained with, or train again.",
-        )
-    network = task.network()
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    wrong = sorted(
-        {name for name, tensor in state.items() if expected.get(name) != tuple(tensor.shape)}
-        | {name for name in expected if name not in state}
-    )
-    if wrong:
-        raise ModelError.of(
-            "these weights do not fit the plan's network",
-            where=str(weights),
-            found=f"{len(wrong)} tensors that are missing, unknown or of another shape, the first '{wrong[0]}'",
-            fix="Restore the plan.json that the model was trained with, or use the version of medseg named in provenance.json.",
-        )
-    network.load_state_dict(state)
-    return network

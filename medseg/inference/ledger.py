@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from medseg.claim import Claim
 from medseg.dataset import file_digest
 from medseg.errors import PlanError
-from medseg.inference.claim import Claim
 from medseg.record import Record
 
 NAME = "predictions.json"
@@ -99,7 +99,7 @@ class Ledger:
             UsageError: another call is writing into the folder.
             ResourceError: it cannot be written.
         """
-        self._right = Claim(self.folder)
+        self._right = Claim(self.folder, "prediction")
         try:
             self._read()  # another call may have ended since
             self._claimed.update(file for file in files if not (self.folder / file).exists())

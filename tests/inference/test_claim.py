@@ -12,18 +12,18 @@ import pytest
 import torch
 from thresholding import Threshold, blobs, thresholding, write_nifti
 
+from medseg import claim
+from medseg.claim import Claim
 from medseg.errors import ResourceError, UsageError
-from medseg.inference import claim
-from medseg.inference.claim import Claim
 from medseg.inference.ledger import Ledger, PredictedCase
 from medseg.inference.predictor import Predictor
 
-HOLD = "import sys, pathlib\nfrom medseg.inference.claim import Claim\nheld = Claim(pathlib.Path(sys.argv[1]))\nprint('held', flush=True)\ninput()"
+HOLD = "import sys, pathlib\nfrom medseg.claim import Claim\nheld = Claim(pathlib.Path(sys.argv[1]), 'prediction')\nprint('held', flush=True)\ninput()"
 
 
 def refusal(folder):
     with pytest.raises(UsageError) as caught:
-        Claim(folder)
+        Claim(folder, "prediction")
     return str(caught.value)
 
 
@@ -42,7 +42,7 @@ def test_another_process_is_refused_until_the_first_dies(tmp_path, plan3d, scan)
             assert str(caught.value) == (
                 f"{out}: another prediction is writing there. Wait until it has ended, or choose another folder with -o."
             )
-            assert [p.name for p in out.iterdir()] == [".predictions.lock"]
+            assert [p.name for p in out.iterdir()] == [".prediction.lock"]
         finally:
             holder.kill()
     assert len(thresholding(plan3d).predict(scan, out).cases) == 1
@@ -101,9 +101,9 @@ def test_what_another_call_entered_before_the_claim_is_kept(tmp_path):
 
 
 def test_released_twice_takes_nothing_from_the_next(tmp_path):
-    first = Claim(tmp_path)
+    first = Claim(tmp_path, "prediction")
     first.release()
-    second = Claim(tmp_path)
+    second = Claim(tmp_path, "prediction")
     first.release()
     assert "another prediction" in refusal(tmp_path)
     second.release()
@@ -122,7 +122,7 @@ def test_a_lock_on_a_removed_file_is_worth_nothing(tmp_path, monkeypatch):
         lock(descriptor)
 
     monkeypatch.setattr(claim, "_lock", late)
-    held = Claim(tmp_path)
+    held = Claim(tmp_path, "prediction")
     assert len(calls) == 2
     assert "another prediction" in refusal(tmp_path)
     held.release()
@@ -134,7 +134,7 @@ def test_without_locks_a_single_prediction_works(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(claim, "_lock", unknown)
     with caplog.at_level(logging.WARNING):
-        Claim(tmp_path).release()
+        Claim(tmp_path, "prediction").release()
     assert caplog.messages == [f"{tmp_path}: no locks on this file system (Function not implemented); do not predict into it twice at once"]
     assert not list(tmp_path.iterdir())
 
@@ -142,4 +142,4 @@ def test_without_locks_a_single_prediction_works(tmp_path, monkeypatch, caplog):
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match=r"\.predictions\.lock: cannot be written; found .*\. Choose another folder with -o\."):
-        Claim(tmp_path / "file")
+        Claim(tmp_path / "file", "prediction")

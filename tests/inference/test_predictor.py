@@ -38,7 +38,7 @@ def save_run(run: Path, plan, folds=(0,)) -> Path:
         torch.manual_seed(fold)
         (run / f"fold_{fold}").mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous() for name, value in find_task(plan.task)(plan).network().state_dict().items()}
-        save_file(state, run / f"fold_{fold}" / "network_0.safetensors", metadata={"plan": plan.content_digest()})
+        save_file(state, run / f"fold_{fold}" / "network_0.safetensors", metadata={"plan": plan.trained_digest()})
     return run
 
 
@@ -154,12 +154,12 @@ def test_load(plan3d, tmp_path):
     with pytest.raises(ModelError, match="fold_4: this fold has not been trained; expected one of fold_0, fold_1"):
         Predictor.load(run, "cpu", folds=[4])
     plan3d.edited({"training.seed": "77"}).save(run / "plan.json")
-    with pytest.raises(ModelError, match="these weights belong to another plan"):
+    with pytest.raises(ModelError, match="this weights file belongs to another plan"):
         Predictor.load(run, "cpu")
     plan3d.save(run / "plan.json")
     weights = run / "fold_1" / "network_0.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match=r"network_0\.safetensors: cannot be read as weights"):
+    with pytest.raises(ModelError, match=r"network_0\.safetensors: cannot be read as a weights file"):
         Predictor.load(run, "cpu")
     with pytest.raises(ModelError, match="is not a trained model"):
         Predictor.load(tmp_path / "nothing", "cpu")

@@ -254,7 +254,7 @@ def test_folders_keep_cases_whose_label_is_missing_for_verify(tmp_path):
 def test_folders_labels_without_image(tmp_path):
     """All of them at once, with the images that have no label: often the two are one case under two names."""
     root = photographs(tmp_path, ["a", "b"]).resolve()
-    for name in ("c", "a_x", "d_1stHO", "._b", ".hidden"):
+    for name in ("c", "x_a", "d_1stHO", "._b", ".hidden"):
         picture(root / f"labels/{name}.png", MASK)
     (root / "labels/Thumbs.db").write_bytes(b"")
     (root / "labels/b.png").rename(root / "labels/b2.png")
@@ -267,9 +267,24 @@ def test_folders_labels_without_image(tmp_path):
             "Add the label, or move the image to the cases to predict.",
             *(
                 f"  {i}. {labels / name}: the label has no image; expected {images / name}, or an image as its name begins. {fix}"
-                for i, name in enumerate(("a_x.png", "b2.png", "c.png", "d_1stHO.png"), 2)
+                for i, name in enumerate(("b2.png", "c.png", "d_1stHO.png", "x_a.png"), 2)
             ),
         ]
+    )
+
+
+def test_folders_a_second_label_beside_the_one_of_the_same_name(tmp_path):
+    """Which of the two is meant is for the user to say; a label that is missing is told at the same time."""
+    root = photographs(tmp_path, ["a", "b"]).resolve()
+    picture(root / "labels/a_extra.png", MASK)
+    labels = root / "labels"
+    several = f"{labels}: case 'a' has several labels; found a.png, a_extra.png, expected one. Keep one set of labels per folder."
+    assert refusal(root) == several
+    (labels / "b.png").unlink()
+    assert refusal(root) == (
+        f"2 problems:\n  1. {several}\n"
+        f"  2. case 'b': the label is missing; found no file {labels / 'b.png'}, expected a label for b.png. "
+        "Add the label, or move the image to the cases to predict."
     )
 
 

@@ -63,6 +63,7 @@ def open_dataset(path: Path, options: LayoutOptions | None = None) -> Dataset:
 
     Raises:
         DatasetError: no layout fits, several do, or the one that fits finds problems.
+        UsageError: the classes in `options` cannot be classes.
     """
     root = Path(path).resolve()
     if root.is_file() and root.suffix == ".json":
@@ -119,6 +120,10 @@ def make_labels(
     """The label description, `options.classes` before what the dataset declares.
 
     Classes that share values are regions and need `order`; several values without overlap make one class that is written as its first.
+
+    Raises:
+        UsageError: `options.classes` cannot be classes.
+        DatasetError: what the dataset declares, in `where`, cannot.
     """
     chosen = {name: tuple(values) for name, values in (options.classes or classes).items()}
     if options.classes is not None:
@@ -126,7 +131,16 @@ def make_labels(
     try:
         return Labels(classes=tuple(LabelClass(name=n, values=v) for n, v in chosen.items()), ignore=ignore, order=order)
     except ValidationError as error:
-        raise DatasetError(problems_of(Labels, error, f"{where}, labels")) from None
+        if not options.classes:
+            raise DatasetError(problems_of(Labels, error, f"{where}, labels")) from None
+        given = (f"{n}={','.join(map(str, v[:8]))}{',...' if len(v) > 8 else ''}" for n, v in chosen.items())
+        raise UsageError.of(
+            problems_of(Labels, error, "")[0].what,
+            where="--class",
+            found=" ".join(given),
+            expected="values above 0, each of one class only and not the ignore value",
+            fix="Give each class values of its own; only a dataset can declare regions that overlap.",
+        ) from None
 
 
 def make_dataset(where: Path, **fields: Any) -> Dataset:

@@ -95,7 +95,7 @@ class Folders(Layout):
             # A label that is not there keeps its expected name, so that `verify` reports it with all other problems.
             label = labels.get(case) or folder / f"{case}{image_suffix(found[min(found)])}"
             cases.append(CaseFiles(id=case, images=tuple(found[c] for c in sorted(found)), label=label, group=groups[case]))
-        if stray:  # `verify`, which looks for the labels of images, is not reached
+        if stray or problems:  # `verify`, which looks for the labels of images, is not reached
             ending = ("_0000" if suffixed else "") + image_suffix(files[0])
             problems += [missing_label(case) for case in cases if case.label is not None and not case.label.is_file()]
             problems += [missing_image(path, f"{images / image_stem(path)}{ending}, or an image as its name begins") for path in stray]
@@ -158,7 +158,7 @@ def _label_folder(root: Path, name: str | None) -> Path:
 def _match(
     cases: Sequence[str], files: Sequence[Path], tests: Sequence[str], problems: list[Problem]
 ) -> tuple[dict[str, Path], list[Path]]:
-    """Case id to label file: the same stem first, then the longest id that the stem begins with; and the labels of no image.
+    """Case id to label file: a label is of the case that has its stem, else of the longest id that its stem begins with; and stray labels.
 
     Labels of `tests`, cases that are predicted only, may lie among the others.
     """
@@ -177,11 +177,9 @@ def _match(
             matched.setdefault(owner, []).append(path)
         else:
             stray.append(path)
-    for case in exact.keys() & set(cases):
-        stray += matched.get(case, [])
     result: dict[str, Path] = {}
     for case in cases:
-        found = exact.get(case) or matched.get(case) or []
+        found = [*exact.get(case, ()), *matched.get(case, ())]
         if len(found) > 1:
             names = ", ".join(p.name for p in found)
             problems.append(

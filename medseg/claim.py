@@ -1,4 +1,4 @@
-"""One call at a time writes into a folder."""
+"""One process at a time writes into a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import BinaryIO
 
 from medseg.errors import ResourceError, UsageError
 
-NAME = ".predictions.lock"
 HELD = (errno.EAGAIN, errno.EACCES)  # what systems answer when another process has the lock
 LOG = logging.getLogger(__name__)
 
@@ -20,22 +19,29 @@ LOG = logging.getLogger(__name__)
 class Claim:
     """The right to write into a folder, held until `release`, or by the death of the process, however it dies.
 
-    It is the system's lock on the hidden file `.predictions.lock`, which exists while the folder is claimed. A killed process leaves the
-    file behind without the lock; it hinders nobody, and the next call removes it.
+    It is the system's lock on a hidden file, which exists while the folder is claimed. A killed process leaves the file behind without the
+    lock; it hinders nobody, and the next claim removes it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Claim a folder.
+    def __init__(self, folder: Path, who: str) -> None:
+        """Claim a folder for `who`, a noun such as `prediction`; claims for different nouns do not meet.
 
         Raises:
             UsageError: another call holds it.
             ResourceError: the folder cannot be written.
         """
-        self._path = folder / NAME
+        self._who = who
+        self._path = folder / f".{who}.lock"
         self._file = self._open()
         while not self._is_current():  # between our opening and our locking its holder has removed it
             self._file.close()
             self._file = self._open()
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Give the folder back; no file stays."""
@@ -61,12 +67,12 @@ class Claim:
             if error.errno in HELD:
                 file.close()
                 raise UsageError.of(
-                    "another prediction is writing there",
+                    f"another {self._who} is writing there",
                     where=str(self._path.parent),
                     fix="Wait until it has ended, or choose another folder with -o.",
                 ) from None
-            # Some network drives know no locks, and a single prediction, which is the rule, needs none.
-            LOG.warning("%s: no locks on this file system (%s); do not predict into it twice at once", self._path.parent, error.strerror)
+            # Some network drives know no locks, and a single process, which is the rule, needs none.
+            LOG.warning("%s: no locks on this file system (%s); do not use it twice at once", self._path.parent, error.strerror)
         return file
 
     def _is_current(self) -> bool:

@@ -1,0 +1,121 @@
+"""Verbs as `medseg` runs them, within this process: what they print and their exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medseg import workflow
+from medseg.commands import main
+from medseg.dataset import LabelClass, Labels
+from medseg.evaluation.records import CaseScores, Evaluation
+from medseg.evaluation.summary import summarise
+from medseg.workflow import RunResult
+
+Cli = Callable[..., tuple[int, str, str]]
+NOT_A_CLASS = (
+    "error --class: not a class; found '{}', expected NAME=VALUES, e.g. polyp=1-20 or edema=2,3. "
+    "Name the class, and give its values one by one or as ranges from low to high.\n"
+)
+NOT_TOGETHER = (
+    "error --class: {}; found {}, expected values above 0, each of one class only and not the ignore value. "
+    "Give each class values of its own; only a dataset can declare regions that overlap.\n"
+)
+BACKGROUND = "value 0 is background and cannot belong to a class"
+OVERLAP = "overlapping regions need 'order' (regions_class_order) with one written value per class"
+REFUSED = [
+    (("a",), NOT_A_CLASS.format("a")),
+    (("=1",), NOT_A_CLASS.format("=1")),
+    (("a=5-3",), NOT_A_CLASS.format("a=5-3")),
+    (("a=1,5-3",), NOT_A_CLASS.format("a=1,5-3")),
+    (("a=1-",), NOT_A_CLASS.format("a=1-")),
+    (
+        ("a b=1", " a b =2"),
+        "error --class: a class is given twice; found ' a b =2' after another 'a b', expected each name once. "
+        "Give all values of a class together, e.g. --class 'a b=1,2'.\n",
+    ),
+    (("a=0",), NOT_TOGETHER.format(BACKGROUND, "a=0")),
+    (("a=0-9",), NOT_TOGETHER.format(BACKGROUND, "a=0,1,2,3,4,5,6,7,...")),
+    (("a=1,2", "b=2"), NOT_TOGETHER.format(OVERLAP, "a=1,2 b=2")),
+]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """`cli(*arguments)`: exit code, stdout and stderr of `medseg`."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medseg", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    for name in ("OMP_WAIT_POLICY", "MLFLOW_DISABLE_TELEMETRY"):  # `main` sets them for its process
+        monkeypatch.setenv(name, "test")
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A dataset of one picture, with the label values 1 and 2."""
+    for folder, array in (("images", np.zeros((6, 6))), ("labels", np.arange(36).reshape(6, 6) // 18 + 1)):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        Image.fromarray(array.astype(np.uint8)).save(tmp_path / "data" / folder / "a.png")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(("classes", "message"), REFUSED)
+@pytest.mark.parametrize("verb", ["evaluate", "verify", "plan", "run"])
+def test_classes_that_cannot_be(verb: str, classes: tuple[str, ...], message: str, cli: Cli, pictures: Path) -> None:
+    out = pictures.parent / "out"
+    arguments = {
+        "evaluate": (pictures / "labels", pictures / "labels", "-o", out),
+        "verify": (pictures,),
+        "plan": (pictures, "-o", out),
+        "run": (pictures, "-o", out),
+    }[verb]
+    assert cli(verb, *arguments, *(word for one in classes for word in ("--class", one))) == (2, "", message)
+    assert not out.exists()
+
+
+def test_classes_that_share_a_value_with_what_is_ignored(cli: Cli, pictures: Path) -> None:
+    (pictures / "medseg.json").write_text('{"ignore": 2}')
+    expected = NOT_TOGETHER.format("the ignore value 2 also belongs to a class", "a=1 b=2")
+    assert cli("verify", pictures, "--class", "a=1", "--class", "b=2") == (2, "", expected)
+
+
+def test_classes_of_many_values(cli: Cli, pictures: Path) -> None:
+    labels, out = pictures / "labels", pictures.parent / "out"
+    code, _, err = cli("evaluate", labels, labels, "-o", out, "--class", "all = 1-2, 4", "--class", "b=9", "--metrics", "dice")
+    assert (code, err) == (0, "")
+    found = Evaluation.open(out).labels
+    assert [(c.name, c.values) for c in found.classes] == [("all", (1, 2, 4)), ("b", (9,))]
+
+
+@pytest.mark.parametrize("verb", ["demo", "run"])
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_run_says_how_to_go_on(verb: str, signal: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = RunResult(model=tmp_path, plan="3d", folds=(0,), report=None, evaluation=None, tracking="sqlite:///x", interrupted=signal)
+    monkeypatch.setattr(workflow, verb, lambda *arguments, **options: stopped)
+    data = [tmp_path] if verb == "run" else []
+    assert cli(verb, *data, "-o", tmp_path) == (1, f"stopped by {signal}; the same command goes on from there\n", "")
+
+
+def test_a_finished_demo_shows_its_scores(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CaseScores(id="a", scores={"edge": {"dice": 0.5}}, reference={"edge": 1}, predicted={"edge": 1})
+    evaluation = summarise([case], Labels(classes=(LabelClass(name="edge", values=(1,)),)), ("dice",), "Demo")
+    done = RunResult(model=tmp_path, plan="3d", folds=(0,), report=tmp_path, evaluation=evaluation, tracking="")
+    monkeypatch.setattr(workflow, "demo", lambda *arguments, **options: done)
+    code, out, err = cli("demo", "-o", tmp_path)
+    assert (code, err) == (0, "")
+    assert " ".join(out.split()).startswith("Demo: 1 case, mean and its 95 % bootstrap interval ")
+    assert out.endswith(
+        f"Report: {tmp_path / 'index.html'}\nOpen the report in a browser. The same on your data: medseg run DATASET -o RUN --time 20m\n"
+    )
+    assert "0.500" in out
