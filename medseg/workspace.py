@@ -114,6 +114,11 @@ class RunFolder:
         return self.root / "splits.json"
 
     @property
+    def learned_file(self) -> Path:
+        """Exists when the plan holds what was learned of held-out predictions."""
+        return self.root / "learned.json"
+
+    @property
     def held_out(self) -> Path:
         """Predictions of the cases that folds left out, each by the fold that did not see it."""
         return self.root / "held_out"
@@ -132,12 +137,13 @@ class RunFolder:
         return self.root / f"fold_{'none' if fold is None else fold}"
 
     def weights(self) -> tuple[Path, ...]:
-        """Every trained network of every fold, in order.
+        """Every network of every finished fold, in order.
 
         Raises:
             ModelError: the folder is not a trained model.
         """
-        found = tuple(sorted(self.root.glob("fold_*/network_*.safetensors")))
+        files = self.root.glob("fold_*/network_*.safetensors")
+        found = tuple(sorted(files, key=lambda file: (len(file.parent.name), file.parent.name, file.name)))
         if not self.plan_file.is_file() or not found:
             raise ModelError.of(
                 "is not a trained model",

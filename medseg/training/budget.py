@@ -28,6 +28,7 @@ class Budget:
             raise UsageError.of("at least one epoch is needed", where="--epochs", found=str(self.epochs))
 
 
+WORTH = 0.5  # of `network_steps`: fewer give a network that makes the average worse
 SLOW_START = 10  # steps that are not typical, at most
 NEAR_SHARE, NEAR_STEPS = 0.02, 20  # the end is near when less than this share of the time, or this many steps, are left
 
@@ -44,7 +45,8 @@ class Clock:
 
     A length that is enough for several networks (`TrainingPlan.network_steps` each) is divided among them, in whole epochs. How many they
     are is decided anew when a network begins, from the steps that are left at the measured pace, so that a pace that changes lengthens or
-    shortens the networks to come and the last one ends with the time. Where the time decides, the pace is known after the first epoch.
+    shortens the networks to come and the last one ends with the time. Where the time decides, the pace is known after the first epoch; a
+    pace that falls so far that no further network would be worth its time gives the present one all that is left.
 
     Attributes:
         seconds: the time allowed, or None.
@@ -127,10 +129,22 @@ class Clock:
         epochs = max(round(whole / count / self.steps), (step - self.begun) // self.steps + 1) if count > 1 else 0
         self.end = self.begun + epochs * self.steps if count > 1 else None
 
+    def reconsider(self, step: int) -> None:
+        """Where the time decides: give the present network the rest if the next one could not become what a network should be."""
+        if self.seconds is not None and self.end is not None and self._left(step) - (self.end - step) < WORTH * self._network_steps:
+            self.end = None
+
+    def worth(self, step: int) -> bool:
+        """Whether the present network has had steps enough to be averaged with those before it; the first one always has."""
+        return self.network == 0 or step - self.begun >= WORTH * self._network_steps
+
     def _left(self, step: int) -> float:
-        """Steps in the rest of the time. The first ones, in which a device warms up and compiles, tell nothing about the pace."""
+        """Steps in the rest of the time at the present network's pace.
+
+        The first steps of all, in which a device warms up and compiles, tell nothing about it.
+        """
         assert self.seconds is not None
-        first, since = self._mark
+        first, since = (self.begun, self._begun_at) if step > self.begun > 0 else self._mark
         pace = (self.elapsed - since) / (step - first) if step > first else math.inf
         return max(0.0, self.seconds - self.reserve - self.elapsed) / max(pace, 1e-9)
 

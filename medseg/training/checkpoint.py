@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.plugins.io import CheckpointIO
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from medseg.errors import ModelError
+from medseg.models.weights import read_tensors
 from medseg.record import write_atomic
 
 FORMAT = "medseg-checkpoint-1"
@@ -62,47 +62,10 @@ def load_tree(path: Path, owner: str) -> Any:
     Raises:
         ModelError: the file is missing, damaged, or belongs to another plan.
     """
-    metadata, tensors = _read(path)
+    metadata, tensors = read_tensors(path, owner, "checkpoint")
     if metadata.get("format") != FORMAT:
         raise ModelError.of("is not a medseg checkpoint", where=str(path), found=metadata.get("format", "no format"), expected=FORMAT)
-    _check_owner(path, metadata, owner, "checkpoint")
     return _decode(json.loads(metadata["tree"]), tensors)
-
-
-def save_weights(path: Path, weights: dict[str, Tensor], owner: str) -> None:
-    """Write a model's weights, atomically; the header names the plan."""
-    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in weights.items()}
-    write_atomic(path, lambda temporary: save_file(plain, temporary, metadata={"plan": owner}))
-
-
-def load_weights(path: Path, owner: str) -> dict[str, Tensor]:
-    """Read a model's weights.
-
-    Raises:
-        ModelError: the file is missing, damaged, or belongs to another plan.
-    """
-    metadata, tensors = _read(path)
-    _check_owner(path, metadata, owner, "weights file")
-    return tensors
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ModelError.of("cannot be read", where=str(path), found=str(error), fix="Train again, or restore the file.") from None
-
-
-def _check_owner(path: Path, metadata: dict[str, str], owner: str, what: str) -> None:
-    if metadata.get("plan") != owner:
-        raise ModelError.of(
-            f"this {what} belongs to another plan",
-            where=str(path),
-            found=f"plan digest {metadata.get('plan', 'none')}",
-            expected=owner,
-            fix="Use the plan it was trained with (plan.json beside it), or another output folder.",
-        )
 
 
 class PlainCheckpointIO(CheckpointIO):

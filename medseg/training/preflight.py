@@ -58,18 +58,18 @@ def check_kind(plan: Plan, device: torch.device) -> str:
     )
 
 
-def claim(run: RunFolder, plan: Plan) -> None:
+def adopt(run: RunFolder, plan: Plan) -> None:
     """Write the plan into a new model folder. Raises ModelError where the folder belongs to another plan."""
     if not run.plan_file.is_file():
         plan.save(run.plan_file)
         return
     present = Plan.load(run.plan_file)
-    if present.content_digest() != plan.content_digest():
+    if present.trained_digest() != plan.trained_digest():
         raise ModelError.of(
             "this model folder belongs to another plan",
             where=str(run.root),
-            found=f"plan '{present.name}', digest {present.content_digest()}",
-            expected=f"plan '{plan.name}', digest {plan.content_digest()}",
+            found=f"plan '{present.name}', digest {present.trained_digest()}",
+            expected=f"plan '{plan.name}', digest {plan.trained_digest()}",
             fix="Choose another output folder.",
         )
 
@@ -98,7 +98,7 @@ def write_provenance(run: RunFolder, plan: Plan, device: torch.device, licence: 
         device=f"{device.type} ({name})",
         dataset=plan.data.name,
         dataset_digest=plan.data.digest,
-        plan_digest=plan.content_digest(),
+        plan_digest=plan.trained_digest(),
         seed=plan.training.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         licence=licence,

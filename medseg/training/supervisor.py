@@ -40,6 +40,8 @@ class Supervisor(Callback):
     Attributes:
         interrupted: name of the signal that ended the training early, or empty.
         stopped: whether `patience` ended it early.
+        networks: delivered so far.
+        validated: the last validation of each of them.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Supervisor(Callback):
         self.journal, self.talk, self.checkpoint, self.save_every, self.patience = journal, progress, checkpoint, save_every, patience
         self.interrupted = ""
         self.stopped = False
+        self.networks = 0
         self.validated: list[Validated] = []
         self.latest: Validated | None = None
         self.best: Validated | None = None
@@ -80,11 +83,13 @@ class Supervisor(Callback):
             "agenda": self.agenda.state_dict(),
             "count": self.validator.count,
             "rows": list(self.history.rows),
+            "networks": self.networks,
             "validated": [asdict(one) for one in self.validated],
             "latest": asdict(self.latest) if self.latest else None,
             "best": asdict(self.best) if self.best else None,
             "best_weights": dict(self.best_weights),
             "stale": self.stale,
+            "patience": self.patience,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -93,6 +98,15 @@ class Supervisor(Callback):
         self.agenda.load_state_dict(state_dict["agenda"])
         self.validator.count = state_dict["count"]
         self.history.rows = list(state_dict["rows"])
+        if state_dict["patience"] != self.patience:
+            raise UsageError.of(
+                "this training was begun with another patience",
+                where="--patience",
+                found="none" if self.patience is None else str(self.patience),
+                expected="none" if state_dict["patience"] is None else str(state_dict["patience"]),
+                fix="Resume it as it was begun, or choose another output folder.",
+            )
+        self.networks = state_dict["networks"]
         self.validated = [Validated(**one) for one in state_dict["validated"]]
         self.latest, self.best = (Validated(**state_dict[key]) if state_dict[key] else None for key in ("latest", "best"))
         self.best_weights, self.stale = state_dict["best_weights"], state_dict["stale"]
@@ -103,6 +117,14 @@ class Supervisor(Callback):
                 found=length(None, self.clock.epochs),
                 expected=f"more than the {len(self.history.rows)} that it has behind it",
             )
+        changed = self.clock.before != (self.clock.seconds, self.clock.epochs)
+        if self.clock.seconds is not None and self.clock.elapsed >= self.clock.seconds and changed:
+            raise UsageError.of(
+                "this training is longer already",
+                where="--time",
+                found=length(self.clock.seconds, None),
+                expected=f"more than the {self.clock.elapsed:.0f} seconds that it has behind it",
+            )
 
     # Hooks, in the order in which they are called.
 
@@ -112,7 +134,7 @@ class Supervisor(Callback):
         self._saved = time.monotonic()
         self.clock.reserve = self.agenda.reserve if self.validator.total else 0.0
         if self.clock.before != (self.clock.seconds, self.clock.epochs) and (self.clock.epochs is not None or trainer.global_step):
-            self._allot(trainer)
+            self._allot(trainer, anew=True)
         if trainer.is_global_zero:
             self._tell_length()
             if self.journal is not None and self.history.rows:
@@ -163,8 +185,8 @@ class Supervisor(Callback):
         if ended and not last:
             self.clock.renew(trainer.global_step)
             pl_module.renew(self.clock.network)
-        if not last and (ended or (epoch == 0 and self.clock.seconds is not None)):
-            self._allot(trainer)
+        if not last:
+            self._allot(trainer, anew=ended or (epoch == 0 and self.clock.seconds is not None))
         (request,) = self._agreed(trainer, bool(self.stop.name))
         if request and not last:
             self.interrupted = self.stop.name or "a signal on another rank"
@@ -178,14 +200,20 @@ class Supervisor(Callback):
 
     def _deliver(self, trainer: Trainer, module: Learner) -> None:
         """A network is trained: its averaged weights are the model, with `patience` those of the best validation."""
+        if not self.clock.worth(trainer.global_step):
+            return
         if trainer.is_global_zero:
             self.deliver(self.clock.network, self.best_weights or dict(module.average.state_dict()))
+        self.networks = self.clock.network + 1
         if (delivered := self.best or self.latest) is not None:
             self.validated.append(delivered)
 
-    def _allot(self, trainer: Trainer) -> None:
+    def _allot(self, trainer: Trainer, anew: bool) -> None:
         """Where the present network ends, the same on every rank."""
-        self.clock.allot(trainer.global_step)
+        if anew:
+            self.clock.allot(trainer.global_step)
+        else:
+            self.clock.reconsider(trainer.global_step)
         if trainer.world_size > 1:
             end = torch.tensor(-1 if self.clock.end is None else self.clock.end, device=trainer.strategy.root_device)
             torch.distributed.broadcast(end, 0)

@@ -133,7 +133,7 @@ class Tracker:
             "medseg.dataset_digest": self.digest,
             "medseg.configuration": plan.name,
             "medseg.task": plan.task,
-            "medseg.plan_digest": plan.content_digest(),
+            "medseg.plan_digest": plan.trained_digest(),
         }
         parent = str(client.create_run(experiment, run_name=f"{plan.data.name} {plan.name}", tags=tags).info.run_id)
         params = [Param(key, value) for key, value in flat(plan).items()]
@@ -148,7 +148,7 @@ class Tracker:
     def log_model(self, run: RunFolder, script: Path, name: str = "") -> str:
         """Log the model folder as a pyfunc by models-from-code, and register it; the model's URI.
 
-        Weights that have been logged already under this name are not logged again, so a repeated call adds no version. A model whose run this store
+        What has been logged already under this name is not logged again, so a repeated call adds no version. A model whose run this store
         does not know (it was tracked elsewhere, or the run was deleted) gets a new parent run.
 
         Args:
@@ -161,7 +161,9 @@ class Tracker:
         plan = Plan.load(run.plan_file)
         provenance = Provenance.load(run.provenance_file)
         registered = metric_key(name or f"{plan.data.name}-{plan.name}").replace("/", "-")
-        weights = hashlib.blake2b("/".join([registered, *map(file_digest, run.weights())]).encode(), digest_size=8).hexdigest()
+        weights = hashlib.blake2b(
+            "/".join([registered, *map(file_digest, (run.plan_file, *run.weights()))]).encode(), digest_size=8
+        ).hexdigest()
         with quiet(), self._reachable((Exception,)):
             client = MlflowClient(self.uri)
             with prompt():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,34 +13,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from medseg.claim import Claim
 from medseg.device import choose_device
 from medseg.errors import ModelError, UsageError
 from medseg.io.store import Store
+from medseg.models.weights import load_weights, save_weights
 from medseg.parallel import default_workers
 from medseg.plans import Plan
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.tasks.base import find_task
 from medseg.training.budget import Budget, Clock, length
-from medseg.training.checkpoint import load_weights, save_weights
 from medseg.training.data import TrainingData
 from medseg.training.figures import draw_curves, draw_overlay
 from medseg.training.history import History
 from medseg.training.module import Learner
-from medseg.training.preflight import check_devices, check_kind, check_patience, check_prepared, claim, write_provenance
+from medseg.training.preflight import adopt, check_devices, check_kind, check_patience, check_prepared, write_provenance
 from medseg.training.ranks import run_ranks
 from medseg.training.signals import StopRequest, requeue, requeued
 from medseg.training.splits import Split, choose_split
 from medseg.training.supervisor import Supervisor
 from medseg.training.trainer import compiles, make_trainer, memory_told, quiet, synchroniser
-from medseg.training.validation import Agenda, Mean, Validator, mean_scores
+from medseg.training.validation import Agenda, Validator, mean_scores
 from medseg.workspace import RunFolder, network_file
 
 if TYPE_CHECKING:
-    from medseg.training.journal import Courier, FoldRun  # imports MLflow, which an untracked training does not need
-    from medseg.training.tracking import Tracker  # imports MLflow, which an untracked training does not need
+    from medseg.training.journal import Courier, FoldRun  # these import MLflow, which an untracked training does not need
+    from medseg.training.tracking import Tracker
 
 SAVE_EVERY = 20.0  # seconds between checkpoints at the ends of epochs, at least; within long epochs fifteen times as rarely
 REQUEUE = ("SIGTERM", "SIGUSR1")  # signals by which SLURM says that a job's time is over, or that others need its place
@@ -118,8 +120,16 @@ class Job:
         return network_file(self.folder, number)
 
     def deliver(self, number: int, weights: dict[str, Tensor]) -> None:
-        """Write a trained network."""
-        save_weights(self.weights(number), weights, self.plan.content_digest())
+        """Keep a trained network until the whole training is finished."""
+        save_weights(network_file(self.folder / "state", number), weights, self.plan.trained_digest())
+
+    def finish(self, networks: int) -> None:
+        """Make a model of the networks that were delivered. A call that was interrupted is made good by the next."""
+        for number in range(networks):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(network_file(self.folder / "state", number), self.weights(number))
+        for stale in (self.folder / "state").glob("network_*"):
+            stale.unlink()  # of a session that was killed, and had more networks in mind
 
 
 def train(
@@ -177,33 +187,36 @@ def train(
     check_devices(chosen, devices, plan.training.batch_size)
     check_patience(patience, split)
     check_prepared(store, split)
-    claim(run, plan)
-    if job.finished.is_file() and resume:
-        progress.say(f"fold {fold if fold is not None else 'none'} is already trained: {folder}")
-        result = _finished_result(job, tracker)
-        wanted = (budget.seconds, None if budget.seconds is not None else budget.epochs or plan.training.epochs)
-        had = (result.budget_seconds, result.budget_epochs)
-        if had not in ((None, None), wanted):
-            progress.say(
-                f"warning: it was trained for {length(*had)}; {length(*wanted)} is ignored. To train anew, choose another output folder, or "
-                f"remove {folder}"
+    adopt(run, plan)
+    with Claim(folder, "training"):
+        for leftover in folder.rglob(".*.partial.*"):
+            leftover.unlink()  # of a session that was killed while it wrote
+        if job.finished.is_file() and resume:
+            progress.say(f"fold {fold if fold is not None else 'none'} is already trained: {folder}")
+            result = _finished_result(job, tracker)
+            wanted = (budget.seconds, None if budget.seconds is not None else budget.epochs or plan.training.epochs)
+            had = (result.budget_seconds, result.budget_epochs)
+            if had not in ((None, None), wanted):
+                progress.say(
+                    f"warning: it was trained for {length(*had)}; {length(*wanted)} is ignored. To train anew, choose another output folder, or "
+                    f"remove {folder}"
+                )
+            return result
+        if not resume and (job.finished.is_file() or job.checkpoint.is_file() or job.weights(0).is_file()):
+            raise UsageError.of(
+                "this fold has been trained already, wholly or in part",
+                where=str(folder),
+                fix="Pass --resume to go on with it, or choose another output folder.",
             )
+        if kind := check_kind(plan, chosen):
+            progress.say(kind)
+        journal = tracker.begin(plan, run, fold, split, budget, chosen.type, devices) if tracker is not None else None
+        write_provenance(run, plan, chosen, licence, journal.parent if journal is not None else "")
+        job = Job(plan, store.folder, split, fold, folder, budget, patience, resume, device, devices, journal, save_every)
+        result = _launch(job, progress) if journal is None else _tracked(job, store, journal, chosen, progress)
+        if result.interrupted in REQUEUE and requeue():
+            progress.say("asked SLURM to run this job again")
         return result
-    if not resume and (job.finished.is_file() or job.checkpoint.is_file() or job.weights(0).is_file()):
-        raise UsageError.of(
-            "this fold has been trained already, wholly or in part",
-            where=str(folder),
-            fix="Pass --resume to go on with it, or choose another output folder.",
-        )
-    if kind := check_kind(plan, chosen):
-        progress.say(kind)
-    journal = tracker.begin(plan, run, fold, split, budget, chosen.type, devices) if tracker is not None else None
-    write_provenance(run, plan, chosen, licence, journal.parent if journal is not None else "")
-    job = Job(plan, store.folder, split, fold, folder, budget, patience, resume, device, devices, journal, save_every)
-    result = _launch(job, progress) if journal is None else _tracked(job, store, journal, chosen, progress)
-    if result.interrupted in REQUEUE and requeue():
-        progress.say("asked SLURM to run this job again")
-    return result
 
 
 def _launch(job: Job, progress: Progress) -> TrainingResult:
@@ -232,7 +245,7 @@ def _tracked(job: Job, store: Store, journal: FoldRun, device: torch.device, pro
 
 
 def _publish(job: Job, store: Store, journal: FoldRun, result: TrainingResult, device: torch.device) -> None:
-    """Metrics, curves and overlays of a finished fold, for MLflow."""
+    """Metrics, curves and overlays (by the first network) of a finished fold, for MLflow."""
     journal.finish(result.score, result.metric)
     metrics = job.folder / "metrics.csv"
     journal.artifact(metrics)
@@ -240,7 +253,9 @@ def _publish(job: Job, store: Store, journal: FoldRun, result: TrainingResult, d
         curves = Path(folder) / "curves.png"
         draw_curves(History.read(metrics), result.metric, curves)
         journal.artifact(curves, "plots")
-        network = Mean(_trained(job, number) for number in range(result.networks)).to(device).eval()
+        network = find_task(job.plan.task)(job.plan).network()
+        load_weights(network, job.weights(0), job.plan.trained_digest())
+        network = network.to(device).eval()
         ids = (job.split.val or job.split.train)[:OVERLAYS]
         validator = Validator(job.plan, store, ids, device)
         for number, case_id in enumerate(ids, 1):
@@ -297,8 +312,7 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
         progress.say(f"warning: {courier.lost}; they are in {history.file}")
     result = _result(job, supervisor, trainer.global_step)
     if result.finished and trainer.is_global_zero:
-        for stale in {*job.folder.glob("network_*")} - {job.weights(number) for number in range(result.networks)}:
-            stale.unlink()  # of a session that was killed, and had more networks in mind
+        job.finish(result.networks)
         result.save(job.finished)
         job.checkpoint.unlink(missing_ok=True)
     return result
@@ -309,11 +323,11 @@ def _result(job: Job, supervisor: Supervisor, steps: int) -> TrainingResult:
     scores = mean_scores([one.scores for one in validated])
     return TrainingResult(
         fold=job.fold,
-        plan_digest=job.plan.content_digest(),
+        plan_digest=job.plan.trained_digest(),
         epochs=len(supervisor.history.rows),
         steps=steps,
         seconds=round(supervisor.clock.elapsed, 3),
-        networks=supervisor.clock.network + 1,
+        networks=supervisor.networks,
         metric=supervisor.validator.task.metrics[0],
         score=_number(sum(one.score for one in validated) / len(validated)) if validated else None,
         scores={name: {metric: _number(value) for metric, value in values.items()} for name, values in scores.items()},
@@ -325,12 +339,6 @@ def _result(job: Job, supervisor: Supervisor, steps: int) -> TrainingResult:
         budget_seconds=supervisor.clock.seconds,
         budget_epochs=supervisor.clock.epochs,
     )
-
-
-def _trained(job: Job, number: int) -> nn.Module:
-    network = find_task(job.plan.task)(job.plan).network()
-    network.load_state_dict(load_weights(job.weights(number), job.plan.content_digest()))
-    return network
 
 
 def _courier(journal: FoldRun) -> Courier:
@@ -346,7 +354,7 @@ def _number(value: float) -> float | None:
 def _finished_result(job: Job, tracker: Tracker | None) -> TrainingResult:
     result = TrainingResult.load(job.finished)
     present = all(job.weights(number).is_file() for number in range(result.networks))
-    if result.plan_digest != job.plan.content_digest() or not present:
+    if result.plan_digest != job.plan.trained_digest() or not present:
         raise ModelError.of(
             "the finished training does not fit its folder",
             where=str(job.folder),

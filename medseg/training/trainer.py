@@ -30,7 +30,7 @@ def make_trainer(
     """Lightning's trainer of one rank."""
     precision: Any = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed", None: "32-true"}[autocast_dtype(device)]
     several = devices > 1
-    plugins: list[Any] = [PlainCheckpointIO(plan.content_digest())]
+    plugins: list[Any] = [PlainCheckpointIO(plan.trained_digest())]
     if several:
         plugins.append(LocalRanks(rank, devices, port))
     return Trainer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -116,19 +116,6 @@ class Validator:
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MIN if how == "min" else torch.distributed.ReduceOp.MAX)
         return float(tensor)
-
-
-class Mean(nn.Module):
-    """Several networks as one: the mean of their outputs."""
-
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, image: Tensor) -> Outputs:
-        """Outputs at full resolution."""
-        outputs: list[Outputs] = [network(image) for network in self.networks]
-        return {head: [torch.stack([maps[head][0] for maps in outputs]).mean(0)] for head in outputs[0]}
 
 
 def mean_scores(table: Sequence[Scores]) -> Scores:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from synthetic import make_plan
 
 from medseg.errors import UsageError
@@ -173,6 +175,54 @@ def test_time_is_divided_by_the_pace_that_was_measured(time):
     assert clock.progress(step) == 0
     time.now += 96 - clock.elapsed
     assert clock.progress(step) == 1
+
+
+@given(
+    paces=st.lists(st.floats(0.2, 8.0), min_size=1, max_size=12),
+    seconds=st.floats(50, 2000),
+    network_steps=st.integers(10, 200),
+    networks=st.integers(1, 6),
+)
+def test_whatever_the_pace_every_network_is_worth_its_place(paces, seconds, network_steps, networks):
+    """Driven as the supervisor does it. The pace changes at equal shares of the time."""
+
+    class Time:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+    fake = Time()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget, "time", fake)
+        clock = make_clock(seconds=seconds, network_steps=network_steps, networks=networks)
+        clock.start()
+        step, delivered, ends = 0, [], []
+        while True:
+            step += 1
+            fake.now += paces[min(len(paces) - 1, int(clock.elapsed / seconds * len(paces)))]
+            clock.tick(step)
+            over = clock.time_is_up()
+            if step % clock.steps and not over:
+                continue
+            if (over or clock.end == step) and clock.worth(step):
+                delivered.append(step - clock.begun)
+                ends.append(clock.progress(step))
+            if over:
+                break
+            if clock.end == step:
+                clock.renew(step)
+                clock.allot(step)
+            elif step == clock.steps:
+                clock.allot(step)
+            else:
+                clock.reconsider(step)
+    assert 1 <= len(delivered) <= networks
+    assert all(steps >= 0.5 * network_steps for steps in delivered[1:])
+    longest = max(paces)
+    assert all(end == 1 for end in ends[:-1])
+    if len(delivered) == clock.network + 1 and clock.end is None:
+        assert ends[-1] >= 1 - 2 * longest / (seconds - clock._begun_at)
 
 
 def test_lengths_in_words():

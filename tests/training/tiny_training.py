@@ -6,7 +6,9 @@ Also a program, for tests that kill it: `python tiny_training.py FOLDER '{"epoch
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -158,8 +160,25 @@ def fit_and_record(job, rank, port, progress, stop):
     return result
 
 
+def die_after(name, count):
+    """End the process, as `kill -9` would, when a method `module.Class.method` has run so many times."""
+    module, owner, method = name.rsplit(".", 2)
+    cls = getattr(importlib.import_module(module), owner)
+    real, calls = getattr(cls, method), iter(range(1, count + 1))
+
+    def deadly(*arguments, **named):
+        result = real(*arguments, **named)
+        if next(calls) == count:
+            os._exit(9)
+        return result
+
+    setattr(cls, method, deadly)
+
+
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[2])
+    if "die" in arguments:
+        die_after(*arguments.pop("die"))
     tiny = Tiny(Path(sys.argv[1]), tuple(arguments.pop("edits", {}).items()))
     if arguments.pop("track", False):
         from medseg.training.tracking import Tracker
