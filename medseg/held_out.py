@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medseg.dataset import Dataset
 from medseg.errors import ImageError, Problem
 from medseg.evaluation.records import Evaluation
+from medseg.io.images import read_case, read_label
 from medseg.plans import Plan
 from medseg.progress import Progress
+from medseg.record import Record
 from medseg.training.splits import Split, Splits, choose_split, make_splits
 from medseg.workspace import RunFolder, Workspace
+
+if TYPE_CHECKING:
+    from medseg.tasks.cleaning import HeldOut  # imports torch by its package, which takes seconds
+
+
+class Learned(Record):
+    """That the plan of a model folder holds what was learned of held-out predictions (`learned.json`)."""
+
+    cases: int
+    changed: bool
 
 
 def splits_of(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int | None) -> tuple[Split, ...]:
@@ -27,7 +41,6 @@ def splits_of(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int |
         splits = Splits.load(folder.splits_file).folds
     else:
         splits = make_splits(dataset, workspace.fingerprint(), chosen.training.folds, chosen.training.seed)
-        Splits(folds=splits).save(folder.splits_file)
     choose_split(splits, fold)
     return splits
 
@@ -40,24 +53,24 @@ def report(
     device: str,
     memory: float | None,
     workers: int | None,
+    learn: bool,
     progress: Progress,
 ) -> Evaluation:
     """Predict the cases that each fold left out, from their files and with that fold's weights alone, and evaluate them together.
 
-    `selected` says that weights were chosen by validation on these cases.
+    Args:
+        selected: weights were chosen by validation on these cases.
+        learn: these are all cases, so let the task learn of them how to finish predictions; the plan keeps it.
     """
     from medseg.evaluation.scoring import evaluate
-    from medseg.inference.predictor import Predictor
 
     splits = Splits.load(folder.splits_file).folds
-    held_out: list[str] = []
-    for fold in folds:
-        ids = choose_split(splits, fold).val
-        held_out += ids
-        predictor = Predictor.load(folder.root, device=device, memory=memory, folds=[fold])
-        predicted = predictor.predict([dataset.case(i) for i in ids], folder.held_out, progress=progress)
-        if predicted.failures:
-            raise ImageError([Problem(str(failure)) for failure in predicted.failures])
+    ids = {fold: choose_split(splits, fold).val for fold in folds}
+    held_out = [case for fold in folds for case in ids[fold]]
+    predictions = _predict(folder, dataset, ids, device, memory, progress)
+    if learn and _learn(folder, dataset, predictions, progress):
+        _predict(folder, dataset, ids, device, memory, progress)
+        selected = True
     return evaluate(
         folder.held_out,
         dataset,
@@ -71,3 +84,44 @@ def report(
         title=f"{dataset.name}: cases left out of training",
         selected=selected,
     )
+
+
+def _predict(
+    folder: RunFolder, dataset: Dataset, ids: Mapping[int, Sequence[str]], device: str, memory: float | None, progress: Progress
+) -> dict[str, Path]:
+    """Case id -> label map."""
+    from medseg.inference.predictor import Predictor
+
+    found: dict[str, Path] = {}
+    for fold, cases in ids.items():
+        predictor = Predictor.load(folder.root, device=device, memory=memory, folds=[fold])
+        predicted = predictor.predict([dataset.case(i) for i in cases], folder.held_out, progress=progress)
+        if predicted.failures:
+            raise ImageError([Problem(str(failure)) for failure in predicted.failures])
+        found |= {case.id: folder.held_out / case.file for case in predicted.cases}
+    return found
+
+
+def _learn(folder: RunFolder, dataset: Dataset, predictions: Mapping[str, Path], progress: Progress) -> bool:
+    """Let the task learn of predictions; True if it changed the plan. Once only: afterwards predictions are finished already."""
+    if folder.learned_file.is_file():
+        return Learned.load(folder.learned_file).changed
+    from medseg.tasks.base import find_task
+    from medseg.tasks.cleaning import HeldOut
+
+    plan = Plan.load(folder.plan_file)
+
+    def cases() -> Iterator[HeldOut]:
+        for case_id, file in progress.track(predictions.items(), len(predictions), "learn of held-out cases"):
+            case = read_case(dataset.case(case_id))
+            assert case.label is not None
+            yield HeldOut(read_label(file).array[0], case.label, case.grid.spacing)
+
+    target, reasons = find_task(plan.task)(plan).learn(cases())
+    changed: bool = target != plan.target
+    for field, reason in reasons.items():
+        progress.say(f"{field}: {reason}")
+    said = {**plan.reasons, **{f"target.{field}": reason for field, reason in reasons.items()}}
+    plan.model_copy(update={"target": target, "reasons": said}).save(folder.plan_file)
+    Learned(cases=len(predictions), changed=changed).save(folder.learned_file)
+    return changed

@@ -28,6 +28,14 @@ class SpaceSection(Section):
         return self.to_json()
 
 
+class TargetSection(Section):
+    """Base of a task's settings."""
+
+    def training_key(self) -> str:
+        """Text that changes with every setting that changes the trained weights. Narrow it where settings are learned later (`Task.learn`)."""
+        return self.to_json()
+
+
 class DataPlan(Record):
     """What a model must know of the data it was made for."""
 
@@ -129,6 +137,11 @@ class Plan(Record):
             f"{self.data.digest} {self.data.labels.to_json()} {self.space.preparation_key()}".encode(), digest_size=8
         ).hexdigest()
 
+    def trained_digest(self) -> str:
+        """Changes with whatever a model was trained and is used by, but not with what was learned of its predictions afterwards."""
+        rest = self.model_dump(mode="json", exclude={"target", "reasons", "recommended"})
+        return hashlib.blake2b(f"{json.dumps(rest, sort_keys=True)} {self.target.training_key()}".encode(), digest_size=8).hexdigest()
+
     def edited(self, edits: dict[str, str], where: str = "--set") -> Plan:
         """A copy with values replaced, validated; each edit becomes its own reason.
 
@@ -177,4 +190,15 @@ def lookup(record: Any, path: str) -> Any:
     return node
 
 
-__all__ = ["DataPlan", "InferencePlan", "MemoryPlan", "Optimizer", "Plan", "Section", "SpaceSection", "TrainingPlan", "lookup"]
+__all__ = [
+    "DataPlan",
+    "InferencePlan",
+    "MemoryPlan",
+    "Optimizer",
+    "Plan",
+    "Section",
+    "SpaceSection",
+    "TargetSection",
+    "TrainingPlan",
+    "lookup",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,12 +42,20 @@ def measured(
 
 
 def planned(
-    found: Dataset, fingerprint: Fingerprint, workspace: Workspace, task: str | None, network: str, offered: Machine
+    found: Dataset,
+    fingerprint: Fingerprint,
+    workspace: Workspace,
+    task: str | None,
+    network: str,
+    offered: Machine,
+    edits: Mapping[str, str] | None = None,
 ) -> tuple[Plan, ...]:
-    """Make the plans of a dataset and write them, with what they were made from, into the workspace."""
+    """Make the plans of a dataset, edit them, and write them, with what they were made from, into the workspace."""
+    from medseg.planning.editing import edit_plans
     from medseg.planning.planner import make_plans
 
     plans = make_plans(found, fingerprint, task=task or found.task, domain=found.domain, network=network, machine=offered)
+    plans = edit_plans(plans, edits or {})
     found.save(workspace.dataset_file)
     fingerprint.save(workspace.fingerprint_file)
     for one in plans:
@@ -76,19 +85,22 @@ class Training:
 
 
 def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int | None, how: Training) -> TrainingResult:
-    """Train one fold, preparing its cases first where that has not been done, and log the model."""
+    """Train one fold, preparing its cases first where that has not been done."""
     from medseg.training.budget import Budget
-    from medseg.training.preflight import claim
+    from medseg.training.preflight import adopt
+    from medseg.training.splits import Splits
     from medseg.training.tracking import Tracker
     from medseg.training.train import train
 
     choose_device(how.device)
     check_memory(chosen)
     splits = splits_of(chosen, workspace, folder, fold)
-    claim(folder, chosen)
+    adopt(folder, chosen)
+    if fold is not None and not folder.splits_file.is_file():
+        Splits(folds=splits).save(folder.splits_file)
     store = prepared(chosen, workspace, how.workers, how.progress)
     tracker = Tracker.open(workspace, chosen, workspace.fingerprint())
-    result = train(
+    return train(
         chosen,
         store,
         splits,
@@ -103,9 +115,13 @@ def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int 
         progress=how.progress,
         licence=workspace.dataset().licence,
     )
-    if result.finished:
-        try:
-            tracker.log_model(folder, PYFUNC)
-        except ResourceError as error:  # the model is on disk; tracking must not take it away
-            how.progress.say(f"warning: the model could not be logged. {error}")
-    return result
+
+
+def log_model(workspace: Workspace, folder: RunFolder, progress: Progress) -> None:
+    """Log and register the model as it is now."""
+    from medseg.training.tracking import Tracker
+
+    try:
+        Tracker.open(workspace, Plan.load(folder.plan_file), workspace.fingerprint()).log_model(folder, PYFUNC)
+    except ResourceError as error:  # the model is on disk; tracking must not take it away
+        progress.say(f"warning: the model could not be logged. {error}")

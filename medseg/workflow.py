@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from medseg.dataset import LabelClass, Labels
-from medseg.device import machine
+from medseg.device import choose_device, machine
 from medseg.evaluation.records import Comparison, Evaluation
 from medseg.held_out import report
-from medseg.io.layouts.base import LayoutOptions, open_dataset
+from medseg.io.layouts.base import LayoutOptions, make_labels, open_dataset
 from medseg.io.store import Store
+from medseg.planning.difference import Change
+from medseg.planning.difference import difference as plan_difference
 from medseg.planning.explain import Decision
 from medseg.planning.explain import explain as explain_plan
 from medseg.planning.verify import Verified
@@ -27,7 +28,7 @@ from medseg.preconditions import check_continuation, check_folds, check_length
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.sample import sample_dataset
-from medseg.steps import Training, measured, planned, prepared, train_fold
+from medseg.steps import Training, log_model, measured, planned, prepared, train_fold
 from medseg.workspace import RunFolder, Workspace
 
 # torch, lightning and mlflow take seconds to import, so what needs them is imported by the verb that does.
@@ -60,6 +61,7 @@ def plan(
     network: str = "unet",
     memory: float | None = None,
     device: str = "auto",
+    edits: Mapping[str, str] | None = None,
     options: LayoutOptions | None = None,
     workers: int | None = None,
     resample_labels: bool = False,
@@ -70,10 +72,12 @@ def plan(
     Args:
         task: what the annotations mean; None takes what the dataset's layout says.
         memory: GiB that training may use; None takes what the machine has.
+        device: what training will run on; with `memory` it need not exist here.
+        edits: values to replace in every configuration that has the field (see `medseg.planning.editing.edit_plans`).
     """
     offered, workspace = machine(device, memory), Workspace(out)
     found, fingerprint = measured(dataset, workspace, options, workers, resample_labels, progress)
-    return planned(found, fingerprint, workspace, task, network, offered)
+    return planned(found, fingerprint, workspace, task, network, offered, edits)
 
 
 def explain(plan_file: Path) -> tuple[Decision, ...]:
@@ -81,6 +85,11 @@ def explain(plan_file: Path) -> tuple[Decision, ...]:
     chosen = Plan.load(plan_file)
     workspace = Workspace.of_plan(plan_file)
     return explain_plan(chosen, workspace.fingerprint() if workspace.fingerprint_file.is_file() else None)
+
+
+def difference(first: Path, second: Path) -> tuple[Change, ...]:
+    """Every field in which two plan files differ, with both values and both reasons; none for equal plans."""
+    return plan_difference(Plan.load(first), Plan.load(second))
 
 
 def preprocess(plan_file: Path, *, workers: int | None = None, progress: Progress = SILENT) -> Store:
@@ -106,7 +115,11 @@ def train(
     """Train one fold (None: on every case) into the model folder `out`; the length is `seconds`, `epochs`, or the plan's epochs."""
     check_length(seconds, epochs)
     how = Training(seconds, epochs, patience, resume, device, devices, workers, progress)
-    return train_fold(Plan.load(plan_file).edited(dict(edits or {})), Workspace.of_plan(plan_file), RunFolder(out), fold, how)
+    workspace, folder = Workspace.of_plan(plan_file), RunFolder(out)
+    result = train_fold(Plan.load(plan_file).edited(dict(edits or {})), workspace, folder, fold, how)
+    if result.finished:
+        log_model(workspace, folder, progress)
+    return result
 
 
 def predict(
@@ -151,7 +164,7 @@ def evaluate(
     from medseg.evaluation.scoring import evaluate as score_folder
 
     model = RunFolder(run) if run else None
-    labels = Labels(classes=tuple(LabelClass(name=n, values=v) for n, v in classes.items())) if classes else None
+    labels = make_labels(LayoutOptions(classes=classes), {}, reference) if classes else None
     return score_folder(
         predictions,
         reference,
@@ -208,7 +221,8 @@ def run(
 ) -> RunResult:
     """Everything with the recommended plan. Called again with the same `out`, it goes on where it was interrupted, with the plan it has.
 
-    The report covers the cases that each trained fold left out; with `folds=(None,)` every case trains and there is none.
+    The report covers the cases that the folds wanted by this call left out, not those of folds trained by earlier calls; with
+    `folds=(None,)` every case trains and there is none.
 
     Args:
         folds: folds to train, `None` among them for a model of every case; or "all" for cross-validation.
@@ -218,6 +232,7 @@ def run(
 
     check_length(seconds, epochs)
     check_folds(folds)
+    choose_device(device)  # planning for a device that is not here would only end in a training that cannot begin
     offered, edits = machine(device, memory), dict(edits or {})
     folder, workspace = RunFolder(out), Workspace(out / "workspace")
     begun = Plan.load(folder.plan_file) if folder.plan_file.is_file() else None
@@ -235,7 +250,10 @@ def run(
             break
     trained, selected = results[-1], any(result.patience is not None for result in results)
     held_out = [fold for fold in wanted if fold is not None] if trained.finished else []
-    evaluation = report(folder, workspace.dataset(), held_out, selected, device, memory, workers, progress) if held_out else None
+    learn = folds == "all"
+    evaluation = report(folder, workspace.dataset(), held_out, selected, device, memory, workers, learn, progress) if held_out else None
+    if trained.finished:
+        log_model(workspace, folder, progress)
     return RunResult(
         model=out,
         plan=chosen.name,

@@ -11,8 +11,8 @@ from medseg import workflow
 from medseg.errors import ModelError, PlanError, UsageError
 from medseg.evaluation.comparison import open_evaluation
 from medseg.planning.planner import choose_plan
-from medseg.preconditions import check_continuation
-from medseg.workspace import RunFolder
+from medseg.preconditions import check_continuation, check_workspace
+from medseg.workspace import RunFolder, Workspace
 
 
 def result(finished=True, patience=None, interrupted=""):
@@ -24,22 +24,25 @@ def steps(monkeypatch, plans, dataset, fingerprint):
     """`run(results, **options)`: what `run` returns, and the arguments of the trainings and of the report."""
 
     def run(results, **options):
-        trained, reported = [], []
+        trained, reported, logged = [], [], []
         queue = iter(results)
 
         def train_fold(chosen, workspace, folder, fold, how):
             trained.append((chosen.name, fold, how))
             return next(queue)
 
-        def report(folder, dataset, folds, selected, *rest):
-            reported.append((folds, selected))
+        def report(folder, dataset, folds, selected, device, memory, workers, learn, progress):
+            reported.append((folds, selected, learn))
 
         monkeypatch.setattr(workflow, "measured", lambda *arguments: (dataset, fingerprint))
         monkeypatch.setattr(workflow, "planned", lambda *arguments: plans)
         monkeypatch.setattr(workflow, "train_fold", train_fold)
         monkeypatch.setattr(workflow, "report", report)
+        monkeypatch.setattr(workflow, "log_model", lambda *arguments: logged.append(len(trained)))
         monkeypatch.setattr(workflow.Workspace, "dataset", lambda workspace: dataset)
-        return workflow.run(Path("data"), Path("nowhere"), **options), trained, reported
+        done = workflow.run(Path("data"), Path("nowhere"), **options)
+        assert logged == ([] if done.interrupted else [len(trained)])  # once, with all folds
+        return done, trained, reported
 
     return run
 
@@ -50,7 +53,7 @@ def test_run_trains_every_fold_and_reports_on_those_that_leave_cases_out(steps, 
     assert [(name, fold) for name, fold, _ in trained] == [(best, 1), (best, None), (best, 0)]
     how = trained[0][2]
     assert (how.seconds, how.epochs, how.patience, how.resume, how.devices, how.workers) == (60, None, 4, True, 1, 2)
-    assert reported == [([1, 0], False)]
+    assert reported == [([1, 0], False, False)]
     assert (done.plan, done.folds, done.tracking, done.interrupted) == (best, (1, None, 0), "sqlite:///x", "")
 
 
@@ -61,7 +64,11 @@ def test_run_ends_with_the_fold_that_is_interrupted(steps):
 
 
 def test_one_fold_that_patience_ended_makes_the_report_optimistic(steps):
-    assert steps([result(patience=3), result()], folds=(0, 1))[2] == [([0, 1], True)]
+    assert steps([result(patience=3), result()], folds=(0, 1))[2] == [([0, 1], True, False)]
+
+
+def test_cross_validation_lets_the_task_learn(steps):
+    assert steps([result()] * 5, folds="all")[2] == [([0, 1, 2, 3, 4], False, True)]
 
 
 def test_run_without_cases_left_out_has_no_report(steps):
@@ -91,6 +98,28 @@ def test_going_on_with_another_plan_or_other_data_is_refused(plans, dataset, fin
     other = chosen.model_copy(update={"data": chosen.data.model_copy(update={"digest": "0" * 16, "name": "Other"})})
     with pytest.raises(ModelError, match=r"is a run of other data; found dataset 'Other', digest 0{16}, expected 'Hippocampus', digest"):
         check_continuation(folder, other, dataset, fingerprint, None, {})
+
+
+def test_a_workspace_serves_one_dataset_that_may_grow_shrink_or_be_renamed(dataset, tmp_path):
+    """Two datasets in folders of one name have one name, so it alone tells nothing."""
+    workspace = Workspace(tmp_path)
+    present = dataset.model_copy(update={"cases": dataset.cases[4:8]})
+    present.save(workspace.dataset_file)
+
+    def check(cases, name=dataset.name):
+        check_workspace(workspace, dataset.model_copy(update={"cases": cases, "name": name}))
+
+    for cases in (dataset.cases[4:8], dataset.cases, dataset.cases[4:5], dataset.cases[7:9]):
+        check(cases)
+    check(dataset.cases[7:3:-1], name="Renamed")
+    first, other = min(c.id for c in present.cases), dataset.cases[0].id
+    for cases, name, example in ((dataset.cases[:4], dataset.name, other), (dataset.cases[:5], "Other", other)):
+        with pytest.raises(UsageError) as caught:
+            check(cases, name)
+        assert str(caught.value) == (
+            f"{tmp_path}: belongs to another dataset; found dataset 'Hippocampus' with 4 cases such as '{first}', "
+            f"expected '{name}' with {len(cases)} cases such as '{example}'. Choose another folder for -o."
+        )
 
 
 def test_a_folder_without_an_evaluation(tmp_path):

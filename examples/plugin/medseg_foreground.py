@@ -16,15 +16,15 @@ from medseg.fingerprint import Fingerprint
 from medseg.losses.dice import region_loss
 from medseg.metrics import METRICS, score_classes
 from medseg.models.base import Head, Outputs
+from medseg.plans import TargetSection
 from medseg.prediction import DenseMap, Prediction, Scores
-from medseg.record import Section
 from medseg.scratch import IN_MEMORY, Scratch
 from medseg.tasks.base import Needs, Task
 
 HEADS = (Head("any", 1, prior=(-3.0,)),)
 
 
-class ForegroundSettings(Section):
+class ForegroundSettings(TargetSection):
     """The task's section of the plan: nothing to decide."""
 
     kind: Literal["foreground"] = "foreground"

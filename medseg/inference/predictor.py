@@ -22,11 +22,12 @@ from medseg.device import CPU_SHARE, choose_device, machine, physical_memory
 from medseg.domains.base import Run, find_domain
 from medseg.errors import ImageError, MedsegError, ModelError, Problem, ResourceError
 from medseg.geometry import Grid, Step
-from medseg.inference.ensemble import Ensemble, load_network, out_of_memory
+from medseg.inference.ensemble import Ensemble, out_of_memory
 from medseg.inference.inputs import find_cases
 from medseg.inference.ledger import FailedCase, Ledger, PredictedCase, content_digest
 from medseg.inference.targets import check_targets, targets_of
 from medseg.io.images import image_stem, read_case, read_header, write_label, write_maps
+from medseg.models.weights import load_weights
 from medseg.plans import Plan
 from medseg.prediction import Prediction
 from medseg.progress import Progress, Silent
@@ -109,10 +110,10 @@ class Predictor:
                 )
             files = tuple(file for file in files if file.parent in wanted)
         chosen = choose_device(device)
-        digest = plan.content_digest()
+        digest = plan.trained_digest()
         task = find_task(plan.task)(plan)
-        networks = [load_network(task, file, digest) for file in files]
-        key = _digest(digest, *(file_digest(file) for file in files))
+        networks = [load_weights(task.network(), file, digest) for file in files]
+        key = _digest(plan.content_digest(), *(file_digest(file) for file in files))
         return cls(plan, networks, chosen, memory, key)
 
     def predict(
@@ -227,7 +228,7 @@ class Predictor:
         del prepared
         decoded = self.task.decode(self.domain.native(maps, trail), case_id, probabilities, self.scratch)
         del maps
-        labels = self.domain.restore(decoded.labels, trail, scratch=self.scratch)
+        labels = self.task.finish(self.domain.restore(decoded.labels, trail, scratch=self.scratch), native.spacing)
         chances = None if decoded.probabilities is None else self._restored_maps(decoded.probabilities, trail, native.shape)
         return Prediction(case_id, labels, chances, decoded.uncertainty)
 

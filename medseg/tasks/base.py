@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -15,10 +15,10 @@ from medseg.case import Batch
 from medseg.dataset import Dataset, Labels
 from medseg.fingerprint import Fingerprint
 from medseg.models.base import Head, Outputs, find_network
-from medseg.plans import Plan
+from medseg.plans import Plan, TargetSection
 from medseg.prediction import DenseMap, Prediction, Scores
-from medseg.record import Section
 from medseg.scratch import IN_MEMORY, Scratch
+from medseg.tasks.cleaning import HeldOut
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Needs:
     labels: Labels
     channels: int
     heads: tuple[Head, ...]
-    target: Section
+    target: TargetSection
     reasons: dict[str, str]
 
 
@@ -46,7 +46,7 @@ class Task(ABC):
     The oracle law holds for every task: `score(decode(oracle(targets)), truth)` is 1 in every similarity metric.
     """
 
-    Settings: ClassVar[type[Section]]
+    Settings: ClassVar[type[TargetSection]]
     summary: ClassVar[str]
     """One line for `medseg tasks`."""
     metrics: ClassVar[tuple[str, ...]]
@@ -95,6 +95,15 @@ class Task(ABC):
         self, outputs: Mapping[str, DenseMap], case_id: str, probabilities: bool = False, scratch: Scratch = IN_MEMORY
     ) -> Prediction:
         """Stitched outputs of one case to a prediction on the same grid, slab by slab; large arrays come from `scratch`."""
+
+    def learn(self, cases: Iterable[HeldOut]) -> tuple[TargetSection, dict[str, str]]:
+        """What predictions of held-out cases teach about `finish`: the task's section of the plan, and the reason for each field it sets."""
+        section: TargetSection = self.plan.target
+        return section, {}
+
+    def finish(self, labels: NDArray[Any], spacing: tuple[float, ...]) -> NDArray[Any]:
+        """A predicted label map on its native grid (mm per axis) with what was learned applied; may work in place."""
+        return labels
 
     @abstractmethod
     def score(

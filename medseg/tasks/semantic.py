@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -20,10 +20,11 @@ from medseg.fingerprint import Fingerprint
 from medseg.losses.dice import IGNORED, exclusive_loss, region_loss
 from medseg.metrics.classes import METRICS, score_classes
 from medseg.models.base import Head, Outputs
+from medseg.plans import TargetSection
 from medseg.prediction import DenseMap, Prediction, Scores
-from medseg.record import Section
 from medseg.scratch import IN_MEMORY, Scratch, release
 from medseg.tasks.base import Needs, Task
+from medseg.tasks.cleaning import Cleaning, HeldOut, clean, learn
 
 HEAD = "segmentation"
 SURE = 12.0  # logit of a perfect network: e^-12 of doubt
@@ -32,7 +33,7 @@ FAINTEST = 1e-4  # a class is never taken to be rarer, so that its first logits 
 HEAVIEST = 5.0  # more would make the cross entropy of a rare class drown all others
 
 
-class SemanticSettings(Section):
+class SemanticSettings(TargetSection):
     """What the loss asks of the network."""
 
     kind: Literal["semantic"] = "semantic"
@@ -45,6 +46,12 @@ class SemanticSettings(Section):
     batch_dice: bool = Field(description="Dice over all windows of a batch together instead of window by window.")
     dice: float = Field(ge=0, le=10, description="Factor of the soft Dice loss.")
     cross_entropy: float = Field(ge=0, le=10, description="Factor of the cross entropy.")
+
+    cleaning: tuple[Cleaning, ...] = Field(default=(), description="What is done to predicted label maps; learned of held-out predictions.")
+
+    def training_key(self) -> str:
+        """Cleaning comes after training."""
+        return self.model_copy(update={"cleaning": ()}).to_json()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -81,6 +88,7 @@ class Semantic(Task):
             "batch_dice": "Small objects may be missing from a window; over the whole batch their Dice is stable.",
             "dice": "Optimises the score itself, whatever the class imbalance.",
             "cross_entropy": "Smooth gradients where the Dice has none; the sum of both is nnU-Net's loss.",
+            "cleaning": "None yet: `medseg run --folds all` learns it of the predictions of held-out cases.",
         }
         frequencies = _frequencies(fingerprint)
         target = SemanticSettings(frequencies=frequencies, class_weights=weights, batch_dice=True, dice=1.0, cross_entropy=1.0)
@@ -165,6 +173,15 @@ class Semantic(Task):
                 release(kept)
             release(decoded)
         return Prediction(case_id, decoded, kept, doubt / voxels if voxels else None)
+
+    def learn(self, cases: Iterable[HeldOut]) -> tuple[TargetSection, dict[str, str]]:
+        """See `medseg.tasks.cleaning.learn`."""
+        rules, why = learn(cases, self.labels)
+        return self.settings.model_copy(update={"cleaning": rules}), {"cleaning": why}
+
+    def finish(self, labels: NDArray[Any], spacing: tuple[float, ...]) -> NDArray[Any]:
+        """See `medseg.tasks.cleaning.clean`."""
+        return clean(labels, self.settings.cleaning, self.labels, spacing)
 
     def score(
         self, prediction: NDArray[Any], truth: NDArray[Any], spacing: tuple[float, ...], metrics: tuple[str, ...] | None = None
