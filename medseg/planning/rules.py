@@ -24,8 +24,8 @@ BATCH_FLOPS = {"cpu": 1.0e11, "mps": 1.0e12, "cuda": 2.0e13}
 TOTAL_STEPS = {"cpu": 4_000, "mps": 12_500, "cuda": 25_000}
 """Steps when neither --epochs nor --time is given."""
 PASSES, FEWEST_STEPS, NETWORKS = 20, 1000, 4
-"""How often one network sees each case before more passes teach it no more (measured: benchmarks/networks.py), for how many steps at least,
-and how many networks share a longer training."""
+"""How often one network sees each case before more passes teach it no more (measured on one dataset, see benchmarks/README.md), for how many
+steps at least, and how many networks share a longer training."""
 EPOCH_STEPS = (50, 250)  # fewer would validate all the time, more too seldom; nnU-Net's epochs have 250
 FOLDS = (2, 5)  # a fold must leave something to train on; more than nnU-Net's 5 cost more than they tell
 FOREGROUND = 0.33
@@ -109,9 +109,9 @@ def training(
         "steps": f"One pass over the dataset is {windows} windows, {math.ceil(windows / batch)} steps; an epoch has {low} to {high} "
         "so that validation is neither constant nor rare.",
         "epochs": f"{total:,} steps in all on this kind of device, when neither --epochs nor --time is given.",
-        "network_steps": f"{PASSES} passes over the cases of a fold, {turn} steps each, and at least {FEWEST_STEPS}: more would teach the network "
-        "these cases by heart, and several networks that began differently are better together than each alone.",
-        "networks": f"Each costs prediction its time, and beyond {NETWORKS} they gain little.",
+        "network_steps": f"{PASSES} passes over the cases of a fold, {turn} steps each, and at least {FEWEST_STEPS}: with many more a network begins to "
+        "learn its cases by heart, and several that began differently, averaged, are better than one.",
+        "networks": "Each costs prediction its time, and every further one gains less.",
         "optimizer": "Orthogonalised momentum learns more per step than AdamW or SGD and costs little (Jordan et al. 2024).",
         "learning_rate": "Orthogonalised updates have a fixed size, so one rate serves all widths and batches.",
         "weight_decay": "None: normalisation makes the scale of most weights irrelevant, and augmentation and averaging regularise.",
