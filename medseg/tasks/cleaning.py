@@ -86,27 +86,36 @@ def learn(cases: Iterable[HeldOut], classes: Labels) -> tuple[tuple[Cleaning, ..
         _try(case, classes, trials)
     if len(trials.plain) < FEWEST_CASES:
         return (), f"None: {len(trials.plain)} held-out cases prove nothing."
-    rules: list[Cleaning] = []
-    reasons: list[str] = []
-    for name in dict.fromkeys(cls for cls, _ in trials.tried):
-        removal, fill = _proven(trials, name, removes=True), _proven(trials, name, removes=False)
-        if removal is None and fill is None:
-            continue
-        limit = removal[0] if removal else 0.0
-        assert limit is not None
-        largest = limit == LARGEST_ONLY
-        rules.append(Cleaning(cls=name, largest=largest, smallest=0.0 if largest else limit, fill=fill is not None))
-        for what, gain in ((_said(limit), removal), ("holes filled", fill)):
-            if gain is not None:
-                reasons.append(
-                    f"{name or 'all classes together'}: {what}, +{gain[1]:.4f} Dice (95 % interval {gain[2]:.4f} to {gain[3]:.4f})"
-                )
-        if not name:
-            break  # what each class alone would gain was measured without this rule
+    together = _rules(trials, ("",))
+    alone = _rules(trials, classes.names) if classes.exclusive else []
+    # Gains of different classes add up; of two equal ways the simpler one.
+    chosen = max(together, alone, key=lambda found: sum(gain for _, _, gain in found))
+    rules = [rule for rule, _, _ in chosen]
+    reasons = [why for _, why, _ in chosen]
     count = f"on {len(trials.plain)} held-out predictions"
     if not rules:
         return (), f"None: no rule raises the Dice {count} beyond doubt."
     return tuple(rules), f"Proven {count}: {'; '.join(reasons)}."
+
+
+def _rules(trials: _Trials, names: Iterable[str]) -> list[tuple[Cleaning, str, float]]:
+    """The proven rules for some classes: rule, reason, gain."""
+    found = []
+    for name in names:
+        removal, fill = _proven(trials, name, removes=True), _proven(trials, name, removes=False)
+        limit = removal[0] if removal else 0.0
+        assert limit is not None
+        said = [
+            f"{what}, +{gain[1]:.4f} Dice (95 % interval {gain[2]:.4f} to {gain[3]:.4f})"
+            for what, gain in ((_said(limit), removal), ("holes filled", fill))
+            if gain is not None
+        ]
+        if said:
+            largest = limit == LARGEST_ONLY
+            rule = Cleaning(cls=name, largest=largest, smallest=0.0 if largest else limit, fill=fill is not None)
+            gain = sum(one[1] for one in (removal, fill) if one is not None)
+            found.append((rule, f"{name or 'all classes together'}: {'; '.join(said)}", gain))
+    return found
 
 
 def _proven(trials: _Trials, name: str, removes: bool) -> tuple[float | None, float, float, float] | None:
