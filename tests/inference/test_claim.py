@@ -117,7 +117,7 @@ def test_a_lock_on_a_removed_file_is_worth_nothing(tmp_path, monkeypatch):
 
     def late(descriptor):
         if not calls:
-            (tmp_path / claim.NAME).unlink()
+            (tmp_path / ".prediction.lock").unlink()
         calls.append(descriptor)
         lock(descriptor)
 
@@ -135,11 +135,11 @@ def test_without_locks_a_single_prediction_works(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(claim, "_lock", unknown)
     with caplog.at_level(logging.WARNING):
         Claim(tmp_path, "prediction").release()
-    assert caplog.messages == [f"{tmp_path}: no locks on this file system (Function not implemented); do not predict into it twice at once"]
+    assert caplog.messages == [f"{tmp_path}: no locks on this file system (Function not implemented); do not use it twice at once"]
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match=r"\.predictions\.lock: cannot be written; found .*\. Choose another folder with -o\."):
+    with pytest.raises(ResourceError, match=r"\.prediction\.lock: cannot be written; found .*\. Choose another folder with -o\."):
         Claim(tmp_path / "file", "prediction")
