@@ -91,7 +91,7 @@ class CaseFiles(Record):
 
     Attributes:
         id: unique within the dataset; the stem of predictions.
-        images: one file per channel, or one file with all channels (4D NIfTI, RGB).
+        images: one file per channel, or one file with all channels (4D NIfTI, RGB). The case lies on the grid of the first.
         label: None for cases to predict only.
         group: cases of one patient share it; they are never split between training and validation.
         resample_label: the label lies on another grid in the same world and is brought to the image's when it is read.
@@ -105,7 +105,10 @@ class CaseFiles(Record):
 
 
 class Dataset(Record):
-    """A dataset as it lies on disk; `task` and `domain` are what its layout says that annotations mean and where data lives."""
+    """A dataset as it lies on disk; `task` and `domain` are what its layout says that annotations mean and where data lives.
+
+    The first channel is the reference: a case lies on the grid of its first file. `notes` says what the layout decided, and why.
+    """
 
     name: str
     root: Path
@@ -118,6 +121,7 @@ class Dataset(Record):
     cases: tuple[CaseFiles, ...] = Field(min_length=1)
     unlabelled: tuple[CaseFiles, ...] = ()
     licence: str = ""
+    notes: tuple[str, ...] = ()
 
     def case(self, case_id: str) -> CaseFiles:
         """The case with this id."""

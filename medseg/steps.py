@@ -35,6 +35,8 @@ def measured(
 
     found = open_dataset(dataset, options or LayoutOptions())
     check_workspace(workspace, found)
+    for note in found.notes:
+        progress.say(note)
     verified = verify(found, workers=workers, progress=progress, resample_labels=resample_labels, cache=workspace.cache)
     for warning in verified.warnings:
         progress.say(f"warning: {warning}")

@@ -19,6 +19,7 @@ from medseg.commands.options import (
     ModalityOption,
     Network,
     PlanFile,
+    ReferenceChannel,
     ResampleLabels,
     TaskName,
     Workers,
@@ -37,6 +38,7 @@ def verify(
     classes: Classes = None,
     labels: LabelFolder = None,
     modality: ModalityOption = None,
+    reference: ReferenceChannel = None,
     workers: Workers = None,
     resample_labels: ResampleLabels = False,
 ) -> None:
@@ -45,11 +47,13 @@ def verify(
 
     with Bars() as progress:
         verified = workflow.verify(
-            dataset, options(classes, labels, modality), workers=workers, resample_labels=resample_labels, progress=progress
+            dataset, options(classes, labels, modality, reference), workers=workers, resample_labels=resample_labels, progress=progress
         )
+    found = verified.dataset
+    for note in found.notes:
+        say(note)
     for warning in verified.warnings:
         warn(str(warning))
-    found = verified.dataset
     rows = [
         (name, "/".join(map(str, c.values)), verified.occurrences[name])
         for name, c in zip(found.labels.names, found.labels.classes, strict=True)
@@ -63,6 +67,7 @@ def verify(
             "cases": len(found.cases),
             "unlabelled": len(found.unlabelled),
             "occurrences": verified.occurrences,
+            "notes": found.notes,
             "warnings": [str(w) for w in verified.warnings],
         }
     )
@@ -77,6 +82,7 @@ def plan(
     classes: Classes = None,
     labels: LabelFolder = None,
     modality: ModalityOption = None,
+    reference: ReferenceChannel = None,
     workers: Workers = None,
     resample_labels: ResampleLabels = False,
     network: Network = "unet",
@@ -94,7 +100,7 @@ def plan(
             device=device,
             network=network,
             edits=parse_edits(edits, "--edit"),
-            options=options(classes, labels, modality),
+            options=options(classes, labels, modality, reference),
             workers=workers,
             resample_labels=resample_labels,
             progress=progress,

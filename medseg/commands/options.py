@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medseg.io.layouts.base import LayoutOptions
 
 DatasetPath = Annotated[
-    Path, typer.Argument(help="Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, or images/ + labels/.")
+    Path, typer.Argument(help="Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, images/ + labels/, or case folders.")
 ]
 PlanFile = Annotated[Path, typer.Argument(help="A plan file, e.g. PLANS/3d.json.")]
 RunPath = Annotated[Path, typer.Argument(help="A model: the folder that `medseg run` or `medseg train` wrote.")]
@@ -25,9 +25,17 @@ Classes = Annotated[
     list[str] | None,
     typer.Option("--class", help="A class and its label values, e.g. --class polyp=1-20 (repeatable). Default: as the dataset declares."),
 ]
-LabelFolder = Annotated[str | None, typer.Option("--labels", help="Name of the label folder where a dataset has several.")]
+LabelFolder = Annotated[
+    str | None, typer.Option("--labels", help="Name of the label folder (in case folders: of the label files) where a dataset has several.")
+]
 ModalityOption = Annotated[
     str | None, typer.Option("--modality", help="What the images are: ct, mr, pet, rgb, gray, other. Default: from the dataset.")
+]
+ReferenceChannel = Annotated[
+    str | None,
+    typer.Option(
+        "--reference", help="In case folders, the channel on whose grid cases are read. Default: that of the label, or the finest."
+    ),
 ]
 ResampleLabels = Annotated[
     bool, typer.Option("--resample-labels", help="Resample labels that lie on another grid onto their image's grid.")
@@ -67,11 +75,16 @@ def out_option(text: str) -> OptionInfo:
     return option
 
 
-def options(classes: list[str] | None, labels: str | None, modality: str | None) -> LayoutOptions:
+def options(classes: list[str] | None, labels: str | None, modality: str | None, reference: str | None) -> LayoutOptions:
     """The dataset options of the command line."""
     from medseg.io.layouts.base import LayoutOptions
 
-    return LayoutOptions(classes=parse_classes(classes) if classes else None, labels=labels, modality=cast("Modality | None", modality))
+    return LayoutOptions(
+        classes=parse_classes(classes) if classes else None,
+        labels=labels,
+        modality=cast("Modality | None", modality),
+        reference=reference,
+    )
 
 
 def parse_classes(texts: list[str]) -> dict[str, tuple[int, ...]]:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from medseg.dataset import CaseFiles, Channel
+from medseg.dataset import CaseFiles, Channel, Modality
 from medseg.errors import DatasetError, ImageError, MedsegError, Problem, UsageError
+from medseg.io.grids import Moved, channels_by_file, moved_channels, place
 from medseg.io.images import SUFFIXES, image_stem, read_header
-from medseg.io.layouts.base import open_dataset
+from medseg.io.layouts.base import modality_of, open_dataset
+from medseg.io.layouts.case_folders import case_folders
 from medseg.io.layouts.files import without_channel
+from medseg.io.layouts.roles import ONLY, RoleFile, role_files, role_of_channel
 
 
 def find_cases(inputs: Sequence[Path | CaseFiles], channels: tuple[Channel, ...]) -> tuple[CaseFiles, ...]:
     """The cases behind `inputs`, sorted by id.
 
     An input is an image file (all channels in one file, or one of `case_0000`, `case_0001`, ... whose siblings are found), a folder of
-    such files, a folder with one subfolder per case, a dataset in any known layout (labelled and unlabelled cases alike), or a case as
-    a dataset lists it, which is taken as it is.
+    such files, a case folder whose files are named after the channels, a folder with one subfolder per case, a dataset in any known
+    layout (labelled and unlabelled cases alike), or a case as a dataset lists it, which is taken as it is. In case folders, labels are
+    left aside, and so are images that the model has no channel for (see `left_aside`).
 
     A number at the end of a name counts as a channel's only where the file does not hold all channels: `frame_0003.png` in colour is a
     case of its own for a model of three colours. The number stays in its id, unless `_0000` is the only file of that name (nnU-Net's
@@ -100,18 +104,17 @@ def _single(path: Path, case_id: str | None = None) -> CaseFiles:
 def _of_folder(folder: Path, channels: tuple[Channel, ...]) -> list[CaseFiles]:
     files = sorted(path for path in folder.iterdir() if is_image(path))
     if files:
-        return _of_files(files, channels)
+        return [_of_roles(folder, channels)] if _has_roles(folder, channels) else _of_files(files, channels)
+    children = case_folders(folder)
+    if any(_has_roles(child, channels) for child in children):  # also a dataset, whose own order of channels need not be the model's
+        return _of_case_folders(children, channels)
     try:
         dataset = open_dataset(folder)
     except DatasetError as error:
         unknown = error
     else:
         return [*dataset.cases, *dataset.unlabelled]
-    cases = []
-    for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        images = sorted(path for path in child.iterdir() if is_image(path))
-        if images:
-            cases.append(_of_case_folder(child, images, channels))
+    cases = _of_case_folders([path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")], channels)
     if not cases:
         raise UsageError.of(
             "holds no image",
@@ -122,22 +125,70 @@ def _of_folder(folder: Path, channels: tuple[Channel, ...]) -> list[CaseFiles]:
     return cases
 
 
-def _of_case_folder(folder: Path, images: list[Path], channels: tuple[Channel, ...]) -> CaseFiles:
+def _of_case_folders(folders: Iterable[Path], channels: tuple[Channel, ...]) -> list[CaseFiles]:
+    """The cases of all folders that hold images; all problems at once."""
+    cases: list[CaseFiles] = []
+    problems: list[Problem] = []
+    for folder in folders:
+        images = [file for file in role_files(folder) if not file.label] or role_files(folder)
+        try:
+            if images:
+                cases.append(_of_roles(folder, channels) if _has_roles(folder, channels) else _of_case_folder(folder, images, channels))
+        except UsageError as error:
+            problems += error.problems
+    if problems:
+        raise UsageError(problems)
+    return cases
+
+
+def _has_roles(folder: Path, channels: tuple[Channel, ...]) -> bool:
+    """Whether the images in a folder are one case, because one at least has the role of a channel and does not hold all channels.
+
+    For a model of one channel every other image must be of a modality, too: `ct` beside `x` and `y` is a scan among others.
+    """
+    files = role_files(folder)
+    images = [file for file in files if not file.label]
+    wanted = {role_of_channel(channel.name) for channel in channels}
+    found = [file for file in images if file.key in wanted]
+    if len(channels) == 1:
+        told = len(files) > len(images) or any(file.role != ONLY for file in found)  # `image.png` alone is a scan with a poor name
+        return told and len(found) == 1 and all(file in found or modality_of(file.role) is not Modality.other for file in images)
+    return any(not _holds_all(file.path, channels) for file in found)
+
+
+def _of_roles(folder: Path, channels: tuple[Channel, ...]) -> CaseFiles:
+    """One case from a folder whose images have the roles of channels."""
+    images = [file for file in role_files(folder) if not file.label]
+    found = [[file.path for file in images if file.key == role_of_channel(channel.name)] for channel in channels]
+    if any(len(paths) != 1 for paths in found):
+        twice = [channel.name for channel, paths in zip(channels, found, strict=True) if len(paths) > 1]
+        lacking = [channel.name for channel, paths in zip(channels, found, strict=True) if not paths]
+        raise UsageError.of(
+            " and ".join([*([f"has no {', '.join(lacking)}"] if lacking else []), *([f"has several {', '.join(twice)}"] if twice else [])]),
+            where=str(folder),
+            found=", ".join(f"{file.role} ({file.path.name})" for file in images),
+            expected=f"one file for each of {', '.join(channel.name for channel in channels)}, as the model was trained on",
+            fix="Add, rename or remove files, or use a model for these channels.",
+        )
+    return CaseFiles(id=folder.name, images=tuple(paths[0] for paths in found), group=folder.name)
+
+
+def _of_case_folder(folder: Path, images: Sequence[RoleFile], channels: tuple[Channel, ...]) -> CaseFiles:
     """One case from a folder: a single file, numbered channels, or files that carry the channel's name."""
     if len(images) == 1:
-        return CaseFiles(id=folder.name, images=(images[0],), group=folder.name)
-    numbers = [without_channel(image_stem(path))[1] for path in images]
+        return CaseFiles(id=folder.name, images=(images[0].path,), group=folder.name)
+    numbers = [without_channel(image_stem(file.path))[1] for file in images]
     if numbers == list(range(len(channels))):
-        return CaseFiles(id=folder.name, images=tuple(images), group=folder.name)
+        return CaseFiles(id=folder.name, images=tuple(file.path for file in images), group=folder.name)
     named = []
     for channel in channels:
         word = re.compile(rf"(?<![a-z0-9]){re.escape(channel.name.lower())}(?![a-z0-9])")
-        found = [path for path in images if word.search(image_stem(path).lower())]
+        found = [file.path for file in images if word.search(image_stem(file.path).lower())]
         if len(found) != 1:
             raise UsageError.of(
                 f"channel '{channel.name}' is not clear",
                 where=str(folder),
-                found=", ".join(path.name for path in found or images),
+                found=", ".join(path.name for path in found or [file.path for file in images]),
                 expected=f"one file per channel whose name holds the channel's name: {', '.join(c.name for c in channels)}",
                 fix="Rename the files, or number them _0000, _0001, ... in the order of the channels.",
             )
@@ -180,3 +231,45 @@ def _of_files(files: Sequence[Path], channels: tuple[Channel, ...]) -> list[Case
     if problems:
         raise UsageError(problems)
     return cases
+
+
+def resampled(cases: Sequence[CaseFiles], channels: tuple[Channel, ...]) -> Problem | None:
+    """The warning about channels that are resampled onto the grid of their case's first file; from headers alone.
+
+    Cases that cannot be read, or not be placed, say so when their turn comes.
+    """
+    moved = []
+    for case in cases:
+        try:
+            headers = [read_header(path) for path in case.images] if len(case.images) > 1 else []
+        except ImageError:
+            continue
+        positions = channels_by_file([header.channels for header in headers])
+        for path, header, channel in list(zip(case.images, headers, positions, strict=False))[1:]:
+            placement = place(path, header.grid, header.native, case.images[0], headers[0].grid, headers[0].native)
+            if placement.coverage is not None:
+                moved.append(Moved(case.id, channel, placement.coverage))
+    return moved_channels(moved, channels, len(cases))
+
+
+def left_aside(cases: Sequence[CaseFiles], channels: tuple[Channel, ...]) -> Problem | None:
+    """The warning about images in case folders that belong to no channel of the model; None where there are none."""
+    names: dict[str, None] = {}
+    folders: dict[Path, None] = {}
+    wanted = {role_of_channel(channel.name) for channel in channels}
+    for case in cases:
+        folder = case.images[0].parent
+        files = role_files(folder) if folder.name == case.id else ()
+        if not any(file.key in wanted for file in files):
+            continue
+        for file in files:
+            if not file.label and file.path not in case.images:
+                names[file.role], folders[folder] = None, None
+    if not names:
+        return None
+    return Problem(
+        "images that the model has no channel for are left aside",
+        f"{len(folders)} of {len(cases)} cases",
+        ", ".join(names),
+        ", ".join(channel.name for channel in channels),
+    )

@@ -23,7 +23,7 @@ from medseg.domains.base import Run, find_domain
 from medseg.errors import ImageError, MedsegError, ModelError, Problem, ResourceError
 from medseg.geometry import Grid, Step
 from medseg.inference.ensemble import Ensemble, out_of_memory
-from medseg.inference.inputs import find_cases
+from medseg.inference.inputs import find_cases, left_aside, resampled
 from medseg.inference.ledger import FailedCase, Ledger, PredictedCase, content_digest
 from medseg.inference.targets import check_targets, targets_of
 from medseg.io.images import image_stem, read_case, read_header, write_label, write_maps
@@ -133,7 +133,8 @@ class Predictor:
         same model are kept, so an interrupted call is continued by repeating it. Nothing is overwritten but earlier predictions.
 
         Args:
-            inputs: image files, folders of images, folders of case folders, datasets, or cases as a dataset lists them (see `find_cases`).
+            inputs: image files, folders of images, case folders, folders of case folders, datasets, or cases as a dataset lists them (see
+                `find_cases`). Channels on another grid than the first are resampled onto it, with a warning to `progress`.
             out: receives `<case><suffix of the input>` (`.png` for lossy formats) and `predictions.json`.
             probabilities: also write one map per class to `out/probabilities`.
             uncertainty: also record one number per case in `predictions.json`.
@@ -146,7 +147,12 @@ class Predictor:
             ResourceError: `out` cannot be written.
         """
         progress = progress or Silent()
-        cases = find_cases([inputs] if isinstance(inputs, (Path, CaseFiles)) else inputs, self.plan.data.channels)
+        given = [inputs] if isinstance(inputs, (Path, CaseFiles)) else list(inputs)
+        cases = find_cases(given, self.plan.data.channels)
+        new = [case for case in cases if case not in given]  # of a dataset's cases `verify` has told
+        for warning in (left_aside(new, self.plan.data.channels), resampled(new, self.plan.data.channels)):
+            if warning is not None:
+                progress.say(f"warning: {warning}")
         ledger = Ledger(out)
         targets = check_targets(cases, out, probabilities, None if overwrite else ledger.files())
         check_writable(out)
@@ -204,7 +210,11 @@ class Predictor:
         """
         paths = (images,) if isinstance(images, Path) else tuple(images)
         stem = image_stem(paths[0])
-        return self._predict_read(CaseFiles(id=stem, images=paths, group=stem), probabilities, mirror)
+        files = CaseFiles(id=stem, images=paths, group=stem)
+        warning = resampled([files], self.plan.data.channels)
+        if warning is not None:
+            LOG.warning("%s", warning)
+        return self._predict_read(files, probabilities, mirror)
 
     def predict_case(self, case: Case, *, probabilities: bool = False, mirror: bool = True, progress: Progress | None = None) -> Prediction:
         """Predict a case on its native grid; the result lies on the same grid. The label of the case, if any, is not looked at.

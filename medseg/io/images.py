@@ -16,12 +16,11 @@ import numpy as np
 from medseg.case import Case
 from medseg.dataset import CaseFiles
 from medseg.errors import ImageError, Problem
-from medseg.geometry import Array, Grid
+from medseg.geometry import Array
 from medseg.io.format import Format, Header, Image, Native, numbers, smallest_integer
+from medseg.io.grids import Placement, grid_problems, nearest, place, resample
 from medseg.record import write_atomic
 from medseg.scratch import IN_MEMORY, Scratch, copy
-
-TOLERANCE = 0.1  # of the smallest spacing: how far two grids of one case may lie apart
 
 FORMATS = {".nii.gz": "nifti", ".nii": "nifti", ".nrrd": "itk", ".mha": "itk", ".mhd": "itk", ".png": "raster", ".jpg": "raster",
            ".jpeg": "raster", ".bmp": "raster", ".tif": "tiff", ".tiff": "tiff"}  # fmt: skip
@@ -96,31 +95,40 @@ def read_image(path: Path, scratch: Scratch = IN_MEMORY) -> Image:
 
 
 def read_stack(paths: Sequence[Path], scratch: Scratch = IN_MEMORY) -> Image:
-    """The channels of all files, in order, on the grid of the first.
+    """The channels of all files, in order, on the grid of the first; those on another grid are resampled onto it (see `grids.place`).
 
     Raises:
-        ImageError: a file cannot be read, or lies on another grid than the first; all problems at once.
+        ImageError: a file cannot be read, or lies elsewhere than the first; all problems at once.
     """
     if len(paths) == 1:
         return read_image(paths[0], scratch)
     problems: list[Problem] = []
     images: list[Image] = []
-    for path in paths:
+    moved: list[bool] = []
+    for i, path in enumerate(paths):
         try:
-            image = read_image(path, scratch)
-            if images:
-                problems += grid_problems(path, image.grid, image.native, paths[0], images[0].grid, images[0].native)
-            images.append(image)
+            images.append(read_image(path, scratch))
         except ImageError as error:
             problems += error.problems
+            if i == 0:
+                break  # there is nothing to compare the others with
+            continue
+        image, first = images[-1], images[0]
+        placement = place(path, image.grid, image.native, paths[0], first.grid, first.native) if i else Placement()
+        problems += placement.problems
+        moved.append(placement.coverage is not None)
     if problems:
         raise ImageError(problems)
     first = images[0]
     channels = [len(image.array) for image in images]
-    stack = scratch.zeros((sum(channels), *first.grid.shape), np.result_type(*(image.array for image in images)))
-    for image, stop in zip(images, itertools.accumulate(channels), strict=True):
+    kinds = [np.dtype(np.float32) if away else image.array.dtype for image, away in zip(images, moved, strict=True)]
+    stack = scratch.zeros((sum(channels), *first.grid.shape), np.result_type(*kinds))
+    for image, away, stop in zip(images, moved, itertools.accumulate(channels), strict=True):
         for channel, target in zip(image.array, stack[stop - len(image.array) : stop], strict=True):
-            copy(channel, target)
+            if away:
+                resample(channel, image.grid, first.grid, target)
+            else:
+                copy(channel, target)
     return Image(stack, first.grid, first.native)
 
 
@@ -217,39 +225,6 @@ def _write(path: Path, array: Array, like: Path) -> None:
     write_atomic(path, lambda temporary: target.write(temporary, array, grid, like if source is target else None))
 
 
-def tolerance(grid: Grid) -> float:
-    """How far, in mm, two grids of one case may lie apart: a tenth of a voxel."""
-    return TOLERANCE * min(grid.spacing)
-
-
-def grid_problems(
-    path: Path, grid: Grid, native: Native, first: Path, expected: Grid, other: Native, what: str = "channel"
-) -> list[Problem]:
-    """How `path` lies elsewhere than `first`: shape, then distance of the corners where both files say where they lie."""
-    fix = "Re-export both on one grid" + (", or pass --resample-labels." if what == "label" else ".")
-    if grid.ndim != expected.ndim:
-        return [Problem(f"the {what} has other dimensions than {first}", str(path), f"{grid.ndim}D", f"{expected.ndim}D", fix)]
-    if grid.shape != expected.shape:
-        return [Problem(f"the {what}'s shape differs from that of {first}", str(path), numbers(grid.shape), numbers(expected.shape), fix)]
-    if not (native.spaced and other.spaced):
-        return []
-    far = grid.distance(expected)
-    if far <= tolerance(expected):
-        return []
-    parts = [f"{far:.3g} mm apart at the far corner"]
-    if not np.allclose(grid.spacing, expected.spacing, rtol=1e-3):
-        parts.append(f"spacing {numbers(grid.spacing)} instead of {numbers(expected.spacing)}")
-    elif not np.allclose(grid.direction, expected.direction, atol=1e-3):
-        parts.append("other orientation")
-    else:
-        parts.append(f"origin {numbers(grid.origin)} instead of {numbers(expected.origin)}")
-    return [
-        Problem(
-            f"the {what}'s affine differs from that of {first}", str(path), "; ".join(parts), f"at most {tolerance(expected):.3g} mm", fix
-        )
-    ]
-
-
 def read_case(files: CaseFiles, with_label: bool = True, scratch: Scratch = IN_MEMORY) -> Case:
     """A case on its native grid, with an empty trail.
 
@@ -275,26 +250,13 @@ def read_case(files: CaseFiles, with_label: bool = True, scratch: Scratch = IN_M
         if image is not None and label is not None:
             wrong = grid_problems(files.label, label.grid, label.native, files.images[0], image.grid, image.native, "label")
             if wrong and files.resample_label and label.grid.ndim == image.grid.ndim:
-                label = Image(on_grid(label, image.grid), image.grid, image.native)
+                label = Image(nearest(label, image.grid), image.grid, image.native)
             else:
                 problems += wrong
     if problems:
         raise ImageError(problems)
     assert image is not None
     return Case(files.id, image.array, None if label is None else label.array[0], image.grid)
-
-
-def on_grid(image: Image, grid: Grid) -> Array:
-    """The values of an image at the nearest of its voxels to each voxel of `grid`, 0 outside; for labels. `(C, *grid.shape)`."""
-    from scipy import ndimage
-
-    matrix = np.linalg.inv(image.grid.affine) @ grid.affine
-    d = grid.ndim
-    planes = [
-        ndimage.affine_transform(c, matrix[:d, :d], matrix[:d, d], output_shape=grid.shape, order=0, mode="grid-constant", cval=0)
-        for c in image.array
-    ]
-    return np.stack(planes)
 
 
 def _format(path: Path) -> Format:
@@ -311,18 +273,15 @@ __all__ = [
     "Header",
     "Image",
     "Native",
-    "grid_problems",
     "image_stem",
     "image_suffix",
     "label_suffix",
     "map_suffix",
-    "on_grid",
     "read_case",
     "read_header",
     "read_image",
     "read_label",
     "read_stack",
-    "tolerance",
     "write_label",
     "write_maps",
 ]

@@ -13,7 +13,8 @@ from medseg.errors import ImageError, Problem
 from medseg.geometry import Array, Shape
 from medseg.io.digests import Digests
 from medseg.io.format import numbers
-from medseg.io.images import Header, Image, grid_problems, on_grid, read_header, read_image, read_label
+from medseg.io.grids import Moved, channels_by_file, grid_problems, nearest, place
+from medseg.io.images import Header, Image, read_header, read_image, read_label
 from medseg.io.layouts.files import missing_label
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
@@ -32,6 +33,7 @@ class CaseReport:
         voxels: per class; empty where there is no readable label.
         features: per channel: mean, standard deviation, smallest and largest value, as `asinh`.
         resample: the label lies on another grid and is to be resampled.
+        moved: channels that lie on another grid than the first.
     """
 
     id: str
@@ -45,6 +47,7 @@ class CaseReport:
     voxels: tuple[int, ...] = ()
     features: tuple[tuple[float, ...], ...] = ()
     resample: bool = False
+    moved: list[Moved] = field(default_factory=list)
 
 
 def inspect_case(
@@ -62,16 +65,14 @@ def inspect_case(
     known = [h for h in headers if h is not None]
     _check_channels(files, dataset, known, report)
     _check_shape(files, known[0], report)
-    for path, header in zip(files.images[1:], known[1:], strict=True):
-        report.problems += grid_problems(path, header.grid, header.native, files.images[0], known[0].grid, known[0].native)
-    moved: list[Problem] = []
+    _place_channels(files, known, report)
     if label is not None and files.label is not None:
-        moved = grid_problems(files.label, label.grid, label.native, files.images[0], known[0].grid, known[0].native, "label")
-        if moved and (resample_labels or files.resample_label) and label.grid.ndim == known[0].grid.ndim:
+        away = grid_problems(files.label, label.grid, label.native, files.images[0], known[0].grid, known[0].native, "label")
+        if away and (resample_labels or files.resample_label) and label.grid.ndim == known[0].grid.ndim:
             report.resample = True
-            report.warnings += moved
+            report.warnings += away
         else:
-            report.problems += moved
+            report.problems += away
     report.content = digests.case(files.model_copy(update={"label": None}))
     features: list[tuple[float, ...]] = []
     for path in files.images:
@@ -117,6 +118,17 @@ def _check_channels(files: CaseFiles, dataset: Dataset, headers: list[Header], r
     report.problems.append(
         Problem("wrong number of channels", f"case '{files.id}', {files.images[0]}", f"{found}", f"{wanted} ({names})", fix)
     )
+
+
+def _place_channels(files: CaseFiles, headers: list[Header], report: CaseReport) -> None:
+    """Channels on another grid than the first are resampled where that is possible, and else a problem."""
+    first = headers[0]
+    positions = channels_by_file([h.channels for h in headers])
+    for path, header, channels in zip(files.images[1:], headers[1:], positions[1:], strict=True):
+        placement = place(path, header.grid, header.native, files.images[0], first.grid, first.native)
+        report.problems += [_named(report.id, p) for p in placement.problems]
+        if placement.coverage is not None:
+            report.moved.append(Moved(report.id, channels, placement.coverage))
 
 
 def _check_shape(files: CaseFiles, header: Header, report: CaseReport) -> None:
@@ -211,7 +223,7 @@ def _check_label(path: Path, labels: Labels, image: Header, report: CaseReport) 
         report.problems += [_named(report.id, p) for p in error.problems]
         return
     if report.resample:
-        label = Image(on_grid(label, image.grid), image.grid, image.native)
+        label = Image(nearest(label, image.grid), image.grid, image.native)
     present: Counter[int] = Counter()
     for rows in row_slabs(label.array[0].shape):
         values, counts = np.unique(label.array[0][rows], return_counts=True)

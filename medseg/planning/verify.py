@@ -13,6 +13,7 @@ from medseg.dataset import CaseFiles, Dataset, Modality
 from medseg.device import memory_per_array
 from medseg.errors import DatasetError, Problem
 from medseg.io.digests import Digests
+from medseg.io.grids import moved_channels
 from medseg.parallel import default_workers, map_cases
 from medseg.planning.inspection import SHOWN, CaseReport, inspect_case
 from medseg.progress import Progress, Silent
@@ -85,6 +86,9 @@ def verify(
     found, odd = _classes(dataset, labelled, occurrences)
     problems += found
     warnings += [*odd, *_twins(dataset, labelled), *_spacings(labelled), *_size(dataset), *_modalities(dataset)]
+    moved_warning = moved_channels([m for r in reports for m in r.moved], dataset.channels, len(files))
+    if moved_warning is not None:
+        warnings.append(moved_warning)
     if problems:
         raise DatasetError(problems)
     moved = {r.id for r in labelled if r.resample}

@@ -115,6 +115,32 @@ def test_label_on_another_grid(root):
     assert verify(verified.dataset, workers=1).dataset == verified.dataset
 
 
+def test_channels_on_another_grid(root):
+    """nnU-Net raw and all other layouts: resampled onto the first, which the label must share."""
+    for i in range(6):
+        image_of(root, i).rename(root / f"imagesTr/c{i}_0000.nii.gz")
+        grid = np.diag([2.0, 2.0, 2.0, 1.0])
+        grid[:3, 3] = 0.5
+        image(
+            root / f"imagesTr/c{i}_0001.nii.gz",
+            np.random.default_rng(i).normal(size=(3, 3, 4)).astype(np.float32),
+            grid if i else np.eye(4),
+        )
+    names = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "head": 1, "tail": 2}, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(names))
+    verified = verify(open_dataset(root), workers=1)
+    (warning,) = verified.warnings
+    assert str(warning).startswith("channel PET: lies on another grid than the reference channel 'CT' and is resampled onto it when a case")
+    assert "found 6 of 6 cases; of the reference's field of view PET at least 10.7 % (case 'c0') is covered" in str(warning)
+    assert read_case(verified.dataset.cases[0]).image.shape == (2, 8, 7, 6)
+    far = np.eye(4)
+    far[0, 3] = 900
+    image(root / "imagesTr/c3_0001.nii.gz", np.random.default_rng(0).normal(size=(3, 3, 4)).astype(np.float32), far)
+    text = one(root)
+    assert text.startswith("case 'c3', ")
+    assert "the channel lies elsewhere in the world than" in text
+
+
 def test_label_of_another_shape(root):
     image(label_of(root, 1), np.ones((6, 7, 9), np.uint8))
     assert "the label's shape differs" in one(root)

@@ -23,13 +23,15 @@ class LayoutOptions:
 
     Attributes:
         classes: class name -> label values; replaces what the dataset declares.
-        labels: name of the folder of labels, where a layout has several candidates.
+        labels: name of the folder of labels (in case folders: of the label file), where a layout has several candidates.
         modality: what the values of every channel mean; replaces what names suggest.
+        reference: name of the channel on whose grid a case is read, where files are channels by their names.
     """
 
     classes: Mapping[str, tuple[int, ...]] | None = None
     labels: str | None = None
     modality: Modality | None = None
+    reference: str | None = None
 
     def __post_init__(self) -> None:
         if self.modality is not None and self.modality not in list(Modality):
@@ -87,6 +89,12 @@ def open_dataset(path: Path, options: LayoutOptions | None = None) -> Dataset:
         )
     inside = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "an empty folder"
     raise DatasetError.of("is no dataset of a known layout", where=str(root), found=inside, expected=wanted)
+
+
+def is_described(root: Path) -> bool:
+    """Whether a `dataset.json` says that a folder is a Decathlon task or an nnU-Net raw dataset. Raises DatasetError as `read_json`."""
+    described = read_json(root / "dataset.json")
+    return described is not None and ("training" in described or "channel_names" in described)
 
 
 def read_json(path: Path) -> Mapping[str, Any] | None:
@@ -162,6 +170,21 @@ def require(data: Mapping[str, Any], key: str, kind: type | tuple[type, ...], wh
     found = "nothing" if key not in data else type(value).__name__
     problems.append(Problem(f"'{key}' is missing or of the wrong type", str(where), found, kinds))
     return None
+
+
+def refuse_reference(name: str | None, where: Path) -> None:
+    """For layouts that number their channels: a trained model expects the files in the order of their numbers.
+
+    Raises:
+        DatasetError: another reference channel was asked for.
+    """
+    if name is not None:
+        raise DatasetError.of(
+            "a reference channel has no meaning here: channels are numbered, and the first one's grid is that of the case",
+            where=str(where),
+            found=f"'{name}'",
+            fix="Leave out --reference, or number the files and channels in another order.",
+        )
 
 
 WORDS = {

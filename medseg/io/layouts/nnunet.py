@@ -13,7 +13,7 @@ from typing import Any, ClassVar, final
 from medseg.dataset import CaseFiles, Dataset
 from medseg.errors import DatasetError, Problem
 from medseg.io.images import SUFFIXES
-from medseg.io.layouts.base import Layout, LayoutOptions, make_channels, make_dataset, make_labels, read_json, require
+from medseg.io.layouts.base import Layout, LayoutOptions, make_channels, make_dataset, make_labels, read_json, refuse_reference, require
 from medseg.io.layouts.files import CHANNEL, channel_gaps, image_files, missing_image, missing_label, usual_header
 
 
@@ -34,6 +34,7 @@ class NnUNetRaw(Layout):
     def read(self, root: Path, options: LayoutOptions) -> Dataset:
         """See `Layout.read`."""
         where = root / "dataset.json"
+        refuse_reference(options.reference, where)
         data = read_json(where) or {}
         problems: list[Problem] = []
         if options.labels is not None:

@@ -1,0 +1,145 @@
+"""`medseg.json`: what folders of images and labels cannot say of themselves, and what is taken for granted where it says nothing.
+
+Classes that nobody declares are the values found in the labels; one value alone (0/1 or 0/255 masks) is the class `foreground`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from medseg.dataset import Channel, Labels, Modality
+from medseg.errors import DatasetError, ImageError, PlanError
+from medseg.io.images import read_label
+from medseg.io.layouts.base import LayoutOptions, make_channels, make_labels, read_json
+from medseg.record import Record
+
+NAME = "medseg.json"
+PHOTOGRAPHS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+MANY = 256  # more values than this are no classes but instances, or an image
+EYE = re.compile(r"^(?P<patient>.*[0-9_-])(?P<side>[LR])$")
+
+
+class Descriptor(Record):
+    """The content of `medseg.json`.
+
+    Attributes:
+        channels: names, or names with modalities, in order. In case folders the names are roles of files: those to use, the first being
+            the reference.
+        classes: class name -> label values.
+        order: for regions that overlap, the value written for each class.
+        labels: name of the folder of labels; in case folders, of the label file.
+        groups: regular expression whose first group, matched from the start of a case id, names the patient.
+        reference: in case folders, the channel on whose grid cases are read.
+    """
+
+    name: str = ""
+    licence: str = ""
+    channels: tuple[str | Channel, ...] | None = None
+    classes: dict[str, tuple[int, ...]] | None = None
+    ignore: int | None = None
+    order: tuple[int, ...] | None = None
+    labels: str | None = None
+    groups: str | None = None
+    reference: str | None = None
+
+
+def read_descriptor(root: Path) -> Descriptor:
+    """The descriptor of a folder, an empty one where there is none. Raises DatasetError for one that does not validate."""
+    data = read_json(root / NAME)
+    if data is None:
+        return Descriptor()
+    try:
+        return Descriptor.parse(data, str(root / NAME))
+    except PlanError as error:
+        raise DatasetError(error.problems) from None
+
+
+def groups_of(root: Path, cases: Sequence[str], pattern: str | None) -> dict[str, str]:
+    """The patient of each case: by the descriptor's expression; else both sides (`01L`, `01R`) of a patient belong together.
+
+    Raises:
+        DatasetError: the expression is none, has no group, or does not match every case.
+    """
+    if pattern is not None:
+        where = f"{root / NAME}, field 'groups'"
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise DatasetError.of("is not a regular expression", where=where, found=f"'{pattern}' ({error})") from None
+        if expression.groups < 1:
+            raise DatasetError.of("has no group in parentheses", where=where, found=f"'{pattern}'", expected="for example '([^_]+)_'")
+        matches = {case: expression.match(case) for case in cases}
+        missing = [case for case, match in matches.items() if match is None]
+        if missing:
+            raise DatasetError.of(
+                "does not match every case", where=where, found=", ".join(missing[:5]), expected=f"a match of '{pattern}' from the start"
+            )
+        return {case: str(match[1]) for case, match in matches.items() if match is not None}
+    sides = {case: EYE.match(case) for case in cases}
+    if not all(sides.values()):
+        return {case: case for case in cases}
+    return {case: match["patient"].rstrip("_-") for case, match in sides.items() if match is not None}
+
+
+def channels_in_order(descriptor: Descriptor, options: LayoutOptions, count: int, suffix: str) -> tuple[Channel, ...]:
+    """Channels that are known by their order only, `count` of them unless the descriptor names them; `suffix` tells photographs."""
+    fallback = Modality.gray if suffix in PHOTOGRAPHS else Modality.other
+    if descriptor.channels is not None:
+        return declared_channels(descriptor.channels, options, fallback)
+    if suffix in PHOTOGRAPHS and count == 3:
+        return make_channels(("red", "green", "blue"), options)
+    if suffix in PHOTOGRAPHS and count == 1:
+        return make_channels(("gray",), options)
+    return make_channels(("image",) if count == 1 else tuple(f"channel {i}" for i in range(count)), options, fallback)
+
+
+def declared_channels(declared: Sequence[str | Channel], options: LayoutOptions, fallback: Modality) -> tuple[Channel, ...]:
+    """Channels as a descriptor lists them; `options.modality` before what it says, and what it says before what names suggest."""
+    named = make_channels(tuple(c if isinstance(c, str) else c.name for c in declared), options, fallback)
+    return tuple(n if isinstance(c, str) or options.modality else c for n, c in zip(named, declared, strict=True))
+
+
+def classes_of(root: Path, descriptor: Descriptor, options: LayoutOptions, files: Sequence[Path], where: Path, fix: str) -> Labels:
+    """The classes that were declared, else one for each value found in the label `files`.
+
+    Args:
+        where: what holds the labels, for errors.
+        fix: how other labels are chosen.
+
+    Raises:
+        DatasetError: the labels hold no foreground, or no classes.
+    """
+    if options.classes is not None or descriptor.classes is not None:
+        return make_labels(options, descriptor.classes or {}, root / NAME, descriptor.ignore, descriptor.order)
+    with ThreadPoolExecutor(4) as pool:
+        values = sorted({v for found in pool.map(_values, files) for v in found} - {0, descriptor.ignore})
+    if not values:
+        raise DatasetError.of(
+            "no label file has any foreground",
+            where=str(where),
+            found=f"{len(files)} files, all missing, unreadable or 0",
+            expected="values above 0",
+            fix=fix,
+        )
+    if len(values) > MANY or values[0] < 0:
+        raise DatasetError.of(
+            "the labels hold too many values to be classes",
+            where=str(where),
+            found=f"{len(values)} values from {values[0]} to {values[-1]}",
+            expected=f"at most {MANY} classes with positive values",
+            fix=f"Declare classes: --class NAME=1-9999, or 'classes' in {NAME}.",
+        )
+    classes = {"foreground": (values[0],)} if len(values) == 1 else {f"class {v}": (v,) for v in values}
+    return make_labels(options, classes, root, descriptor.ignore)
+
+
+def _values(path: Path) -> set[int]:
+    try:
+        return {int(v) for v in np.unique(read_label(path).array)}
+    except ImageError:
+        return set()  # `verify` says what is wrong with it
