@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from medseg.errors import ResourceError
 
@@ -36,28 +37,45 @@ def choose_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ResourceError.of("unknown device", found=f"'{name}'", expected="auto, cpu, cuda, cuda:N or mps") from None
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(device.type, False)
+    device = _named(name)
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device.type]
     if not present or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise ResourceError.of(
-            "this device is not available here", found=f"'{name}'", fix="Run `medseg doctor` to see what is, or pass --device auto."
+            "this device is not available here",
+            found=f"'{name}'",
+            fix="Run `medseg doctor` to see what is, or pass --device auto. To plan for another machine, say what it has with --memory.",
         )
     return device
 
 
+def _named(name: str) -> torch.device:
+    import torch
+
+    with contextlib.suppress(RuntimeError):
+        device = torch.device(name)
+        if device.type in get_args(Kind):
+            return device
+    raise ResourceError.of("unknown device", found=f"'{name}'", expected="auto, cpu, cuda, cuda:N or mps")
+
+
 def machine(device: str = "auto", memory: float | None = None) -> Machine:
-    """The machine at hand; `memory` in GiB overrides what it has (`--memory`).
+    """The machine to plan for: the one at hand, or another one, described by a device and its memory.
 
     A GPU offers its total memory less 1 GiB for the context; a CPU half of its `physical_memory` (`CPU_SHARE`), rounded down to whole GiB.
+
+    Args:
+        device: as for `choose_device`. With `memory`, a device that is named need not exist here: planning computes nothing on it.
+        memory: GiB that training may use (`--memory`), instead of what the device has.
+
+    Raises:
+        ResourceError: the device is unknown, or its memory is asked for and it does not exist here.
     """
     import torch
 
-    chosen = choose_device(device)
     if memory is not None:
-        return Machine(chosen.type, memory)  # type: ignore[arg-type]
+        named = choose_device() if device == "auto" else _named(device)
+        return Machine(named.type, memory)  # type: ignore[arg-type]
+    chosen = choose_device(device)
     if chosen.type == "cuda":
         return Machine("cuda", max(1.0, float(torch.cuda.get_device_properties(chosen).total_memory // 2**30 - 1)))
     if chosen.type == "mps":

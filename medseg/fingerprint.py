@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from medseg.dataset import Channel, Labels
-from medseg.record import Record
+from medseg.record import Record, compact_json
 
 
 class Intensities(Record):
@@ -54,7 +54,7 @@ class CaseStats(Record):
         shape, spacing: of the whole case.
         cropped: shape of the box of voxels that are not zero in every channel.
         zeros: fraction of voxels that are zero in every channel.
-        channels: one per channel.
+        channels: one per channel; none in a fingerprint, which holds them pooled.
         classes: one per class, in the order of `Labels.classes`.
     """
 
@@ -64,7 +64,7 @@ class CaseStats(Record):
     spacing: tuple[float, ...]
     cropped: tuple[int, ...]
     zeros: float
-    channels: tuple[Intensities, ...]
+    channels: tuple[Intensities, ...] = ()
     classes: tuple[ClassStats, ...]
 
 
@@ -86,3 +86,9 @@ class Fingerprint(Record):
     labels: Labels
     intensities: tuple[Intensities, ...]
     cases: tuple[CaseStats, ...] = Field(min_length=1)
+
+    def to_json(self) -> str:
+        """See `Record.to_json`; here every case has one line, and is written by itself, so that there is never a second copy of all."""
+        rest = compact_json(self.model_dump(mode="json", exclude={"cases"})).removesuffix("}").rstrip()
+        cases = ",\n    ".join(case.model_dump_json() for case in self.cases)
+        return f'{rest},\n  "cases": [\n    {cases}\n  ]\n}}\n'

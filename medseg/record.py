@@ -42,7 +42,10 @@ class Record(BaseModel):
             PlanError: the file is missing, is not JSON, or does not validate; an unknown key names the nearest field.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_bytes()
+            with contextlib.suppress(ValidationError):  # what is wrong is told below, from plain data
+                return cls.model_validate_json(text)
+            data = json.loads(text.decode("utf-8"))
         except OSError as error:
             raise PlanError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -124,9 +127,10 @@ def _short(value: object) -> str:
 
 def compact_json(value: Any, indent: int = 0, width: int = 120) -> str:
     """JSON with two-space indent in which every list or object that fits on one line stays on one line."""
-    flat = json.dumps(value, ensure_ascii=False)
-    if len(flat) + indent <= width or not isinstance(value, (dict, list)) or not value:
-        return flat
+    if not isinstance(value, (dict, list)) or 3 * len(value) <= width:  # more entries cannot fit: each takes three characters or more
+        flat = json.dumps(value, ensure_ascii=False)
+        if len(flat) + indent <= width or not isinstance(value, (dict, list)) or not value:
+            return flat
     pad = " " * (indent + 2)
     if isinstance(value, dict):
         body = [f"{pad}{json.dumps(key, ensure_ascii=False)}: {compact_json(item, indent + 2, width)}" for key, item in value.items()]

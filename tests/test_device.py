@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 import medseg.device
-from medseg.device import CPU_SHARE, control_group_limit, machine, memory_per_array, physical_memory
+from medseg.device import CPU_SHARE, Machine, choose_device, control_group_limit, machine, memory_per_array, physical_memory
+from medseg.errors import ResourceError
 
 GIB = 2**30
 
@@ -58,3 +60,21 @@ def test_everything_follows_the_limit(tmp_path, monkeypatch):
     write(tmp_path / "memory.max", 100 * GIB)
     write(tmp_path / "memory" / "memory.limit_in_bytes", 2**63 - 4096)
     assert physical_memory() == 64 * GIB
+
+
+def test_planning_for_a_gpu_needs_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine("cuda", 24) == Machine("cuda", 24)
+    assert machine("cuda:1", 24) == Machine("cuda", 24)
+    assert machine("mps", 16) == Machine("mps", 16)
+    for ask in (lambda: machine("cuda"), lambda: choose_device("cuda")):
+        with pytest.raises(
+            ResourceError, match=r"not available here; found 'cuda'. .* To plan for another machine, say what it has with --memory"
+        ):
+            ask()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", "xpu"])
+def test_unknown_devices(name):
+    with pytest.raises(ResourceError, match=f"unknown device; found '{name}', expected auto, cpu, cuda, cuda:N or mps"):
+        machine(name, 8)

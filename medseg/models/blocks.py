@@ -49,9 +49,9 @@ class InstanceNorm(nn.Module):
 class ConvBlock(nn.Module):
     """Convolution, instance normalisation, leaky ReLU."""
 
-    def __init__(self, channels: int, out: int, kernel: Shape, stride: Shape | None = None) -> None:
+    def __init__(self, channels: int, out: int, kernel: Shape, stride: Shape | None = None, bias: bool = False) -> None:
         super().__init__()
-        self.conv = convolution(channels, out, kernel, stride)
+        self.conv = convolution(channels, out, kernel, stride, bias)
         self.norm = InstanceNorm(out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,8 +81,8 @@ def convolution(channels: int, out: int, kernel: Shape, stride: Shape | None = N
     return layer
 
 
-def upsampling(channels: int, out: int, stride: Shape) -> nn.Module:
+def upsampling(channels: int, out: int, stride: Shape, bias: bool = False) -> nn.Module:
     """A transposed convolution whose kernel is its stride: every input voxel becomes a block of output voxels."""
-    layer = TRANSPOSED[len(stride)](channels, out, stride, stride, bias=False)
+    layer = TRANSPOSED[len(stride)](channels, out, stride, stride, bias=bias)
     nn.init.kaiming_normal_(layer.weight, a=SLOPE, mode="fan_out")  # type: ignore[arg-type]
     return layer

@@ -65,6 +65,21 @@ def total_stride(strides: tuple[Shape, ...]) -> Shape:
     return tuple(total)
 
 
+def misfit(window: Shape, strides: tuple[Shape, ...]) -> str:
+    """What keeps a U-Net with these strides from taking windows of this size; empty when nothing does.
+
+    Windows must be divisible by the strides and leave more than one voxel at the bottleneck.
+    """
+    total = total_stride(strides)
+    if len(window) != len(total):
+        return f"the window has {len(window)} axes but the network has {len(total)}"
+    if any(n % t for n, t in zip(window, total, strict=True)):
+        return f"window {list(window)} is not a multiple of the network's total stride {list(total)}"
+    if all(n == t for n, t in zip(window, total, strict=True)):
+        return f"window {list(window)} leaves one voxel at the bottleneck, which cannot be normalised; use a larger one"
+    return ""
+
+
 def rounded(window: Shape, strides: tuple[Shape, ...]) -> Shape:
     """The window with every axis rounded up to a multiple of its total stride."""
     return tuple(-(-n // t) * t for n, t in zip(window, total_stride(strides), strict=True))

@@ -12,7 +12,7 @@ from medseg.device import Machine
 from medseg.geometry import Shape
 from medseg.models.base import Configured, Head, NetworkFamily, Outputs
 from medseg.models.blocks import ConvBlock, ResidualBlock, convolution, memory_format, upsampling
-from medseg.models.topology import CLOSE_SPACING, SMALLEST_MAP, topology, total_stride
+from medseg.models.topology import CLOSE_SPACING, SMALLEST_MAP, misfit, topology
 from medseg.record import Section
 
 
@@ -119,15 +119,8 @@ class UNetFamily(NetworkFamily):
 
     @staticmethod
     def check(settings: Any, window: Shape) -> str:
-        """Windows must be divisible by the strides and leave more than one voxel at the bottleneck."""
-        strides = total_stride(settings.strides)
-        if len(window) != len(strides):
-            return f"the window has {len(window)} axes but the network has {len(strides)}"
-        if any(n % t for n, t in zip(window, strides, strict=True)):
-            return f"window {list(window)} is not a multiple of the network's total stride {list(strides)}"
-        if all(n == t for n, t in zip(window, strides, strict=True)):
-            return f"window {list(window)} leaves one voxel at the bottleneck, which cannot be normalised; use a larger one"
-        return ""
+        """See `topology.misfit`."""
+        return misfit(window, settings.strides)
 
     @staticmethod
     def build(settings: Any, channels: int, heads: tuple[Head, ...]) -> nn.Module:

@@ -63,7 +63,7 @@ def _told(plan: Plan) -> Iterator[str]:
 def _decided(plan: Plan) -> Iterator[str]:
     yield DECIDED[0]
     for section in SECTIONS:
-        for name in type(getattr(plan, section)).model_fields:
+        for name in getattr(plan, section).model_dump():
             if name != "kind" or f"{section}.kind" in plan.reasons:
                 yield f"{section}.{name}"
     yield DECIDED[1]
@@ -81,10 +81,11 @@ def _evidence(fingerprint: Fingerprint) -> Iterator[tuple[str, str, str]]:
     for channel, stats in zip(fingerprint.channels, fingerprint.intensities, strict=True):
         text = f"mean {stats.mean:.4g}, sd {stats.std:.4g}, 0.5 to 99.5 % {stats.percentile(0.5):.4g}..{stats.percentile(99.5):.4g}"
         yield f"data.channels.{channel.name}", text, f"Intensities within the foreground ({channel.modality})."
+    foreground = max(1, sum(found.voxels for case in cases for found in case.classes))
     for k, name in enumerate(fingerprint.labels.names):
         voxels = [case.classes[k].voxels for case in cases]
         parts = sorted(case.classes[k].components for case in cases)
-        share = sum(voxels) / max(1, sum(case.classes[j].voxels for case in cases for j in range(len(case.classes))))
+        share = sum(voxels) / foreground
         yield (
             f"data.classes.{name}",
             f"{share:.1%} of the foreground, in {sum(v > 0 for v in voxels)} of {len(cases)} cases, {parts[0]} to {parts[-1]} components",

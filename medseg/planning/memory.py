@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.case import Batch
+from medseg.device import Kind
+from medseg.errors import PlanError
 from medseg.plans import Optimizer, Plan
 from medseg.tasks.base import find_task
 
 GIB = 2**30
 STATES = {Optimizer.adamw: 2, Optimizer.muon: 2, Optimizer.sgd: 1}  # float32 copies of the weights that the optimiser keeps (at most)
 AVERAGED = 1  # one more copy for the averaged weights
-WORKSPACE = 1.15  # kernels' workspaces and the allocator's gaps, which no tensor shows
+UNSEEN: dict[Kind, tuple[float, float]] = {"cpu": (1.2, 0.15), "mps": (1.15, 0.0), "cuda": (1.15, 0.0)}
+"""What no tensor shows: kernels' workspaces and the allocator's gaps, as a factor, and the libraries' own share, in GiB. Measured on a CPU
+(`benchmarks/memory.py`: oneDNN keeps its generated code and reordered weights); for GPUs the margin is assumed."""
+FILLING = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
+MEASURED = 8  # windows in the largest batch that is measured
+REMEMBERED = 512  # costs; the search for plans, budgets and edits asks for the same ones again
 
 
 @dataclass(frozen=True)
@@ -52,24 +60,98 @@ def training_cost(plan: Plan) -> Cost:
 
     CUDA devices are measured with 16-bit autocast, as they train (`device.autocast_dtype`); Apple's GPUs in float32, as they train; CPUs in
     float32 too, which is the most that any of them takes, so that the plan does not depend on the CPU at hand.
+
+    Batches beyond `MEASURED` windows are on the line through two smaller ones: a fake step takes as many operators as windows.
+
+    Raises:
+        PlanError: the network decides by the values of tensors, which fake ones do not have.
     """
+    batch = plan.training.batch_size
+    if batch <= MEASURED:
+        return measured_cost(plan)
+    small, large = (
+        measured_cost(plan.model_copy(update={"training": plan.training.model_copy(update={"batch_size": size})}))
+        for size in (MEASURED // 2, MEASURED)
+    )
+    return extrapolated(small, MEASURED // 2, large, MEASURED, batch)
+
+
+def measured_cost(plan: Plan) -> Cost:
+    """As `training_cost`, with exactly the plan's batch."""
+    return _measured(_Step(plan))
+
+
+def same_cost(first: Plan, second: Plan) -> bool:
+    """Whether nothing that the cost of a training step depends on differs."""
+    return _Step(first) == _Step(second)
+
+
+class _Step:
+    """A plan as far as the cost of a training step depends on it; equal steps cost the same."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        data, training = plan.data, plan.training
+        sections = (plan.network.to_json(), plan.target.to_json(), data.labels.to_json())
+        self._key = (plan.task, *sections, len(data.channels), plan.window, training.batch_size, training.optimizer, plan.memory.device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Step) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _measured(step: _Step) -> Cost:
+    plan = step.plan
     task = find_task(plan.task)(plan)
-    live = LiveStorage()
     counter = FlopCounterMode(display=False)
-    with FakeTensorMode(), live:
+    # Built with real tensors, because some networks read numbers back from small ones while they are built (MONAI's transformers do).
+    with _Unfilled():  # type: ignore[no-untyped-call]
         network = task.network().train()
-        weights = list(network.parameters())
+    fake = FakeTensorMode()
+    weights = _emptied(network, fake)
+    with fake, LiveStorage() as live:
+        for tensor in (*weights, *network.buffers()):
+            live.follow(tensor)
         kept = [torch.zeros_like(w) for w in weights for _ in range(STATES[plan.training.optimizer] + AVERAGED)]
         size = (plan.training.batch_size,)
         batch = Batch(image=torch.zeros(*size, task.channels, *plan.window), label=torch.zeros(*size, *plan.window, dtype=torch.int16))
-        with counter:
-            targets = task.targets(batch)
-            with torch.autocast("cpu", torch.bfloat16, enabled=plan.memory.device == "cuda"):
-                outputs = network(task.inputs(batch))
-            terms = task.loss(outputs, targets)
-            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        try:
+            with counter:
+                targets = task.targets(batch)
+                with torch.autocast("cpu", torch.bfloat16, enabled=plan.memory.device == "cuda"):
+                    outputs = network(task.inputs(batch))
+                terms = task.loss(outputs, targets)
+                torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise PlanError.of(
+                "a training step cannot be measured, because it decides by the values of tensors",
+                where=f"network '{plan.network.kind}' of task '{plan.task}'",
+                found=str(error.func),
+                expected="shapes and operators that depend on shapes only",
+                fix="Replace .item(), nonzero() and boolean indexing in the network or loss.",
+            ) from None
         del kept
-    return Cost(live.peak * WORKSPACE / GIB, int(counter.get_total_flops()), sum(w.numel() for w in weights))
+    factor, share = UNSEEN[plan.memory.device]
+    return Cost(live.peak / GIB * factor + share, int(counter.get_total_flops()), sum(w.numel() for w in weights))
+
+
+def _emptied(network: nn.Module, fake: FakeTensorMode) -> list[nn.Parameter]:
+    """Replace a network's weights by fake ones, which do not use memory, and return these."""
+    for module in network.modules():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            setattr(module, name, fake.from_tensor(tensor))  # the same one for weights that are shared
+    return list(network.parameters())
+
+
+class _Unfilled(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is active, random numbers are not written into tensors: memory is reserved for weights, but never used."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator unless it fills its first argument."""
+        return args[0] if func in FILLING else func(*args, **(kwargs or {}))
 
 
 def extrapolated(small: Cost, small_batch: int, large: Cost, large_batch: int, batch: int) -> Cost:
@@ -93,10 +175,12 @@ class LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._follow(leaf.untyped_storage())
+                self.follow(leaf)
         return result
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
+    def follow(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor until it is released."""
+        storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
             return

@@ -20,11 +20,9 @@ from medseg.geometry import Shape
 from medseg.models.base import Configured, NetworkFamily, find_network
 from medseg.planning import rules
 from medseg.planning.explain import unexplained
-from medseg.planning.memory import Cost, extrapolated, training_cost
+from medseg.planning.memory import MEASURED, Cost, extrapolated, training_cost
 from medseg.plans import DataPlan, InferencePlan, Plan
 from medseg.tasks.base import Needs, find_task
-
-MEASURED_BATCHES = (4, 8)
 
 
 def make_plans(dataset: Dataset, fingerprint: Fingerprint, *, task: str, domain: str, network: str, machine: Machine) -> tuple[Plan, ...]:
@@ -37,22 +35,22 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, *, task: str, domain:
         machine: kind of device and GiB that training may use.
 
     Raises:
-        ResourceError: no configuration fits the machine.
+        ResourceError: no configuration fits the machine; names the smallest budget in which one does.
         PlanError: a name is not registered.
     """
     needs = find_task(task).needs(dataset, fingerprint)
     family = find_network(network)
     patients = len({case.group for case in dataset.cases})
     fitted: list[tuple[Draft, Plan]] = []
-    misfits: list[Problem] = []
+    misfits: list[_Misfit] = []
     for draft in find_domain(domain).drafts(fingerprint, machine):
         plan = _Search(fingerprint, patients, draft, needs, task, domain, family, machine).result()
-        if isinstance(plan, Problem):
+        if isinstance(plan, _Misfit):
             misfits.append(plan)
         else:
             fitted.append((draft, plan))
     if not fitted:
-        raise ResourceError(misfits)
+        raise ResourceError(_nothing_fits(misfits, machine))
     best = max(fitted, key=lambda pair: pair[0].preference)[0]
     return tuple(_judged(plan, draft, best, misfits) for draft, plan in fitted)
 
@@ -69,11 +67,39 @@ def choose_plan(plans: Sequence[Plan], name: str | None) -> Plan:
     raise PlanError.of("no such configuration", where="--configuration", found=f"'{name}'", expected=", ".join(p.name for p in plans))
 
 
-def _judged(plan: Plan, draft: Draft, best: Draft, misfits: list[Problem]) -> Plan:
+@dataclass(frozen=True)
+class _Misfit:
+    """A configuration whose smallest window needs more memory than there is, in GiB."""
+
+    name: str
+    window: Shape
+    memory: float
+
+    @property
+    def budget(self) -> float:
+        """The smallest budget in which it fits, to a hundredth."""
+        return math.ceil(self.memory * 100) / 100
+
+
+def _nothing_fits(misfits: Sequence[_Misfit], machine: Machine) -> list[Problem]:
+    least = min(misfits, key=lambda m: m.memory)
+    return [
+        Problem(
+            "the smallest window does not fit the memory",
+            where=misfit.name,
+            found=f"{misfit.memory:.2f} GiB for {rules.SMALLEST_BATCH} windows of {list(misfit.window)}",
+            expected=f"at most {machine.memory:g} GiB",
+            fix=f"The smallest budget in which a configuration fits is --memory {least.budget:g} ('{least.name}').",
+        )
+        for misfit in misfits
+    ]
+
+
+def _judged(plan: Plan, draft: Draft, best: Draft, misfits: list[_Misfit]) -> Plan:
     """The plan with its recommendation, which also names the configurations that did not fit."""
     reason = draft.because if draft is best else f"{draft.because}; but {best.name} is recommended: {best.because}"
     if misfits:
-        left = ", ".join(m.where for m in misfits)
+        left = ", ".join(f"{m.name} ({m.budget:g} GiB)" for m in misfits)
         reason += f"; left out, because the smallest window needs more than {plan.memory.budget:g} GiB: {left}"
     reasons = {path: _sentence(why) for path, why in sorted({**plan.reasons, "recommended": reason}.items())}
     plan = plan.model_copy(update={"recommended": draft is best, "reasons": reasons})
@@ -102,8 +128,8 @@ class _Search:
     family: type[NetworkFamily]
     machine: Machine
 
-    def result(self) -> Plan | Problem:
-        """The plan with the first window that fits memory and work, and with the largest batch; a problem when nothing fits memory."""
+    def result(self) -> Plan | _Misfit:
+        """The plan with the first window that fits memory and work, and with the largest batch; a misfit when none fits memory."""
         networks = list({c.window: c for c in (self._configured(window) for window in self.draft.windows)}.values())
         costs: dict[int, Cost] = {}
 
@@ -120,13 +146,7 @@ class _Search:
             works(low)
         configured, smallest = networks[low], costs[low]
         if smallest.memory > self.machine.memory:
-            return Problem(
-                "the smallest window does not fit the memory",
-                where=self.draft.name,
-                found=f"{smallest.memory:.2f} GiB for {rules.SMALLEST_BATCH} windows of {list(configured.window)}",
-                expected=f"at most {self.machine.memory:g} GiB",
-                fix="Raise --memory or use a larger machine.",
-            )
+            return _Misfit(self.draft.name, configured.window, smallest.memory)
         batch, why, cost = self._batch(configured, smallest)
         because = rules.window_reason(configured.window, tuple(c.window for c in networks), self.draft, self.machine, smallest)
         return self._plan(configured, batch, why, cost, because)
@@ -136,9 +156,9 @@ class _Search:
         most, why = rules.most_windows(configured.window, self.draft.samples, smallest, self.machine)
         if most == rules.SMALLEST_BATCH:
             return most, why, smallest
-        # Small batches are measured, larger ones are on the line through two that are: a fake step takes as many operators as windows.
+        # Few batches are measured, because each takes a second; the others are on the line through two that are.
         measured = {rules.SMALLEST_BATCH: smallest}
-        for batch in {min(most, n) for n in MEASURED_BATCHES}:
+        for batch in {min(most, n) for n in (MEASURED // 2, MEASURED)}:
             measured[batch] = training_cost(self._plan(configured, batch, ""))
         *_, small, large = sorted(measured)
         best, cost = rules.SMALLEST_BATCH, smallest

@@ -10,7 +10,7 @@ import math
 from medseg.device import Machine
 from medseg.domains.base import Draft
 from medseg.geometry import Shape
-from medseg.planning.memory import WORKSPACE, Cost
+from medseg.planning.memory import UNSEEN, Cost
 from medseg.plans import MemoryPlan, Optimizer, TrainingPlan
 
 SMALLEST_BATCH = 2  # one window gives gradients that depend too much on it
@@ -138,9 +138,11 @@ def cross_validation(patients: int) -> tuple[int, str]:
 def memory(training_gib: float, machine: Machine, cost: Cost | None) -> tuple[MemoryPlan, dict[str, str]]:
     """The memory section, with reasons by field name."""
     work = f"; {cost.parameters / 1e6:.3g} million weights, {cost.flops / 1e12:.3g} Tflop per step" if cost else ""
+    factor, share = UNSEEN[machine.kind]
+    libraries = f", and {share:g} GiB for libraries" if share else ""
     reasons = {
         "budget": f"What training may use: --memory, or what this machine's {machine.kind.upper()} offers.",
-        "training": f"Measured on the network and loss under fake tensors, plus {WORKSPACE - 1:.0%} for kernels' workspaces{work}.",
+        "training": f"Measured on the network and loss under fake tensors, plus {factor - 1:.0%} for kernels' workspaces{libraries}{work}.",
         "device": "The kind of device that training will run on (--device).",
     }
     return MemoryPlan(budget=machine.memory, training=training_gib, device=machine.kind), reasons

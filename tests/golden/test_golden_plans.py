@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from published import FOLDER, Published, written
 
 from medseg.dataset import Dataset
 from medseg.device import Machine
@@ -17,19 +18,44 @@ from medseg.plans import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "plans" / "golden"
-MACHINES = {"cpu8": Machine("cpu", 8.0), "cuda8": Machine("cuda", 8.0)}
+MACHINES = {"cpu8": Machine("cpu", 8.0), **{f"cuda{n}": Machine("cuda", float(n)) for n in (4, 8, 12, 24, 40, 80)}}
+CONFIGURATIONS = {
+    "hippocampus": {"2d", "3d"},
+    "ct_100": {"2d", "3d", "3d_lowres"},
+    "prostate": {"2d", "3d"},
+    "brain_tumour": {"2d", "3d"},
+    "retina": {"2d"},
+}
 
 
 def planned(dataset: Dataset, fingerprint: Fingerprint, machine: Machine) -> tuple[Plan, ...]:
     return make_plans(dataset, fingerprint, task="semantic", domain="grid", network="unet", machine=machine)
 
 
-@pytest.mark.parametrize("name", MACHINES)
-def test_sample_plans_are_golden(name: str, dataset: Dataset, fingerprint: Fingerprint) -> None:
-    plans = planned(dataset, fingerprint, MACHINES[name])
-    assert {p.name for p in plans} == {"2d", "3d"}
-    for plan in plans:
-        assert plan.to_json() == (GOLDEN / f"hippocampus_{name}_{plan.name}.json").read_text(encoding="utf-8")
+def check(name: str, dataset: Dataset, fingerprint: Fingerprint) -> None:
+    for machine_name, machine in MACHINES.items():
+        plans = planned(dataset, fingerprint, machine)
+        assert {p.name for p in plans} == CONFIGURATIONS[name]
+        for plan in plans:
+            assert plan.to_json() == (GOLDEN / f"{name}_{machine_name}_{plan.name}.json").read_text(encoding="utf-8")
+            assert plan.memory.training <= machine.memory
+
+
+def test_sample_plans_are_golden(dataset: Dataset, fingerprint: Fingerprint) -> None:
+    check("hippocampus", dataset, fingerprint)
+
+
+@pytest.mark.parametrize("name", written())
+def test_plans_of_published_fingerprints_are_golden(name: str) -> None:
+    published = Published.load(FOLDER / f"{name}.json")
+    assert published == written()[name]
+    check(name, published.dataset(), published.full())
+
+
+def test_every_golden_plan_is_made_by_a_test() -> None:
+    assert {p.stem for p in GOLDEN.glob("*.json")} == {
+        f"{n}_{m}_{c}" for n, names in CONFIGURATIONS.items() for m in MACHINES for c in names
+    }
 
 
 def test_same_dataset_same_plan(dataset: Dataset, fingerprint: Fingerprint) -> None:
@@ -42,7 +68,9 @@ if __name__ == "__main__":
     from medseg.planning.fingerprinting import make_fingerprint
 
     sample = open_dataset(ROOT / "datasets" / "hippocampus")
-    measured = make_fingerprint(sample, "grid", cache=None, workers=1)
-    for machine_name, machine in MACHINES.items():
-        for one in planned(sample, measured, machine):
-            one.save(GOLDEN / f"hippocampus_{machine_name}_{one.name}.json")
+    datasets = {name: (one.dataset(), one.full()) for name, one in written().items()}
+    datasets["hippocampus"] = sample, make_fingerprint(sample, "grid", cache=None, workers=1)
+    for name, (of_dataset, measured) in datasets.items():
+        for machine_name, machine in MACHINES.items():
+            for one in planned(of_dataset, measured, machine):
+                one.save(GOLDEN / f"{name}_{machine_name}_{one.name}.json")

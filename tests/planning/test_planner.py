@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from synthetic import REGIONS, TWO, make_dataset, make_fingerprint_of
 
@@ -8,7 +10,7 @@ from medseg.device import Machine
 from medseg.errors import PlanError, ResourceError
 from medseg.planning import rules
 from medseg.planning.explain import explain, unexplained
-from medseg.planning.memory import Cost, training_memory
+from medseg.planning.memory import Cost, measured_cost
 from medseg.planning.planner import make_plans
 from medseg.plans import Plan
 
@@ -55,7 +57,7 @@ def test_plans_of_many_scenes(scene: str, kind: str) -> None:
 def test_memory_of_large_batches_is_what_would_be_measured() -> None:
     plan = planned(Machine("cuda", 8.0), shape=(64, 64), spacing=(1.0, 1.0), ndim=2, cases=400)[0]
     assert plan.training.batch_size > 12
-    assert plan.memory.training == pytest.approx(training_memory(plan), rel=0.01, abs=0.01)
+    assert plan.memory.training == pytest.approx(measured_cost(plan).memory, rel=0.01, abs=0.01)
 
 
 def test_same_input_same_bytes() -> None:
@@ -85,13 +87,19 @@ def test_nothing_fits() -> None:
     ) as error:
         planned(Machine("cuda", 0.01))
     assert [p.where for p in error.value.problems] == ["3d", "2d"]
+    (fix,) = {p.fix for p in error.value.problems}
+    assert re.fullmatch(r"The smallest budget in which a configuration fits is --memory 0\.\d+ \('2d'\)\.", fix)
+    least = float(fix.split("--memory ")[1].split()[0])
+    assert [p.name for p in planned(Machine("cuda", least))] == ["2d"]
+    with pytest.raises(ResourceError):
+        planned(Machine("cuda", least - 0.01))
 
 
 def test_what_does_not_fit_is_named() -> None:
     plans = planned(Machine("cuda", 0.12))
     assert [p.name for p in plans] == ["2d"]
     assert plans[0].recommended
-    assert "left out, because the smallest window needs more than 0.12 GiB: 3d" in plans[0].reasons["recommended"]
+    assert "left out, because the smallest window needs more than 0.12 GiB: 3d (0." in plans[0].reasons["recommended"]
 
 
 @pytest.mark.parametrize("name", ["task", "domain", "network"])

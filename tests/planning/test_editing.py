@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_planner import planned
+
+from medseg.device import Machine
+from medseg.errors import PlanError, ResourceError
+from medseg.planning.editing import edit_plans, largest_batch, largest_window
+from medseg.planning.memory import same_cost, training_memory
+from medseg.plans import Plan
+
+
+@pytest.fixture(scope="module")
+def plans() -> tuple[Plan, ...]:
+    """3d and 2d for a small GPU."""
+    return planned(Machine("cuda", 1.0), shape=(64, 96, 96), cases=100)
+
+
+def by_name(plans: tuple[Plan, ...]) -> dict[str, Plan]:
+    return {plan.name: plan for plan in plans}
+
+
+def test_every_configuration_that_has_the_field_is_edited(plans: tuple[Plan, ...]) -> None:
+    edited = edit_plans(plans, {"training.seed": "7", "inference.overlap": "0.25"})
+    for before, after in zip(plans, edited, strict=True):
+        assert (after.training.seed, after.inference.overlap) == (7, 0.25)
+        assert after.reasons["training.seed"] == "set by hand (--edit training.seed=7)"
+        assert after.memory == before.memory
+        assert Plan.parse(json.loads(after.to_json()), "again") == after
+    assert edit_plans(plans, {}) == plans
+
+
+def test_a_field_may_name_its_configuration(plans: tuple[Plan, ...]) -> None:
+    before, after = by_name(plans), by_name(edit_plans(plans, {"2d.training.seed": "7"}))
+    assert (before["3d"], after["2d"].training.seed) == (after["3d"], 7)
+
+
+def test_memory_is_measured_again_where_the_cost_changes(plans: tuple[Plan, ...]) -> None:
+    before, after = by_name(plans), by_name(edit_plans(plans, {"training.batch_size": "1"}))
+    for name, plan in after.items():
+        assert plan.training.batch_size == 1
+        assert plan.memory.training == pytest.approx(training_memory(plan), abs=0.01)
+        assert plan.memory.training != before[name].memory.training
+        assert plan.reasons["memory.training"] != before[name].reasons["memory.training"]
+        assert not same_cost(plan, before[name])
+
+
+def test_what_does_not_fit_says_what_would(plans: tuple[Plan, ...]) -> None:
+    with pytest.raises(ResourceError) as caught:
+        edit_plans(plans, {"3d.training.batch_size": "64"})
+    (problem,) = caught.value.problems
+    assert problem.where == "--edit, configuration '3d'"
+    assert problem.expected == "at most 1 GiB (--memory)"
+    asked = by_name(plans)["3d"].edited({"training.batch_size": "64"})
+    batch, window = largest_batch(asked), largest_window(asked)
+    assert problem.fix.startswith(f"The largest that fits is training.batch_size={batch} with this window")
+    fitting = asked.edited({"training.batch_size": str(batch)})
+    beyond = asked.edited({"training.batch_size": str(batch + 1)})
+    assert training_memory(fitting) <= 1 < training_memory(beyond)
+    if window:
+        assert f"window={list(window)} with this batch" in problem.fix
+        assert training_memory(asked.edited({"window": json.dumps(window)})) <= 1
+
+
+def test_a_window_that_is_too_large_says_the_largest(plans: tuple[Plan, ...]) -> None:
+    with pytest.raises(
+        ResourceError, match=r"The largest that fits is .*window=\[\d+, \d+, \d+\] with this batch. It needs --memory \d"
+    ) as caught:
+        edit_plans(plans, {"3d.window": "[96, 160, 160]"})
+    window = json.loads(caught.value.problems[0].fix.partition("window=")[2].partition("]")[0] + "]")
+    fitting = by_name(edit_plans(plans, {"3d.window": json.dumps(window)}))["3d"]
+    assert fitting.memory.training <= 1
+
+
+def test_all_that_is_wrong_at_once(plans: tuple[Plan, ...]) -> None:
+    edits = {"training.sed": "1", "memory.budget": "3", "3d.nothing": "1", "recommended": "true", "window": "[30, 30, 30]"}
+    with pytest.raises(PlanError) as caught:
+        edit_plans(plans, edits)
+    text = str(caught.value)
+    assert "no field 'training.sed' in a plan; did you mean 'seed'?; found 'training.sed=1'" in text
+    assert "this field is not for editing; found 'memory.budget=3'. Pass --memory and --device" in text
+    assert "no field 'nothing' in a plan" in text
+    assert "'recommended=true'. Choose a configuration" in text
+    assert "configuration '3d', --edit: window [30, 30, 30] is not a multiple of the network's total stride" in text
+    assert "configuration '2d', --edit: " in text
