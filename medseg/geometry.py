@@ -181,11 +181,15 @@ class Crop(Record):
 
 
 class Resample(Record):
-    """Another number of voxels over the same extent: outer voxel edges stay aligned. The arithmetic is in `medseg.imaging.resample`."""
+    """Another number of voxels over the same extent: outer voxel edges stay aligned. The arithmetic is in `medseg.imaging.resample`.
+
+    Maps go back linearly, but by nearest neighbour along the axis `thick`, if one is named.
+    """
 
     kind: Literal["resample"] = "resample"
     source: Shape
     shape: Shape
+    thick: int | None = None
 
     def grid(self, grid: Grid) -> Grid:
         """The grid after the step."""

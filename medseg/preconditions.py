@@ -76,8 +76,11 @@ def check_folds(folds: Sequence[int | None] | str) -> None:
         raise UsageError.of("not folds", where="--folds", found=repr(folds), expected="different numbers from 0 on, none, or all")
 
 
-def check_memory(chosen: Plan) -> None:
+def check_memory(chosen: Plan) -> float:
     """Refuse a plan, edited by hand, that asks for more than its budget: training would tell only after everything is prepared.
+
+    Returns:
+        GiB at the peak of one training step, as predicted for the plan as it is.
 
     Raises:
         PlanError: measured on the real network under fake tensors.
@@ -93,3 +96,4 @@ def check_memory(chosen: Plan) -> None:
             expected=f"at most memory.budget, {chosen.memory.budget:g} GiB",
             fix="Use a smaller window or batch, or plan again with --memory.",
         )
+    return needed

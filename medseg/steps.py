@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from medseg.training.train import TrainingResult
 
 PYFUNC = Path(__file__).parent / "inference" / "pyfunc.py"  # logged with each model; MLflow runs it where the model is loaded
+
+
+Rules = Callable[[Dataset, Fingerprint, Machine], tuple[Plan, ...]]
+"""From a dataset and its fingerprint to one plan per configuration that fits a machine."""
 
 
 def measured(
@@ -51,12 +55,19 @@ def planned(
     network: str,
     offered: Machine,
     edits: Mapping[str, str] | None = None,
+    rules: Rules | None = None,
 ) -> tuple[Plan, ...]:
-    """Make the plans of a dataset, edit them, and write them, with what they were made from, into the workspace."""
+    """Make the plans of a dataset, edit them, and write them, with what they were made from, into the workspace.
+
+    `rules` of another program may take the place of medseg's own.
+    """
     from medseg.planning.editing import edit_plans
     from medseg.planning.planner import make_plans
 
-    plans = make_plans(found, fingerprint, task=task or found.task, domain=found.domain, network=network, machine=offered)
+    if rules is None:
+        plans = make_plans(found, fingerprint, task=task or found.task, domain=found.domain, network=network, machine=offered)
+    else:
+        plans = rules(found, fingerprint, offered)
     plans = edit_plans(plans, edits or {})
     found.save(workspace.dataset_file)
     fingerprint.save(workspace.fingerprint_file)

@@ -28,7 +28,7 @@ from medseg.preconditions import check_continuation, check_folds, check_length
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.sample import sample_dataset
-from medseg.steps import Training, log_model, measured, planned, prepared, train_fold
+from medseg.steps import Rules, Training, log_model, measured, planned, prepared, train_fold
 from medseg.workspace import RunFolder, Workspace
 
 # torch, lightning and mlflow take seconds to import, so what needs them is imported by the verb that does.
@@ -62,6 +62,7 @@ def plan(
     memory: float | None = None,
     device: str = "auto",
     edits: Mapping[str, str] | None = None,
+    rules: Rules | None = None,
     options: LayoutOptions | None = None,
     workers: int | None = None,
     resample_labels: bool = False,
@@ -74,10 +75,11 @@ def plan(
         memory: GiB that training may use; None takes what the machine has.
         device: what training will run on; with `memory` it need not exist here.
         edits: values to replace in every configuration that has the field (see `medseg.planning.editing.edit_plans`).
+        rules: another program's planner in place of medseg's, for example `medseg.interop.nnunet.planning.Presets("nnunet")`.
     """
     offered, workspace = machine(device, memory), Workspace(out)
     found, fingerprint = measured(dataset, workspace, options, workers, resample_labels, progress)
-    return planned(found, fingerprint, workspace, task, network, offered, edits)
+    return planned(found, fingerprint, workspace, task, network, offered, edits, rules)
 
 
 def explain(plan_file: Path) -> tuple[Decision, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from medseg.commands import console, data, machine, models
+from medseg.commands import console, data, interop, machine, models
 from medseg.errors import MedsegError
 
 FLAGS = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--debug": "debug"}
@@ -50,6 +50,8 @@ for verb in (
     data.schema,
 ):
     app.command(epilog=EPILOG, no_args_is_help=verb in data.NEED_ARGUMENTS or verb in models.NEED_ARGUMENTS)(verb)
+for word, named in interop.VERBS.items():
+    app.command(word, epilog=EPILOG, no_args_is_help=True)(named)
 
 
 def main() -> None:

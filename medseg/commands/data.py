@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ import typer
 
 from medseg.commands.console import Bars, answer, ok, paragraphs, say, shown, table, warn
 from medseg.commands.options import (
+    DATASET_HELP,
     Classes,
     DatasetPath,
     Device,
@@ -31,6 +33,7 @@ from medseg.errors import UsageError
 
 if TYPE_CHECKING:
     from medseg.planning.difference import Change
+    from medseg.plans import Plan
 
 
 def verify(
@@ -74,7 +77,8 @@ def verify(
 
 
 def plan(
-    dataset: DatasetPath,
+    dataset: Annotated[Path | None, typer.Argument(help=f"{DATASET_HELP} None with --nnunet-fingerprint.")] = None,
+    *,
     out: Annotated[Path, out_option("Folder for fingerprint and plans (the workspace).")],
     task: TaskName = None,
     memory: Memory = None,
@@ -87,10 +91,50 @@ def plan(
     resample_labels: ResampleLabels = False,
     network: Network = "unet",
     edits: Edit = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="Plan as another program: nnunet (its default), nnunet-resenc-m, -l or -xl; --memory is then its GPU memory target.",
+        ),
+    ] = None,
+    foreign: Annotated[
+        Path | None,
+        typer.Option(
+            "--nnunet-fingerprint", help="With --preset: a folder with nnU-Net's dataset.json and dataset_fingerprint.json; no images."
+        ),
+    ] = None,
+    program: Annotated[
+        str | None, typer.Option("--format", help="Also write the plans for this program: nnunet (nnUNetPlans.json).")
+    ] = None,
 ) -> None:
     """Fingerprint a dataset and write one plan per configuration; says which one it recommends and why."""
+    if preset is not None or foreign is not None or program is not None:
+        chosen = {"--task": task, "--network": None if network == "unet" else network}
+        given = [option for option, value in chosen.items() if value is not None]
+        if preset is None or given:
+            raise UsageError.of(
+                "these options do not go together",
+                found=", ".join(["--preset" if preset else "no --preset", *given]),
+                expected="--preset with --nnunet-fingerprint and --format; a preset brings its own task and network",
+            )
+        if program not in (None, "nnunet"):
+            raise UsageError.of("no such format", where="--format", found=f"'{program}'", expected="nnunet")
+    if (dataset is None) == (foreign is None):
+        raise UsageError.of("pass either a dataset or --nnunet-fingerprint", found="both" if dataset else "neither", expected="one of them")
+
     from medseg import workflow
 
+    if preset is not None:
+        from medseg.interop.nnunet.planning import Presets
+
+        rules = Presets(preset, memory, out if program else None)
+        if foreign is not None:
+            _planned(rules.for_folder(foreign, out, parse_edits(edits, "--edit")), out, "")
+            return
+    else:
+        rules = None
+    assert dataset is not None
     with Bars() as progress:
         plans = workflow.plan(
             dataset,
@@ -100,17 +144,22 @@ def plan(
             device=device,
             network=network,
             edits=parse_edits(edits, "--edit"),
+            rules=rules,
             options=options(classes, labels, modality, reference),
             workers=workers,
             resample_labels=resample_labels,
             progress=progress,
         )
+    _planned(plans, out, "train {file} --time 20m -o RUN")
+
+
+def _planned(plans: Sequence[Plan], out: Path, then: str) -> None:
     rows = [(("* " if p.recommended else "  ") + p.name, _by(p.window), p.training.batch_size, p.memory.training) for p in plans]
     table(f"Plans of {plans[0].data.name} in {out}", ("configuration", "window", "batch", "training GiB"), rows)
     best = next(p for p in plans if p.recommended)
     file = shown(out / f"{best.name}.json")
     say(f"* recommended: {best.name}. {best.reasons['recommended']}")
-    say(f"Next: medseg explain {file}, or medseg train {file} --time 20m -o RUN")
+    say(f"Next: medseg explain {file}" + (f", or medseg {then.format(file=file)}" if then else ""))
     answer([p.model_dump(mode="json") for p in plans])
 
 

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from medseg.dataset import Modality
     from medseg.io.layouts.base import LayoutOptions
 
-DatasetPath = Annotated[
-    Path, typer.Argument(help="Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, images/ + labels/, or case folders.")
-]
+DATASET_HELP = "Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, images/ + labels/, or case folders."
+DatasetPath = Annotated[Path, typer.Argument(help=DATASET_HELP)]
 PlanFile = Annotated[Path, typer.Argument(help="A plan file, e.g. PLANS/3d.json.")]
 RunPath = Annotated[Path, typer.Argument(help="A model: the folder that `medseg run` or `medseg train` wrote.")]
 Classes = Annotated[

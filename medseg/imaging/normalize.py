@@ -53,6 +53,15 @@ def zscore(channel: NDArray[Any], mask: NDArray[np.bool_] | None = None, out: Im
     return result
 
 
+def to_range(channel: NDArray[Any], out: Image | None = None) -> Image:
+    """The lowest value of this channel to 0 and its highest to 1 (float32, a new array or `out`). Works slab by slab."""
+    low, high = math.inf, -math.inf
+    for rows in row_slabs(channel.shape):
+        low, high = min(low, float(channel[rows].min())), max(high, float(channel[rows].max()))
+        release(channel)
+    return standardise(channel, low, high - low, out=out)
+
+
 def moments(channel: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> tuple[float, float]:
     """Mean and standard deviation (inside `mask`), in float64 and slab by slab."""
     count, total, squares = 0, 0.0, 0.0

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
 from medseg.geometry import Shape
-from medseg.scratch import IN_MEMORY, Scratch, release
+from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
 ANISOTROPY = 3.0  # spacing ratio from which nnU-Net treats the coarse axis apart
+SAME_SPACING = 1e-5  # relative: spacings of oblique images come out of a square root
 SLAB = 2**22  # voxels of one float32 buffer (16 MiB)
 Float = NDArray[np.float32]
 
@@ -38,10 +39,11 @@ def axis_matrix(source: int, target: int, order: int) -> sparse.csr_array:
         dense = np.hstack(columns)
         dense[np.abs(dense) < 1e-6] = 0  # B-spline coefficients decay by 0.27 per sample: 1e-6 is 11 samples away
         return sparse.csr_array((dense / dense.sum(axis=1, keepdims=True)).astype(np.float32))
-    position = (np.arange(target) + 0.5) * source / target - 0.5
     if order == 0:
-        nearest = np.clip(np.floor(position + 0.5).astype(int), 0, source - 1)
+        centres = source / target * (np.arange(target) + 0.5) - 0.5  # in nnU-Net's order of operations, which decides ties
+        nearest = np.clip(np.floor(centres + 0.5).astype(int), 0, source - 1)
         return sparse.csr_array((np.ones(target, np.float32), (np.arange(target), nearest)), shape=(target, source))
+    position = (np.arange(target) + 0.5) * source / target - 0.5
     position = np.clip(position, 0, source - 1)
     low = np.minimum(np.floor(position).astype(int), max(source - 2, 0))
     high = np.minimum(low + 1, source - 1)
@@ -75,9 +77,31 @@ def coarse_axis(spacing: tuple[float, ...]) -> int | None:
     return axis if len(spacing) > 2 and spacing[axis] > ANISOTROPY * max(others) else None
 
 
-def resample_image(image: NDArray[Any], shape: Shape, apart: int | None = None, order: int = 3, scratch: Scratch = IN_MEMORY) -> Float:
+def thick_axis(*spacings: tuple[float, ...]) -> int | None:
+    """The axis that nnU-Net takes apart: of the first spacing with a ratio above 3 the one axis that is largest, None where two are.
+
+    Source: nnU-Net 2.8.1, `determine_do_sep_z_and_axis`. It resamples an image by its old spacing, then its new one, and maps the other way.
+    """
+    for spacing in spacings:
+        if len(spacing) > 2 and max(spacing) / min(spacing) > ANISOTROPY:
+            largest = [axis for axis, s in enumerate(spacing) if s >= max(spacing) * (1 - SAME_SPACING)]
+            return largest[0] if len(largest) == 1 else None
+    return None
+
+
+def resample_image(
+    image: NDArray[Any],
+    shape: Shape,
+    apart: int | None = None,
+    order: int = 3,
+    scratch: Scratch = IN_MEMORY,
+    clip: bool = False,
+) -> Float:
     """An image `(C, *source)` on `(C, *shape)`, cubic; along the axis `apart` by nearest neighbour, because cubic interpolation
     between thick slices invents structures (nnU-Net). float32, slab by slab of the first axis: both images may lie in files.
+
+    Args:
+        clip: keep within the range that a channel (with `apart`: each of its slices) had, where splines overshoot.
     """
     result: Float = scratch.zeros((image.shape[0], *shape), np.float32)
     source = image.shape[1:]
@@ -86,14 +110,42 @@ def resample_image(image: NDArray[Any], shape: Shape, apart: int | None = None, 
     axes = sorted((a for a in range(len(shape)) if source[a] != shape[a]), key=lambda a: shape[a] / source[a])
     most, most_source = (max(1, SLAB // max(1, int(np.prod(s[1:])))) for s in (shape, source))
     for channel, out in zip(image, result, strict=True):
+        bounds = _bounds(channel, apart, matrices) if clip else None
         for rows, first, last in _slabs(matrices[0], most, most_source):
             values = np.asarray(channel[first:last], dtype=np.float32)
             for axis in axes:
                 values = along(values, axis, matrices[0][rows, first:last] if axis == 0 else matrices[axis])
+            if bounds is not None:
+                low, high = (bound[rows] if apart == 0 else bound for bound in bounds)
+                values = np.clip(values, low, high)
             out[rows] = values
             release(image)
             release(result)
     return result
+
+
+def _bounds(channel: NDArray[Any], apart: int | None, matrices: list[sparse.csr_array]) -> tuple[Float, Float]:
+    """Lowest and highest value of a channel, or of the slice that each new slice along `apart` is made from; they broadcast."""
+    bounds: list[Float] = []
+    for extreme in (np.minimum, np.maximum):
+        if apart is None:
+            parts = [extreme.reduce(channel[rows], axis=None) for rows in row_slabs(channel.shape)]
+            bounds.append(np.asarray(extreme.reduce(np.array(parts)), dtype=np.float32))
+        elif apart == 0:
+            parts = [extreme.reduce(plane, axis=None) for plane in channel]
+            bounds.append(_spread(parts, 0, matrices))
+        else:
+            others = tuple(a for a in range(channel.ndim) if a != apart)
+            parts = [extreme.reduce(channel[rows], axis=others) for rows in row_slabs(channel.shape)]
+            bounds.append(_spread(extreme.reduce(np.array(parts), axis=0), apart, matrices))
+        release(channel)
+    return bounds[0], bounds[1]
+
+
+def _spread(values: Any, axis: int, matrices: list[sparse.csr_array]) -> Float:
+    """One value per old slice along an axis to one per new slice, with all axes."""
+    new = along(np.asarray(values, dtype=np.float32), 0, matrices[axis])
+    return new.reshape(tuple(-1 if a == axis else 1 for a in range(len(matrices))))
 
 
 def resample_label(label: NDArray[Any], shape: Shape, apart: int | None = None) -> NDArray[Any]:
@@ -136,13 +188,16 @@ def _slabs(matrix: sparse.csr_array, most: int, most_source: int) -> Iterator[tu
         yield rows, int(columns.min()), int(columns.max()) + 1
 
 
-def resample_slabs(slabs: Iterator[tuple[slice, Float]], source: Shape, shape: Shape) -> Iterator[tuple[slice, Float]]:
+def resample_slabs(
+    slabs: Iterator[tuple[slice, Float]], source: Shape, shape: Shape, apart: int | None = None
+) -> Iterator[tuple[slice, Float]]:
     """Slabs of a map `(C, *source)` to slabs of the map on `(C, *shape)`, linear; holds no more than a few slabs.
 
     Args:
         slabs: consecutive `(rows, values)` along the first spatial axis that cover all rows once.
+        apart: the axis that takes its nearest neighbour instead.
     """
-    matrices = [axis_matrix(a, b, 1) for a, b in zip(source, shape, strict=True)]
+    matrices = [axis_matrix(a, b, 0 if axis == apart else 1) for axis, (a, b) in enumerate(zip(source, shape, strict=True))]
     held: Float | None = None  # source rows first .. first + held.shape[1], already resampled along the other axes
     first = 0
     done = 0

@@ -25,19 +25,23 @@ def window_starts(size: int, window: int, overlap: float) -> tuple[int, ...]:
         return (-((window - size) // 2),)
     step = max(1.0, window * (1 - overlap))
     count = math.ceil((size - window) / step) + 1
-    return tuple(round(i * (size - window) / (count - 1)) for i in range(count))
+    return tuple(round((size - window) / (count - 1) * i) for i in range(count))
 
 
-def gaussian_weights(window: int) -> NDArray[np.float64]:
-    """Importance of each sample of a window along one axis: 1 in the middle, never 0, because windows are worst at their rims."""
-    offset = (np.arange(window) - (window - 1) / 2) / max(window * SIGMA, 1e-9)
+def gaussian_weights(window: int, centred: bool = True) -> NDArray[np.float64]:
+    """Importance of each sample of a window along one axis: 1 in the middle, never 0, because windows are worst at their rims.
+
+    The middle of a window of even size lies between two samples; where it is not `centred`, the latter of them is the peak (nnU-Net).
+    """
+    middle = (window - 1) / 2 if centred else window // 2
+    offset = (np.arange(window) - middle) / max(window * SIGMA, 1e-9)
     return np.asarray(np.exp(-0.5 * offset**2))
 
 
-def coverage(size: int, window: int, starts: tuple[int, ...]) -> NDArray[np.float64]:
+def coverage(size: int, window: int, starts: tuple[int, ...], centred: bool = True) -> NDArray[np.float64]:
     """Sum of the weights of all windows along one axis `(size,)`. Windows lie on a product grid, so sums of axes multiply."""
     total = np.zeros(size)
-    weights = gaussian_weights(window)
+    weights = gaussian_weights(window, centred)
     for start in starts:
         inside, part = overlap_slices(start, window, size)
         total[inside] += weights[part]

@@ -216,7 +216,7 @@ def test_drafts_are_deterministic_and_every_setting_has_a_reason(machine):
         ({"axes": [0, 1, 1]}, "axes must be a permutation of 0 to 2"),
         ({"spacing": [1, 1]}, "spacing has 2 values for 3 axes"),
         ({"spacng": [1, 1, 1]}, "Did you mean 'spacing'?"),
-        ({"channels": [{"scheme": "fixed"}]}, "needs low, high, mean and std"),
+        ({"channels": [{"scheme": "fixed"}]}, "needs mean and std, and low and high or neither"),
         ({"channels": [{"scheme": "zscore", "mean": 3}]}, "belong to the scheme 'fixed'"),
         ({"channels": [{"scheme": "fixed", "low": 5, "high": 5, "mean": 0, "std": 1}]}, "low (5.0) must be below high (5.0)"),
         ({"augmentation": {"noise": 1.5}}, "less than or equal to 1"),

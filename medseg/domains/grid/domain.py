@@ -20,7 +20,7 @@ from medseg.domains.grid.maps import ResampledMap
 from medseg.domains.grid.measure import measure_case
 from medseg.domains.grid.prepare import prepare_case, restore_array
 from medseg.domains.grid.sampling import class_locations, sample_window, source_window
-from medseg.domains.grid.settings import GridSettings
+from medseg.domains.grid.settings import Blending, GridSettings
 from medseg.domains.grid.stitch import layout, stitch_case
 from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Resample, Shape, Step
@@ -95,14 +95,15 @@ class GridDomain(Domain):
 
     def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, DenseMap]:
         """See `Domain.stitch`."""
-        return stitch_case(case, run, heads, self.plan.window, self.plan.inference.overlap, batch_size, memory)
+        centred = self.settings.blending is Blending.centred
+        return stitch_case(case, run, heads, self.plan.window, self.plan.inference.overlap, batch_size, memory, centred)
 
     def native(self, maps: Mapping[str, DenseMap], trail: tuple[Step, ...]) -> dict[str, DenseMap]:
         """See `Domain.native`."""
         result = dict(maps)
         for step in reversed(trail):
             if isinstance(step, Resample):
-                result = {name: ResampledMap(source, step.source) for name, source in result.items()}
+                result = {name: ResampledMap(source, step.source, step.thick) for name, source in result.items()}
         return result
 
     def restore(self, array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:

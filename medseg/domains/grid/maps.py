@@ -41,10 +41,11 @@ class BlendedMap:
 
 @dataclass(frozen=True)
 class ResampledMap:
-    """A map on another grid of the same extent, computed as it is read."""
+    """A map on another grid of the same extent, computed as it is read: linearly, along the axis `thick` by nearest neighbour."""
 
     source: DenseMap
     spatial: Shape
+    thick: int | None = None
 
     @property
     def shape(self) -> Shape:
@@ -53,4 +54,4 @@ class ResampledMap:
 
     def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """See `DenseMap.slabs`."""
-        yield from resample_slabs(self.source.slabs(), self.source.shape[1:], self.spatial)
+        yield from resample_slabs(self.source.slabs(), self.source.shape[1:], self.spatial, self.thick)

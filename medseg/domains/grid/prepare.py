@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.case import Case
-from medseg.domains.grid.settings import GridSettings, Normalization, Scheme
+from medseg.domains.grid.settings import GridSettings, Interpolation, Normalization, Orientation, Scheme
 from medseg.errors import DatasetError
 from medseg.geometry import Crop, Grid, Reorient, Resample, Shape, Step
 from medseg.imaging.crop import bounding_box, nonzero
-from medseg.imaging.normalize import body_mask, standardise, zscore
-from medseg.imaging.resample import coarse_axis, resample_image, resample_label
+from medseg.imaging.normalize import body_mask, standardise, to_range, zscore
+from medseg.imaging.resample import coarse_axis, resample_image, resample_label, thick_axis
 from medseg.scratch import IN_MEMORY, Scratch, copy
 
 LARGEST = 2**33  # prepared voxels; above it the spacing is wrong rather than the image large
@@ -26,7 +26,7 @@ def prepare_case(case: Case, settings: GridSettings, scratch: Scratch = IN_MEMOR
         DatasetError: the case does not fit the settings (dimensions, channels), or its spacing would make it impossibly large.
     """
     _fits(case, settings)
-    reorient = _orient(case.grid, settings.axes)
+    reorient = _orient(case.grid, settings)
     steps: list[Step] = [reorient]
     grid, image = reorient.grid(case.grid), reorient.apply(case.image)
     label = None if case.label is None else reorient.apply(case.label)
@@ -54,21 +54,29 @@ def prepare_case(case: Case, settings: GridSettings, scratch: Scratch = IN_MEMOR
                 found=f"{list(shape)} voxels",
                 fix="Correct the spacing in the file's header.",
             )
-        resample = Resample(source=grid.shape, shape=shape)
-        apart = coarse_axis(grid.spacing)
-        apart = apart if apart is not None else coarse_axis(resample.grid(grid).spacing)
+        resample, apart = _resampling(grid, shape, settings)
         steps.append(resample)
-        image = resample_image(image, shape, apart, scratch=scratch)
+        image = resample_image(image, shape, apart, scratch=scratch, clip=settings.interpolation is Interpolation.nnunet)
         label = None if label is None else resample_label(np.ascontiguousarray(label), shape, apart)
         grid = resample.grid(grid)
     label = None if label is None else np.ascontiguousarray(label)
     return Case(case.id, np.ascontiguousarray(image), label, grid, (*case.trail, *steps))
 
 
+def _resampling(grid: Grid, shape: Shape, settings: GridSettings) -> tuple[Resample, int | None]:
+    """The step to the prepared grid, and the axis along which the image takes its nearest neighbour."""
+    step = Resample(source=grid.shape, shape=shape)
+    if settings.interpolation is Interpolation.nnunet:
+        target = tuple(has if wanted is None else wanted for has, wanted in zip(grid.spacing, settings.spacing, strict=True))
+        return step.model_copy(update={"thick": thick_axis(target, grid.spacing)}), thick_axis(grid.spacing, target)
+    apart = coarse_axis(grid.spacing)
+    return step, apart if apart is not None else coarse_axis(step.grid(grid).spacing)
+
+
 def prepared_shape(grid: Grid, settings: GridSettings) -> Shape:
     """Voxels along each prepared axis; at least one."""
     return tuple(
-        n if target is None else max(1, round(n * spacing / target))
+        n if target is None else max(1, round(spacing / target * n))
         for n, spacing, target in zip(grid.shape, grid.spacing, settings.spacing, strict=True)
     )
 
@@ -91,10 +99,15 @@ def restore_array(array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0,
     return result
 
 
-def _orient(grid: Grid, axes: tuple[int, ...]) -> Reorient:
-    """To the canonical orientation, then the plan's order of axes, as one step."""
+def _orient(grid: Grid, settings: GridSettings) -> Reorient:
+    """To the plan's orientation, then the plan's order of axes, as one step."""
+    if settings.orientation is Orientation.file:
+        return Reorient(axes=settings.axes, flips=(False,) * grid.ndim)
     canonical = grid.canonical()
-    return Reorient(axes=tuple(canonical.axes[a] for a in axes), flips=tuple(canonical.flips[a] for a in axes))
+    # Posterior and left against anterior and right; images of two axes have no orientation.
+    turned = (False, True, True) if settings.orientation is Orientation.ras and grid.ndim == 3 else (False,) * grid.ndim
+    flips = tuple(flip != turn for flip, turn in zip(canonical.flips, turned, strict=True))
+    return Reorient(axes=tuple(canonical.axes[a] for a in settings.axes), flips=tuple(flips[a] for a in settings.axes))
 
 
 def _normalise(channel: NDArray[Any], how: Normalization, body: NDArray[np.bool_] | None, out: NDArray[np.float32]) -> None:
@@ -102,6 +115,8 @@ def _normalise(channel: NDArray[Any], how: Normalization, body: NDArray[np.bool_
         assert how.mean is not None
         assert how.std is not None
         standardise(channel, how.mean, how.std, how.low, how.high, out=out)
+    elif how.scheme is Scheme.range:
+        to_range(channel, out=out)
     else:
         zscore(channel, body if how.scheme is Scheme.masked else None, out=out)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medseg.plans import SpaceSection
 from medseg.record import Record
@@ -14,13 +14,40 @@ from medseg.record import Record
 class Scheme(StrEnum):
     """How a channel's intensities are normalised."""
 
-    fixed = "fixed"  # clip to [low, high], then (x - mean) / std with numbers of the whole dataset (CT, RGB)
+    fixed = "fixed"  # clip to [low, high], if these are given, then (x - mean) / std with numbers of the whole dataset (CT, RGB)
     zscore = "zscore"  # each case's own mean and standard deviation
     masked = "masked"  # as zscore, but inside the nonzero body only; outside is 0
+    range = "range"  # each case's own lowest value to 0 and its highest to 1
+
+
+class Orientation(StrEnum):
+    """How the axes of a case lie in the body before they are put in the order of `axes`."""
+
+    canonical = "canonical"  # nearest to superior, posterior, left
+    ras = "ras"  # nearest to superior, anterior, right, as readers that call this RAS do
+    file = "file"  # as they are stored: for models that saw their images so
+
+
+class Interpolation(StrEnum):
+    """How a case changes its grid, and its maps back. Images are resampled by cubic splines, maps linearly.
+
+    Across slices that are too thick for a spline, images take their nearest neighbour.
+    """
+
+    smooth = "smooth"  # slices are thick when 3 times coarser than every other axis; maps go back linearly along all axes
+    nnunet = "nnunet"  # as nnU-Net: thick when 3 times coarser than any axis; splines stay within the range of their slice or
+    #                    image; and across thick slices maps, too, take their nearest neighbour
+
+
+class Blending(StrEnum):
+    """Where the Gaussian peaks with which overlapping windows are weighted."""
+
+    centred = "centred"  # in the middle of a window
+    nnunet = "nnunet"  # as in nnU-Net: in windows of even size at the sample after the middle
 
 
 class Normalization(Record):
-    """Normalisation of one channel. `low`, `high`, `mean` and `std` belong to the scheme `fixed` only."""
+    """Normalisation of one channel. `low`, `high`, `mean` and `std` belong to the scheme `fixed` only, which clips where it has bounds."""
 
     scheme: Scheme
     low: float | None = None
@@ -32,9 +59,9 @@ class Normalization(Record):
     def _check(self) -> Self:
         numbers = (self.low, self.high, self.mean, self.std)
         if self.scheme is Scheme.fixed:
-            if self.low is None or self.high is None or self.mean is None or self.std is None:
-                raise ValueError("the scheme 'fixed' needs low, high, mean and std")
-            if self.low >= self.high:
+            if self.mean is None or self.std is None or (self.low is None) != (self.high is None):
+                raise ValueError("the scheme 'fixed' needs mean and std, and low and high or neither")
+            if self.low is not None and self.high is not None and self.low >= self.high:
                 raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         elif any(n is not None for n in numbers):
             raise ValueError(f"low, high, mean and std belong to the scheme 'fixed', not to '{self.scheme}'")
@@ -80,11 +107,26 @@ class GridSettings(SpaceSection):
     """How cases become prepared arrays, and how windows of them are varied in training."""
 
     kind: Literal["grid"] = "grid"
-    axes: tuple[int, ...] = Field(description="Order of the canonical axes (z, y, x) in prepared arrays; the coarsest comes first.")
+    axes: tuple[int, ...] = Field(description="Order of the oriented axes (z, y, x) in prepared arrays; the coarsest comes first.")
     spacing: tuple[float | None, ...] = Field(description="Target spacing in mm along the prepared axes; null leaves an axis as it is.")
     crop: bool = Field(description="Whether cases are cropped to the box of voxels that are not zero in every channel.")
     channels: tuple[Normalization, ...] = Field(min_length=1, description="Normalisation of each channel.")
     augmentation: Augmentation = Field(default=Augmentation(), description="Random changes of training windows.")
+    orientation: Orientation = Field(
+        default=Orientation.canonical,
+        description="Orientation before `axes` are put in order: superior, posterior, left (canonical); superior, anterior, right (ras); or "
+        "as stored (file). Written where it is not canonical.",
+    )
+    interpolation: Interpolation = Field(
+        default=Interpolation.smooth,
+        description="How grids change: smooth, or nnunet, which is nnU-Net's way to the voxel (splines do not overshoot, and maps go back by "
+        "nearest neighbour across thick slices). Written where it is not smooth.",
+    )
+    blending: Blending = Field(
+        default=Blending.centred,
+        description="Peak of the Gaussian that weights windows: their middle (centred), or the sample after it (nnunet). Written where it is "
+        "not centred.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -96,6 +138,13 @@ class GridSettings(SpaceSection):
             raise ValueError(f"spacing must be positive, got {list(self.spacing)}")
         return self
 
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the choices that plans of medseg do not make: their files, and the digests of these, stay what they were."""
+        fields = type(self).model_fields
+        plain = {name for name in ("orientation", "interpolation", "blending") if getattr(self, name) is fields[name].default}
+        return {name: value for name, value in handler(self).items() if name not in plain}
+
     def preparation_key(self) -> str:
-        """Augmentation happens in training: plans that differ in it share prepared cases."""
-        return self.model_copy(update={"augmentation": Augmentation()}).to_json()
+        """Augmentation happens in training and blending in prediction: plans that differ in them share prepared cases."""
+        return self.model_copy(update={"augmentation": Augmentation(), "blending": Blending.centred}).to_json()

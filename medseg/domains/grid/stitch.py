@@ -31,7 +31,14 @@ def layout(shape: Shape, window: Shape, overlap: float) -> tuple[Shape, tuple[tu
 
 
 def stitch_case(
-    case: PreparedCase, run: Run, heads: Sequence[Head], window: Shape, overlap: float, batch_size: int, memory: float
+    case: PreparedCase,
+    run: Run,
+    heads: Sequence[Head],
+    window: Shape,
+    overlap: float,
+    batch_size: int,
+    memory: float,
+    centred: bool = True,
 ) -> dict[str, DenseMap]:
     """Outputs per head, blended with Gaussian weights (Isensee et al. 2021).
 
@@ -39,11 +46,12 @@ def stitch_case(
 
     Args:
         memory: bytes that the sums of all heads may take in memory; larger ones live in temporary files.
+        centred: see `gaussian_weights`.
     """
     shape = case.shape
     full, starts = layout(shape, window, overlap)
-    weights = tuple(coverage(n, w, s) for n, w, s in zip(shape, full, starts, strict=True))
-    importance = torch.from_numpy(outer([gaussian_weights(w) for w in full]))
+    weights = tuple(coverage(n, w, s, centred) for n, w, s in zip(shape, full, starts, strict=True))
+    importance = torch.from_numpy(outer([gaussian_weights(w, centred) for w in full]))
     scratch = Scratch(memory / max(1, len(heads)))
     totals: dict[str, NDArray[np.float32]] = {head.name: scratch.zeros((head.channels, *shape), np.float32) for head in heads}
     sums = {name: torch.from_numpy(total) for name, total in totals.items()}

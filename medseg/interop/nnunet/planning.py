@@ -1,0 +1,176 @@
+"""Planning as nnU-Net does: its presets for medseg's own fingerprints, and for nnU-Net's fingerprints without any image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from medseg.dataset import Channel, Dataset, Modality
+from medseg.device import Machine
+from medseg.domains.grid.settings import Orientation
+from medseg.errors import PlanError, UsageError
+from medseg.fingerprint import Fingerprint
+from medseg.interop.nnunet.checks import read_folder
+from medseg.interop.nnunet.convert import plan_of
+from medseg.interop.nnunet.planner import make_plans
+from medseg.interop.nnunet.presets import PRESETS
+from medseg.interop.nnunet.records import Intensities, NnUNetDataset, NnUNetFingerprint, NnUNetPlans
+from medseg.planning.editing import edit_plans
+from medseg.plans import DataPlan, MemoryPlan, Plan
+
+FILE = "nnUNetPlans.json"
+FLAT = 999  # how many times as thick as its pixels are large nnU-Net takes the one slice of a 2D image to be
+CASCADE = "3d_cascade_fullres"
+FULL, FLAT_NAME = "3d_fullres", "2d"
+CHANNELS = {Modality.ct: "CT", Modality.rgb: "rgb_to_0_1"}  # names that make nnU-Net normalise them so; all others are z-scored
+
+
+@dataclass(frozen=True)
+class Presets:
+    """One of nnU-Net's planners, as rules of `medseg.plan`.
+
+    Attributes:
+        preset: one of `PRESETS`.
+        memory: GB of GPU memory that nnU-Net's rules aim at; None is the preset's.
+        out: folder that also gets `nnUNetPlans.json`, as nnU-Net reads it; None writes none.
+    """
+
+    preset: str
+    memory: float | None = None
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise UsageError.of("no such preset", where="--preset", found=f"'{self.preset}'", expected=", ".join(PRESETS))
+
+    def __call__(self, dataset: Dataset, fingerprint: Fingerprint, offered: Machine) -> tuple[Plan, ...]:
+        """What nnU-Net's planner would plan for a dataset of medseg, as plans that are trained here.
+
+        Raises:
+            PlanError: nnU-Net's rules give no network, or what they give does not fit.
+        """
+        described = _described(dataset)
+        theirs = self._planned(described, _measured(fingerprint), dataset.name)
+        plans = tuple(_for_dataset(plan, dataset, fingerprint, offered) for plan in plans_of(theirs, described))
+        self._write(theirs)
+        return plans
+
+    def for_folder(self, folder: Path, out: Path, edits: Mapping[str, str]) -> tuple[Plan, ...]:
+        """The same for a folder with nnU-Net's `dataset.json` and `dataset_fingerprint.json`, without any image; written into `out`.
+
+        Raises:
+            DatasetError: the files are missing, damaged or contradictory.
+            PlanError: see `__call__`; or edits that do not fit.
+        """
+        described, measured = read_folder(folder)
+        theirs = self._planned(described, measured, folder.resolve().name)
+        plans = edit_plans(plans_of(theirs, described), edits)
+        for plan in plans:
+            plan.save(out / f"{plan.name}.json")
+        self._write(theirs)
+        return plans
+
+    def _planned(self, described: NnUNetDataset, measured: NnUNetFingerprint, name: str) -> NnUNetPlans:
+        chosen = PRESETS[self.preset]
+        return make_plans(described, measured, name=name, preset=chosen if self.memory is None else replace(chosen, memory=self.memory))
+
+    def _write(self, theirs: NnUNetPlans) -> None:
+        if self.out is not None:
+            theirs.write(self.out / FILE)
+
+
+def plans_of(theirs: NnUNetPlans, described: NnUNetDataset) -> tuple[Plan, ...]:
+    """Every configuration but the cascade, which needs the predictions of another; 3D at full resolution is recommended where it is."""
+    names = [name for name in theirs.configurations if name != CASCADE]
+    best = FULL if FULL in names else FLAT_NAME
+    found = []
+    for name in names:
+        plan = plan_of(theirs, described, name)
+        why = "nnU-Net's first choice." if name == best else f"nnU-Net's first choice is {best}."
+        found.append(plan.model_copy(update={"recommended": name == best, "reasons": {**plan.reasons, "recommended": why}}))
+    return tuple(found)
+
+
+def _for_dataset(plan: Plan, dataset: Dataset, fingerprint: Fingerprint, offered: Machine) -> Plan:
+    """A plan that is trained here, on cases in canonical orientation, within what the machine offers."""
+    needed = plan.memory.training
+    if needed > offered.memory:
+        raise PlanError.of(
+            "what this preset plans does not fit",
+            where=f"configuration '{plan.name}'",
+            found=f"{needed:g} GiB for a window of {' x '.join(map(str, plan.window))} and a batch of {plan.training.batch_size}",
+            expected=f"at most {offered.memory:g} GiB",
+            fix=f"Plan with --memory {math.ceil(needed)} for a larger device, or without --preset, where medseg plans for this one.",
+        )
+    canonical = "As in every plan of medseg; nnU-Net's own models see images as they are stored."
+    return plan.model_copy(
+        update={
+            "data": DataPlan(
+                name=dataset.name, digest=fingerprint.digest, ndim=fingerprint.ndim, channels=dataset.channels, labels=dataset.labels
+            ),
+            "space": plan.space.model_copy(update={"orientation": Orientation.canonical}),
+            "memory": MemoryPlan(budget=offered.memory, training=needed, device=offered.kind),
+            "reasons": {
+                **plan.reasons,
+                "space.orientation": canonical,
+                "memory.budget": f"What training may use: --memory, or what this machine's {offered.kind.upper()} offers.",
+                "memory.device": "The kind of device that training will run on (--device).",
+            },
+        }
+    )
+
+
+def _described(dataset: Dataset) -> NnUNetDataset:
+    """What nnU-Net's `dataset.json` says. Classes are numbered from 1, because nnU-Net wants no gaps."""
+    labels = dataset.labels
+    values: dict[str, object] = {"background": 0}
+    if labels.exclusive:
+        values |= {name: k for k, name in enumerate(labels.names, 1)}
+        last = len(labels.names)
+    else:
+        numbers = {value: k for k, value in enumerate(labels.values, 1)}
+        values |= {c.name: [numbers[v] for v in c.values] for c in labels.classes}
+        last = len(numbers)
+    if labels.ignore is not None:
+        values["ignore"] = last + 1
+    content = {
+        "channel_names": {str(k): _channel(channel) for k, channel in enumerate(dataset.channels)},
+        "labels": values,
+        **({} if labels.order is None else {"regions_class_order": [numbers[v] for v in labels.order]}),
+        "numTraining": len(dataset.cases),
+        "file_ending": ".nii.gz",
+    }
+    return NnUNetDataset.parse(content, where=dataset.name)
+
+
+def _channel(channel: Channel) -> str:
+    return CHANNELS.get(channel.modality, channel.name if channel.name.casefold() not in ("ct", "nonorm") else f"channel {channel.name}")
+
+
+def _measured(fingerprint: Fingerprint) -> NnUNetFingerprint:
+    """What nnU-Net's fingerprint says. Axes are those of the canonical orientation; 2D images are volumes of one thick slice."""
+    flat = fingerprint.ndim == 2
+    cases = fingerprint.cases
+    kept = [math.prod(c.cropped) / math.prod(c.shape) for c in cases]
+    content = {
+        "foreground_intensity_properties_per_channel": {
+            str(k): Intensities(
+                max=seen.percentile(100),
+                mean=seen.mean,
+                median=seen.percentile(50),
+                min=seen.percentile(0),
+                percentile_00_5=seen.percentile(0.5),
+                percentile_99_5=seen.percentile(99.5),
+                std=seen.std,
+            ).content()
+            for k, seen in enumerate(fingerprint.intensities)
+        },
+        "median_relative_size_after_cropping": float(np.median(kept)),
+        "shapes_after_crop": [(1, *c.cropped) if flat else c.cropped for c in cases],
+        "spacings": [(FLAT * max(c.spacing), *c.spacing) if flat else c.spacing for c in cases],
+    }
+    return NnUNetFingerprint.parse(content, where=fingerprint.dataset)

@@ -1,0 +1,89 @@
+"""`medseg plan --preset nnunet`: for datasets of medseg, and for nnU-Net's fingerprints without images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from medseg.commands import main
+from medseg.device import Machine
+from medseg.errors import PlanError, UsageError
+from medseg.interop.nnunet.planning import Presets
+from medseg.plans import Plan
+
+GOLDEN = json.loads((Path(__file__).parent / "nnunet_plans.json").read_text())
+MACHINE = Machine("cpu", 8.0)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["medseg", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code
+
+    return run
+
+
+def test_plans_of_the_sample(dataset, fingerprint, tmp_path):
+    flat, volume = Presets("nnunet", out=tmp_path)(dataset, fingerprint, MACHINE)
+    assert (flat.name, flat.recommended, volume.name, volume.recommended) == ("2d", False, "3d_fullres", True)
+    assert (volume.window, volume.training.batch_size, volume.space.spacing) == ((40, 56, 40), 2, (1.0, 1.0, 1.0))
+    assert (volume.data.digest, volume.data.labels, volume.space.orientation) == (fingerprint.digest, dataset.labels, "canonical")
+    assert (volume.memory.budget, volume.memory.device) == (8.0, "cpu")
+    theirs = json.loads((tmp_path / "nnUNetPlans.json").read_text())
+    assert theirs["configurations"]["3d_fullres"]["patch_size"] == [40, 56, 40]
+    assert theirs["configurations"]["3d_fullres"]["batch_size"] == 2
+
+
+def test_a_preset_that_does_not_fit_says_what_would(dataset, fingerprint):
+    with pytest.raises(PlanError) as caught:
+        Presets("nnunet")(dataset, fingerprint, Machine("cpu", 0.1))
+    assert str(caught.value).startswith("configuration '2d': what this preset plans does not fit; found 0.1")
+    assert "expected at most 0.1 GiB. Plan with --memory 1 for a larger device" in str(caught.value)
+
+
+@pytest.mark.parametrize("case", [c for c in GOLDEN if c["preset"] == "nnunet"][:3], ids=lambda c: c["group"])
+def test_a_folder_without_images_gives_nnunets_own_file(case, tmp_path, run):
+    folder = tmp_path / case["name"]
+    folder.mkdir()
+    (folder / "dataset.json").write_text(json.dumps(case["dataset"]))
+    (folder / "dataset_fingerprint.json").write_text(json.dumps(case["fingerprint"]))
+    out = tmp_path / "out"
+    assert run("plan", "--preset", "nnunet", "--nnunet-fingerprint", folder, "--format", "nnunet", "-o", out) == 0
+    assert json.loads((out / "nnUNetPlans.json").read_text()) == case["plans"]
+    wanted = {name for name in case["plans"]["configurations"] if name != "3d_cascade_fullres"}
+    assert {file.stem for file in out.glob("*.json")} == {*wanted, "nnUNetPlans"}
+    for name in wanted:
+        theirs = case["plans"]["configurations"][name]
+        plan = Plan.load(out / f"{name}.json")
+        assert (list(plan.window), plan.training.batch_size) == (theirs["patch_size"], theirs["batch_size"])
+        assert [list(k) for k in plan.network.kernels] == theirs["architecture"]["arch_kwargs"]["kernel_sizes"]
+        assert [list(s) for s in plan.network.strides] == theirs["architecture"]["arch_kwargs"]["strides"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error pass either a dataset or --nnunet-fingerprint; found neither, expected one of them."),
+        (["DATA", "--preset", "nnunet", "--nnunet-fingerprint", "X"], "error pass either a dataset or --nnunet-fingerprint; found both"),
+        (["DATA", "--preset", "five"], "error --preset: no such preset; found 'five', expected nnunet, nnunet-resenc-m, nnunet-resenc-l"),
+        (["DATA", "--format", "nnunet"], "error these options do not go together; found no --preset, expected --preset with"),
+        (["DATA", "--preset", "nnunet", "--network", "unet2"], "found --preset, --network, expected --preset with"),
+        (["DATA", "--preset", "nnunet", "--format", "monai"], "error --format: no such format; found 'monai', expected nnunet."),
+    ],
+)
+def test_options_that_contradict_each_other(arguments, message, tmp_path, capsys, run):
+    assert run("plan", *arguments, "-o", tmp_path / "out") == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_such_preset():
+    with pytest.raises(UsageError, match="no such preset"):
+        Presets("nnunet-xxl")
