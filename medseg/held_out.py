@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,19 @@ def splits_of(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int |
         splits = make_splits(dataset, workspace.fingerprint(), chosen.training.folds, chosen.training.seed)
     choose_split(splits, fold)
     return splits
+
+
+def trained_on(folder: RunFolder, ids: Iterable[str]) -> int:
+    """How many of these cases some network of a model has trained on; 0 where the model folder does not say."""
+    if not folder.splits_file.is_file():
+        return 0
+    splits = Splits.load(folder.splits_file).folds
+    every = {case for split in splits for case in (*split.train, *split.val)}
+    trained = {file.parent for file in folder.weights()}
+    seen = every if folder.fold(None) in trained else set()
+    for number, split in enumerate(splits):
+        seen = seen | set(split.train) if folder.fold(number) in trained else seen
+    return len(seen & set(ids))
 
 
 def report(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from medseg.dataset import Dataset
 from medseg.errors import ModelError, PlanError, UsageError
@@ -14,9 +15,15 @@ from medseg.workspace import RunFolder, Workspace
 
 def check_workspace(workspace: Workspace, found: Dataset) -> None:
     """Refuse a workspace that is the dataset itself, belongs to another one, or cannot be written. Raises UsageError or ResourceError."""
-    if workspace.root.resolve() == found.root.resolve():
+    root, data = workspace.root.resolve(), found.root.resolve()
+    files = (file for case in found.cases for file in (*case.images, case.label) if file is not None)
+    if (
+        root == data
+        or (root.name == "workspace" and root.parent == data)
+        or any(root.is_relative_to(f) for f in {f.parent for f in files} - {data})
+    ):
         raise UsageError.of(
-            "the workspace would lie in the dataset itself and overwrite its files",
+            "the output would lie among the files of the dataset",
             where=str(workspace.root),
             fix="Choose another folder for -o.",
         )
@@ -38,6 +45,13 @@ def check_workspace(workspace: Workspace, found: Dataset) -> None:
             expected=f"'{found.name}' with {len(now)} cases such as '{min(now)}'",
             fix="Choose another folder for -o.",
         )
+
+
+def check_apart(out: Path, *inputs: Path) -> None:
+    """Refuse to write among the files that are read. Raises UsageError."""
+    for folder in inputs:
+        if out.resolve() == folder.resolve():
+            raise UsageError.of("the output would lie among the inputs", where=str(out), fix="Choose another folder for -o.")
 
 
 def check_continuation(

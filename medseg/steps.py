@@ -106,14 +106,14 @@ def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int 
     from medseg.training.train import train
 
     choose_device(how.device)
-    check_memory(chosen)
+    predicted = check_memory(chosen)
     splits = splits_of(chosen, workspace, folder, fold)
     adopt(folder, chosen)
     if fold is not None and not folder.splits_file.is_file():
         Splits(folds=splits).save(folder.splits_file)
     store = prepared(chosen, workspace, how.workers, how.progress)
     tracker = Tracker.open(workspace, chosen, workspace.fingerprint())
-    return train(
+    result = train(
         chosen,
         store,
         splits,
@@ -128,6 +128,9 @@ def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int 
         progress=how.progress,
         licence=workspace.dataset().licence,
     )
+    if result.memory is not None and result.finished and how.devices == 1:
+        how.progress.say(f"memory at the peak of a training step: {result.memory:.2f} GiB; predicted {predicted:.2f} GiB")
+    return result
 
 
 def log_model(workspace: Workspace, folder: RunFolder, progress: Progress) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from medseg.device import choose_device, machine
 from medseg.evaluation.records import Comparison, Evaluation
-from medseg.held_out import report
+from medseg.held_out import report, trained_on
 from medseg.io.layouts.base import LayoutOptions, make_labels, open_dataset
 from medseg.io.store import Store
 from medseg.planning.difference import Change
@@ -24,7 +24,7 @@ from medseg.planning.explain import explain as explain_plan
 from medseg.planning.verify import Verified
 from medseg.planning.verify import verify as verify_dataset
 from medseg.plans import Plan
-from medseg.preconditions import check_continuation, check_folds, check_length
+from medseg.preconditions import check_apart, check_continuation, check_folds, check_length
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.sample import sample_dataset
@@ -141,6 +141,10 @@ def predict(
     from medseg.inference.predictor import Predictor
 
     predictor = Predictor.load(run, device=device, memory=memory)
+    files = RunFolder(run).weights()
+    if len(files) > 1:
+        folds = ", ".join(dict.fromkeys(file.parent.name for file in files))
+        progress.say(f"averaging {len(files)} networks ({folds})")
     return predictor.predict(
         list(inputs), out, probabilities=probabilities, uncertainty=uncertainty, mirror=mirror, overwrite=overwrite, progress=progress
     )
@@ -166,8 +170,10 @@ def evaluate(
     from medseg.evaluation.scoring import evaluate as score_folder
 
     model = RunFolder(run) if run else None
+    if out is not None:
+        check_apart(out, predictions, reference)
     labels = make_labels(LayoutOptions(classes=classes), {}, reference) if classes else None
-    return score_folder(
+    found = score_folder(
         predictions,
         reference,
         labels,
@@ -179,6 +185,12 @@ def evaluate(
         images=images,
         curves=model.curves() if model else (),
     )
+    if model is not None and (seen := trained_on(model, found.ids)):
+        progress.say(
+            f"warning: the model has trained on {seen} of these {len(found.cases)} cases, so their scores say little about unseen ones "
+            f"({model.report} has those of cases it left out)"
+        )
+    return found
 
 
 def compare(first: Path, second: Path) -> Comparison:

@@ -14,10 +14,11 @@ every case is `fold_none`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from medseg.dataset import Dataset
-from medseg.errors import ModelError
+from medseg.errors import ModelError, Problem
 from medseg.fingerprint import Fingerprint
 from medseg.plans import Plan
 from medseg.record import Record
@@ -92,6 +93,14 @@ def network_file(fold: Path, number: int) -> Path:
     return fold / f"network_{number}.safetensors"
 
 
+def _networks(fold: Path) -> int:
+    """How many networks a finished fold has."""
+    try:
+        return int(json.loads((fold / "state" / "finished.json").read_text(encoding="utf-8"))["networks"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError.of("cannot be read", where=str(fold / "state" / "finished.json"), fix="Restore the file, or remove it.") from None
+
+
 class RunFolder:
     """A model folder."""
 
@@ -140,7 +149,7 @@ class RunFolder:
         """Every network of every finished fold, in order.
 
         Raises:
-            ModelError: the folder is not a trained model.
+            ModelError: the folder is not a trained model, or networks of a finished fold are missing.
         """
         files = self.root.glob("fold_*/network_*.safetensors")
         found = tuple(sorted(files, key=lambda file: (len(file.parent.name), file.parent.name, file.name)))
@@ -150,6 +159,24 @@ class RunFolder:
                 where=str(self.root),
                 found=", ".join(sorted(p.name for p in self.root.iterdir())[:8]) if self.root.is_dir() else "no such folder",
                 expected="plan.json and fold_*/network_*.safetensors",
-                fix="Pass the folder that `medseg train` or `medseg run` wrote, or finish the training with --resume.",
+                fix="Pass the folder that `medseg train` or `medseg run` wrote, or finish the training: the same command again, `medseg train` "
+                "with --resume.",
+            )
+        ended = sorted(file.parent.parent for file in self.root.glob("fold_*/state/finished.json"))
+        # A fold that was copied without its state shows a gap only where a network before the last one is missing.
+        wanted = {fold: _networks(fold) for fold in ended} | {
+            file.parent: sum(other.parent == file.parent for other in found) for file in found if file.parent not in ended
+        }
+        missing = [file for fold, count in wanted.items() for n in range(count) if (file := network_file(fold, n)) not in found]
+        if missing:
+            raise ModelError(
+                [
+                    Problem(
+                        "a trained network is missing",
+                        str(file),
+                        fix="Restore the file, or remove its fold's folder and train the fold again.",
+                    )
+                    for file in missing
+                ]
             )
         return found

@@ -10,8 +10,10 @@ import pytest
 from medseg import workflow
 from medseg.errors import ModelError, PlanError, UsageError
 from medseg.evaluation.comparison import open_evaluation
+from medseg.held_out import trained_on
 from medseg.planning.planner import choose_plan
-from medseg.preconditions import check_continuation, check_workspace
+from medseg.preconditions import check_apart, check_continuation, check_workspace
+from medseg.training.splits import Split, Splits
 from medseg.workspace import RunFolder, Workspace
 
 
@@ -128,3 +130,32 @@ def test_a_folder_without_an_evaluation(tmp_path):
     assert str(caught.value) == (
         f"{tmp_path}: holds no evaluation; expected summary.json. Pass a folder that `medseg evaluate` or `medseg run` wrote."
     )
+
+
+def test_cases_that_a_model_has_trained_on_are_counted(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert trained_on(folder, ["a"]) == 0
+    Splits(folds=(Split(train=("a", "b"), val=("c",)), Split(train=("b", "c"), val=("a",)))).save(folder.splits_file)
+    (tmp_path / "plan.json").write_text("{}")
+
+    def train(fold):
+        folder.fold(fold).mkdir()
+        (folder.fold(fold) / "network_0.safetensors").write_bytes(b"")
+
+    train(0)
+    assert [trained_on(folder, [case]) for case in "abcd"] == [1, 1, 0, 0]
+    train(1)
+    assert trained_on(folder, "abcd") == 3
+    (folder.fold(0) / "network_0.safetensors").unlink()
+    assert [trained_on(folder, [case]) for case in "abcd"] == [0, 1, 1, 0]
+    train(None)
+    assert trained_on(folder, "abcd") == 3
+
+
+def test_nothing_is_written_among_what_is_read(dataset, tmp_path):
+    for root in (dataset.root, dataset.root / "workspace", dataset.root / "imagesTr" / "run" / "workspace"):
+        with pytest.raises(UsageError, match=r"the output would lie among the files of the dataset\. Choose another folder for -o\."):
+            check_workspace(Workspace(root), dataset)
+    check_apart(tmp_path / "out", tmp_path)
+    with pytest.raises(UsageError, match="the output would lie among the inputs"):
+        check_apart(tmp_path / "x" / "..", tmp_path)

@@ -120,7 +120,7 @@ def _of_folder(folder: Path, channels: tuple[Channel, ...]) -> list[CaseFiles]:
             "holds no image",
             where=str(folder),
             expected="image files, one subfolder of images per case, or a dataset",
-            fix="; ".join(problem.what for problem in unknown.problems),
+            fix=f"As a dataset it {'; '.join(problem.what for problem in unknown.problems)}.",
         )
     return cases
 

@@ -201,7 +201,9 @@ def _classes(dataset: Dataset, reports: Sequence[CaseReport], occurrences: dict[
         elif count == 1 and len(read) > 1:
             warnings.append(
                 Problem(
-                    f"class '{name}' occurs in one case only", f"dataset '{dataset.name}'", fix="It cannot be learnt and scored at once."
+                    f"class '{name}' occurs in one case only",
+                    f"dataset '{dataset.name}'",
+                    fix="It cannot be learnt and scored at once. Where values count objects, make one class of them, e.g. --class object=1-20.",
                 )
             )
     return problems, warnings

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from medseg.errors import UsageError
+from medseg.peak import PeakMemory
 from medseg.progress import Progress
 from medseg.training.budget import Clock, length
 from medseg.training.history import History, Row
@@ -48,6 +49,7 @@ class Supervisor(Callback):
         self,
         *,
         clock: Clock,
+        peak: PeakMemory,
         agenda: Agenda,
         validator: Validator,
         deliver: Callable[[int, dict[str, Tensor]], None],
@@ -61,6 +63,7 @@ class Supervisor(Callback):
     ) -> None:
         self.clock, self.agenda, self.validator, self.history, self.stop = clock, agenda, validator, history, stop
         self.deliver = deliver
+        self.peak = peak
         self.journal, self.talk, self.checkpoint, self.save_every, self.patience = journal, progress, checkpoint, save_every, patience
         self.interrupted = ""
         self.stopped = False
@@ -220,6 +223,7 @@ class Supervisor(Callback):
             self.clock.end = int(end) if int(end) >= 0 else None
 
     def _validate(self, module: Learner) -> Validated:
+        self.peak.stop()  # what validation takes is no part of a training step
         validated = self.validator.run(module.average, self.agenda.limit)
         self.agenda.done(validated.seconds, self.clock.elapsed)
         self.clock.reserve = self.agenda.reserve

@@ -21,6 +21,7 @@ from medseg.errors import ModelError, UsageError
 from medseg.io.store import Store
 from medseg.models.weights import load_weights, save_weights
 from medseg.parallel import default_workers
+from medseg.peak import PeakMemory
 from medseg.plans import Plan
 from medseg.progress import Progress, Silent
 from medseg.record import Record
@@ -66,6 +67,7 @@ class TrainingResult(Record):
         patience: what was asked for; with it the weights are those of the best validation.
         stopped: whether it ended the training.
         tracking: MLflow's tracking URI, or empty.
+        memory: GiB at the peak of a training step, on the first device, measured in this session until its first validation.
         budget_seconds, budget_epochs: the length that was asked for; one of them is None.
     """
 
@@ -84,6 +86,7 @@ class TrainingResult(Record):
     patience: int | None = None
     stopped: bool = False
     tracking: str = ""
+    memory: float | None = None
     budget_seconds: float | None = None
     budget_epochs: int | None = None
 
@@ -281,8 +284,10 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
     validator = Validator(plan, Store(job.prepared), job.split.val, device, rank, job.devices)
     history = History(job.folder / "metrics.csv")
     courier = _courier(job.journal) if job.journal is not None and rank == 0 else None
+    peak = PeakMemory(device)
     supervisor = Supervisor(
         clock=clock,
+        peak=peak,
         agenda=Agenda(clock.epochs, clock.seconds, job.patience),
         validator=validator,
         deliver=job.deliver,
@@ -298,6 +303,7 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
     supervisor.stop.install()
     with contextlib.ExitStack() as stack:
         stack.callback(supervisor.stop.remove)
+        stack.callback(peak.stop)
         stack.enter_context(quiet())
         stack.enter_context(memory_told(device))
         if courier is not None:
@@ -336,6 +342,7 @@ def _result(job: Job, supervisor: Supervisor, steps: int) -> TrainingResult:
         interrupted=supervisor.interrupted,
         patience=job.patience,
         stopped=supervisor.stopped,
+        memory=round(supervisor.peak.stop(), 3),
         budget_seconds=supervisor.clock.seconds,
         budget_epochs=supervisor.clock.epochs,
     )

@@ -163,7 +163,7 @@ def test_nothing_of_others_is_overwritten(planned: Path, tmp_path: Path, cases: 
     """A workspace in the dataset, a run of another dataset, and a plan larger than memory: refused before anything is written."""
     data = cases(tmp_path / "data", 6)
     before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
-    assert "overwrite" in medseg("plan", data, "-o", data, code=2).stderr
+    assert "among the files of the dataset" in medseg("plan", data, "-o", data, code=2).stderr
     assert {p: p.read_bytes() for p in data.rglob("*") if p.is_file()} == before
     (planned.parent / "run").mkdir()
     shutil.copytree(planned, planned.parent / "run" / "workspace")

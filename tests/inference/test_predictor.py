@@ -141,6 +141,29 @@ def test_all_networks_of_a_fold_are_averaged(plan3d, tmp_path):
     assert not torch.allclose(both, output([0]), atol=1e-3)
 
 
+def test_a_network_that_is_missing_is_named(plan3d, tmp_path):
+    run = save_run(tmp_path / "run", plan3d, (0, 1))
+    state = run / "fold_1" / "state"
+    state.mkdir()
+    (state / "finished.json").write_text('{"networks": 2}')
+    with pytest.raises(ModelError) as caught:
+        Predictor.load(run, "cpu")
+    assert str(caught.value) == (
+        f"{run / 'fold_1' / 'network_1.safetensors'}: a trained network is missing. "
+        "Restore the file, or remove its fold's folder and train the fold again."
+    )
+    (run / "fold_1" / "network_0.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"2 problems|network_0\.safetensors: a trained network is missing"):
+        Predictor.load(run, "cpu")
+    (state / "finished.json").write_text("{")
+    with pytest.raises(ModelError, match=r"finished\.json: cannot be read"):
+        Predictor.load(run, "cpu")
+    (state / "finished.json").unlink()
+    (run / "fold_0" / "network_0.safetensors").rename(run / "fold_0" / "network_1.safetensors")
+    with pytest.raises(ModelError, match=r"fold_0.network_0\.safetensors: a trained network is missing"):
+        Predictor.load(run, "cpu")
+
+
 def test_load(plan3d, tmp_path):
     run = save_run(tmp_path / "run", plan3d, (0, 1))
     image = np.random.default_rng(0).normal(size=(1, 9, 12, 11)).astype(np.float32)

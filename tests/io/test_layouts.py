@@ -1,6 +1,7 @@
 """Datasets on disk: what is detected, what is read, what is refused."""
 
 import json
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -438,3 +439,17 @@ def test_unknown_modality():
 )
 def test_modality_of(name, modality):
     assert modality_of(name) == modality
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "images" / f"{name}.png").symlink_to(f"/nowhere/{name}.png")
+    with pytest.raises(DatasetError) as caught:
+        open_dataset(tmp_path)
+    assert [problem.where for problem in caught.value.problems] == [str(tmp_path / "images" / f"{n}.png") for n in "ab"]
+    assert str(caught.value.problems[0]).endswith(
+        "is a link to a file that is missing; found /nowhere/a.png. Fetch the files, mount the disk, or remove the link."
+    )

@@ -15,9 +15,9 @@ from medseg.case import Case
 from medseg.dataset import CaseFiles, Dataset
 from medseg.device import memory_per_array
 from medseg.errors import DatasetError
-from medseg.fingerprint import QUANTILES, CaseStats, ClassStats, Intensities
+from medseg.fingerprint import QUANTILES, CaseStats, ClassStats, Fingerprint, Intensities
 from medseg.io.images import read_case
-from medseg.planning.fingerprinting import ARRAYS, make_fingerprint, merge_intensities
+from medseg.planning.fingerprinting import ARRAYS, Gathered, make_fingerprint, merge_intensities
 from medseg.scratch import Scratch
 
 
@@ -156,3 +156,26 @@ def test_all_unreadable_cases_are_reported_at_once(dataset: Dataset) -> None:
     assert "i0.nii.gz" in text
     assert "i1.nii.gz" in text
     assert "i2.nii.gz" not in text
+
+
+def test_a_fingerprint_has_a_line_per_case_and_pooled_intensities_only(dataset: Dataset, tmp_path: Path) -> None:
+    found = make_fingerprint(dataset, "grid", None, workers=1)
+    assert [c.channels for c in found.cases] == [()] * 3
+    found.save(tmp_path / "fingerprint.json")
+    assert Fingerprint.load(tmp_path / "fingerprint.json") == found
+    lines = (tmp_path / "fingerprint.json").read_text(encoding="utf-8").splitlines()
+    start = lines.index('  "cases": [')
+    assert [json.loads(line.rstrip(","))["id"] for line in lines[start + 1 : start + 4]] == ["secret_0", "secret_1", "secret_2"]
+    assert lines[start + 4 :] == ["  ]", "}"]
+
+
+def test_cases_may_be_gathered_in_any_order(dataset: Dataset) -> None:
+    cases = [case_of(np.random.default_rng(i).normal(50 * i, 9, 500)).model_copy(update={"id": f"{i}"}) for i in range(4)]
+    found = []
+    for order in (cases, cases[::-1]):
+        gathered = Gathered()
+        for case in order:
+            gathered.add(case)
+        found.append(gathered.fingerprint(dataset))
+    assert found[0] == found[1]
+    assert found[0].intensities == merge_intensities(cases)

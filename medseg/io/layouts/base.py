@@ -71,7 +71,8 @@ def open_dataset(path: Path, options: LayoutOptions | None = None) -> Dataset:
     if root.is_file() and root.suffix == ".json":
         root = root.parent
     if not root.is_dir():
-        raise DatasetError.of("no such folder", where=str(path), fix="Pass the folder that holds the images and labels.")
+        what = "is a file, not a folder" if root.exists() else "no such folder"
+        raise DatasetError.of(what, where=str(path), fix="Pass the folder that holds the images and labels.")
     layouts = [(name, kind()) for name, kind in registry.layouts.items()]
     fitting = [(name, layout) for name, layout in layouts if layout.detect(root)]
     if len(fitting) == 1:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.dataset import CaseFiles
-from medseg.errors import ImageError, Problem
+from medseg.errors import DatasetError, ImageError, Problem
 from medseg.io.images import image_stem, image_suffix, read_header
 
 CHANNEL = re.compile(r"^(?P<id>.+)_(?P<channel>\d{4})$")
@@ -17,12 +17,28 @@ SERIES = 16  # more numbered files of one name than this are a series, not chann
 
 
 def image_files(folder: Path) -> tuple[Path, ...]:
-    """Image files directly in a folder, sorted by name; hidden files, macOS `._` twins among them, are left out."""
+    """Image files directly in a folder, sorted by name; hidden files, macOS `._` twins among them, are left out.
+
+    Raises:
+        DatasetError: files are links that lead nowhere.
+    """
     if not folder.is_dir():
         return ()
-    return tuple(
-        sorted((p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and image_suffix(p)), key=lambda p: p.name)
-    )
+    named = sorted((p for p in folder.iterdir() if not p.name.startswith(".") and image_suffix(p)), key=lambda p: p.name)
+    lost = [p for p in named if p.is_symlink() and not p.exists()]
+    if lost:
+        raise DatasetError(
+            [
+                Problem(
+                    "is a link to a file that is missing",
+                    str(p),
+                    str(p.readlink()),
+                    fix="Fetch the files, mount the disk, or remove the link.",
+                )
+                for p in lost
+            ]
+        )
+    return tuple(p for p in named if p.is_file())
 
 
 def without_channel(stem: str) -> tuple[str, int | None]:

@@ -13,7 +13,7 @@ from typing import ClassVar, final
 
 from medseg.dataset import CaseFiles, Dataset
 from medseg.errors import DatasetError, Problem
-from medseg.io.images import image_stem, image_suffix
+from medseg.io.images import SUFFIXES, image_stem, image_suffix
 from medseg.io.layouts.base import Layout, LayoutOptions, is_described, make_dataset, refuse_reference
 from medseg.io.layouts.descriptor import channels_in_order, classes_of, groups_of, read_descriptor
 from medseg.io.layouts.files import channel_gaps, channel_sets, image_files, missing_image, missing_label, usual_header
@@ -44,7 +44,7 @@ class Folders(Layout):
         images = _first(root, IMAGES) or root / IMAGES[0]
         files = image_files(images)
         if not files:
-            raise DatasetError.of("holds no image", where=str(images), expected="files in a format that can be read")
+            raise DatasetError.of("holds no image", where=str(images), expected=f"files directly in it: {', '.join(SUFFIXES)}")
         suffixed, sets = channel_sets(files)
         ndim, in_file = usual_header([s[min(s)] for _, s in sets])
         count = max(len(s) for _, s in sets)
