@@ -83,9 +83,9 @@ def plan(
 
 
 def explain(plan_file: Path) -> tuple[Decision, ...]:
-    """Every decision of a plan with its reason; with the evidence where the fingerprint lies beside it."""
-    chosen = Plan.load(plan_file)
-    workspace = Workspace.of_plan(plan_file)
+    """Every decision of a plan, or of a model folder's plan, with its reason; with the evidence where the fingerprint lies beside it."""
+    chosen = Plan.load(RunFolder(plan_file).plan_file if plan_file.is_dir() else plan_file)
+    workspace = Workspace(plan_file / "workspace") if plan_file.is_dir() else Workspace.of_plan(plan_file)
     return explain_plan(chosen, workspace.fingerprint() if workspace.fingerprint_file.is_file() else None)
 
 

@@ -86,7 +86,7 @@ def train(
     ok(f"trained {result.epochs} epochs{networks} in {result.seconds / 60:.1f} minutes; model in {out}")
     if result.score is not None:
         alone = ", mean of the networks alone (predictions average them)" if networks else ""
-        say(f"Validation {result.metric} {result.score:.4f} over {result.cases} cases left out{alone}")
+        say(f"Validation {result.metric} {result.score:.4f} over {result.cases} of the cases left out{alone}")
     say(f"Next: medseg predict {shown(out)} IMAGES -o OUT")
 
 

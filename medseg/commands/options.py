@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DATASET_HELP = "Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, images/ + labels/, or case folders."
 DatasetPath = Annotated[Path, typer.Argument(help=DATASET_HELP)]
-PlanFile = Annotated[Path, typer.Argument(help="A plan file, e.g. PLANS/3d.json.")]
+PlanFile = Annotated[Path, typer.Argument(help="A plan file, e.g. PLANS/3d.json; `explain` also takes a model folder.")]
 RunPath = Annotated[Path, typer.Argument(help="A model: the folder that `medseg run` or `medseg train` wrote.")]
 Classes = Annotated[
     list[str] | None,

@@ -115,6 +115,13 @@ def test_run_and_run_again(tmp_path: Path, cases: Callable[[Path, int], Path]) -
     assert second["evaluation"] == first["evaluation"]
     assert (tmp_path / "run" / "fold_0" / "network_0.safetensors").read_bytes() == weights
     assert "another plan" in medseg(*arguments, "--set", "training.seed=9", code=2).stderr
+    decisions = {one["field"]: one for one in json.loads(medseg("explain", tmp_path / "run", "--json").stdout)}
+    assert "set by hand" in decisions["training.steps"]["reason"]
+    done = medseg("evaluate", tmp_path / "run" / "held_out", data, "-o", tmp_path / "again", "--run", tmp_path / "run")
+    assert "trained on" not in done.stdout + done.stderr
+    medseg("predict", tmp_path / "run", data / "imagesTr", "-o", tmp_path / "all")
+    done = medseg("evaluate", tmp_path / "all", data, "-o", tmp_path / "trained", "--run", tmp_path / "run")
+    assert "the model has trained on 8 of these 10 cases" in " ".join((done.stdout + done.stderr).split())
 
 
 def test_colour_images_in_nnunet_names(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ def build(groups, rare=()):
     cases = tuple(c.model_copy(update={"group": f"patient {g}"}) for c, g in zip(dataset.cases, groups, strict=True))
     dataset = dataset.model_copy(update={"cases": cases})
     fingerprint = make_fingerprint_of(dataset)
-    absent = fingerprint.cases[0].classes[1].model_copy(update={"voxels": 0, "components": 0, "sizes": (), "box": ()})
+    absent = replace(fingerprint.cases[0].classes[1], voxels=0, components=0, sizes=(), box=())
     if rare:
         stats = tuple(s if i in rare else s.model_copy(update={"classes": (s.classes[0], absent)}) for i, s in enumerate(fingerprint.cases))
         fingerprint = fingerprint.model_copy(update={"cases": stats})

@@ -232,6 +232,7 @@ def paced(monkeypatch):
         return real(self, batch, batch_idx)
 
     monkeypatch.setattr("medseg.training.budget.time", time)
+    monkeypatch.setattr("medseg.training.validation.time", time)
     monkeypatch.setattr(Learner, "training_step", training_step)
     return time
 
@@ -242,9 +243,9 @@ def test_time_is_shared_among_networks(several, paced):
     table = rows(several, "timed")
     counts = [sum(row["network"] == n for row in table) for n in "123"]
     assert sum(counts) <= 27  # epochs of 0.15 s in 4 s
-    assert max(counts) - min(counts) <= 4, counts  # validation takes real time
+    assert max(counts) - min(counts) <= 1, counts
     ends = [float(a["progress"]) for a, b in zip(table, [*table[1:], {"network": ""}], strict=True) if a["network"] != b["network"]]
-    assert all(end > 0.97 for end in ends)
+    assert all(end > 0.95 for end in ends), ends  # one step of 27 may not fit in
 
 
 def test_a_stub_of_a_network_is_not_delivered(several, paced, monkeypatch):
