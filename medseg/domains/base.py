@@ -7,7 +7,7 @@ resampling took place.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -122,6 +122,16 @@ class Domain(ABC):
     @abstractmethod
     def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, DenseMap]:
         """Run windows over a case and blend them; maps above `memory` bytes live on disk. `run` gets windows on the CPU, float32."""
+
+    @property
+    @abstractmethod
+    def blends_each_network(self) -> bool:
+        """Whether each network of an ensemble is stitched on its own, then `mean` taken; otherwise the mean of their outputs is stitched, which
+        is quicker and the same but for rounding."""
+
+    @abstractmethod
+    def mean(self, maps: Sequence[Mapping[str, DenseMap]]) -> dict[str, DenseMap]:
+        """The mean of what `stitch` gave for several networks of one plan and case."""
 
     @abstractmethod
     def native(self, maps: Mapping[str, DenseMap], trail: tuple[Step, ...]) -> dict[str, DenseMap]:

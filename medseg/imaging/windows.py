@@ -38,10 +38,10 @@ def gaussian_weights(window: int, centred: bool = True) -> NDArray[np.float64]:
     return np.asarray(np.exp(-0.5 * offset**2))
 
 
-def coverage(size: int, window: int, starts: tuple[int, ...], centred: bool = True) -> NDArray[np.float64]:
+def coverage(size: int, window: int, starts: tuple[int, ...]) -> NDArray[np.float64]:
     """Sum of the weights of all windows along one axis `(size,)`. Windows lie on a product grid, so sums of axes multiply."""
     total = np.zeros(size)
-    weights = gaussian_weights(window, centred)
+    weights = gaussian_weights(window)
     for start in starts:
         inside, part = overlap_slices(start, window, size)
         total[inside] += weights[part]

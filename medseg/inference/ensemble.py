@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +39,15 @@ class Ensemble:
         Args:
             mirror: window axes to mirror; all combinations are averaged.
         """
-        views = [tuple(axis + 2 for axis in axes) for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
-        return lambda windows: self._average(windows, views)
+        return partial(self._average, views=_views(mirror), networks=self.networks)
 
-    def _average(self, windows: Tensor, views: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+    def runners(self, mirror: Sequence[int]) -> tuple[Callable[[Tensor], dict[str, Tensor]], ...]:
+        """As `runner`, one function for each network."""
+        return tuple(partial(self._average, views=_views(mirror), networks=(network,)) for network in self.networks)
+
+    def _average(self, windows: Tensor, views: Sequence[tuple[int, ...]], networks: Sequence[nn.Module]) -> dict[str, Tensor]:
         try:
-            return self._forward(windows, views)
+            return self._forward(windows, views, networks)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -61,28 +65,33 @@ class Ensemble:
             )
         if len(windows) == 1:
             self.batch_size = 1
-            return self._average(windows, views)
+            return self._average(windows, views, networks)
         self.batch_size = (len(windows) + 1) // 2
-        halves = [self._average(half, views) for half in windows.chunk(2)]
+        halves = [self._average(half, views, networks) for half in windows.chunk(2)]
         return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
 
     @torch.inference_mode()
-    def _forward(self, windows: Tensor, views: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+    def _forward(self, windows: Tensor, views: Sequence[tuple[int, ...]], networks: Sequence[nn.Module]) -> dict[str, Tensor]:
         images = self.task.inputs(Batch(image=windows.to(self.device)))
         total: dict[str, Tensor] = {}
         together = max(1, self.batch_size // len(windows))  # a few windows alone leave a device idle, their mirrored views fill it
         for start in range(0, len(views), together):
             some = views[start : start + together]
             stacked = torch.cat([images.flip(view) if view else images for view in some]).contiguous(memory_format=self.layout)
-            for network in self.networks:
+            for network in networks:
                 with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
                     outputs = network(stacked)
                 for name, maps in outputs.items():
                     for view, part in zip(some, maps[0].float().chunk(len(some)), strict=True):
                         back = part.flip(view) if view else part
                         total[name] = total[name] + back if name in total else back
-        count = len(views) * len(self.networks)
+        count = len(views) * len(networks)
         return {name: (maps / count).cpu() for name, maps in total.items()}
+
+
+def _views(mirror: Sequence[int]) -> list[tuple[int, ...]]:
+    """Axes of a batch to flip, for each of the views."""
+    return [tuple(axis + 2 for axis in axes) for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from medseg.inference.targets import check_targets, targets_of
 from medseg.io.images import image_stem, read_case, read_header, write_label, write_maps
 from medseg.models.weights import load_weights
 from medseg.plans import Plan
-from medseg.prediction import Prediction
+from medseg.prediction import DenseMap, Prediction
 from medseg.progress import Progress, Silent
 from medseg.record import Record, check_writable
 from medseg.scratch import Scratch, copy, release, row_slabs
@@ -227,14 +228,7 @@ class Predictor:
         case_id = case.id
         del case  # the image as read is needed no more, and may be large
         trail = prepared.trail
-        run = self.ensemble.runner(self.plan.inference.mirror if mirror else ())
-        maps = self.domain.stitch(
-            PreparedCase(case_id, prepared.image, None, (), native, trail),
-            self._counted(run, tuple(prepared.image.shape[1:]), progress),
-            self.task.heads,
-            self.ensemble.batch_size,
-            self.memory * GIB * SHARE_OF_MAPS,
-        )
+        maps = self._stitched(PreparedCase(case_id, prepared.image, None, (), native, trail), mirror, progress)
         del prepared
         decoded = self.task.decode(self.domain.native(maps, trail), case_id, probabilities, self.scratch)
         del maps
@@ -242,20 +236,29 @@ class Predictor:
         chances = None if decoded.probabilities is None else self._restored_maps(decoded.probabilities, trail, native.shape)
         return Prediction(case_id, labels, chances, decoded.uncertainty)
 
-    def _counted(self, run: Run, shape: tuple[int, ...], progress: Progress | None) -> Run:
-        total = self.domain.windows(shape)
+    def _stitched(self, case: PreparedCase, mirror: bool, progress: Progress | None) -> dict[str, DenseMap]:
+        """The blended maps of all networks together, by head."""
+        axes = self.plan.inference.mirror if mirror else ()
+        runs = self.ensemble.runners(axes) if self.domain.blends_each_network else (self.ensemble.runner(axes),)
+        memory = self.memory * GIB * SHARE_OF_MAPS / len(runs)
+        counted = self._counted(runs, case.shape, progress)
+        parts = [self.domain.stitch(case, run, self.task.heads, self.ensemble.batch_size, memory) for run in counted]
+        return self.domain.mean(parts) if len(parts) > 1 else parts[0]
+
+    def _counted(self, runs: Sequence[Run], shape: tuple[int, ...], progress: Progress | None) -> Sequence[Run]:
+        total = self.domain.windows(shape) * len(runs)
         if progress is None or total < MANY_WINDOWS:
-            return run
+            return runs
         done = 0
 
-        def counted(windows: Tensor) -> Mapping[str, Tensor]:
+        def counted(run: Run, windows: Tensor) -> Mapping[str, Tensor]:
             nonlocal done
             outputs = run(windows)
             done += len(windows)
             progress.update("windows of this case", done, total)
             return outputs
 
-        return counted
+        return [partial(counted, run) for run in runs]
 
     def _restored_maps(self, maps: NDArray[np.float16], trail: tuple[Step, ...], shape: tuple[int, ...]) -> NDArray[np.float16]:
         """Probabilities on the native grid: outside of what the network saw all is background."""

@@ -96,7 +96,7 @@ def refusal(folder: Path, out: Path, **options: Any) -> str:
 @pytest.mark.parametrize("recorded", ["thick", "slices", "regions", "middle"])
 def test_import_and_predict_gives_nnunets_segmentation(tmp_path: Path, recorded: str) -> None:
     """From files to a file by the command line; equal to what nnU-Net made of the same image."""
-    folder, images = model_folder(tmp_path / "nnUNetTrainer__nnUNetPlans__x", recorded=recorded), tmp_path / "images"
+    folder, images = model_folder(tmp_path / "nnUNetTrainer__nnUNetPlans__x", (0, 1), recorded=recorded), tmp_path / "images"
     expected = write_case(images, recorded)
     runner = CliRunner()
     done = runner.invoke(app, ["import", "nnunet", str(folder), "-o", str(tmp_path / "run")], catch_exceptions=False)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medseg.case import Case, PreparedCase
 from medseg.domains.base import find_domain
 from medseg.geometry import Grid
-from medseg.inference.ensemble import Ensemble
+from medseg.inference.predictor import Predictor
 from medseg.interop.nnunet.convert import plan_of
 from medseg.interop.nnunet.records import NnUNetDataset, NnUNetPlans
 from medseg.interop.nnunet.weights import weight_names
@@ -56,20 +56,23 @@ def prepare(plan: Plan, recorded: dict[str, Any]) -> Case:
 
 
 def test_prepared_cases_are_equal(plan: Plan, recorded: dict[str, Any]) -> None:
-    np.testing.assert_allclose(prepare(plan, recorded).image, recorded["prepared"].numpy(), atol=2e-4)
+    np.testing.assert_allclose(prepare(plan, recorded).image, recorded["prepared"].numpy(), atol=1e-4)
 
 
 def test_stitched_logits_are_equal(plan: Plan, recorded: dict[str, Any]) -> None:
-    task, domain = find_task(plan.task)(plan), find_domain(plan.domain)(plan)
-    network = task.network()
+    """Of two folds, to the last bits of nnU-Net's 16: only where 32-bit outputs differ in theirs, one may round otherwise."""
+    task = find_task(plan.task)(plan)
     names = weight_names(plan.network, task.heads[0].name)
-    network.load_state_dict({ours: recorded["weights"][theirs] for ours, theirs in names.items()})
-    ensemble = Ensemble(task, [network], torch.device("cpu"), 2)
+    networks = [task.network(), task.network()]
+    for fold, network in enumerate(networks):
+        network.load_state_dict({ours: recorded["weights"][theirs] * (1 + 0.01 * fold) for ours, theirs in names.items()})
+    predictor = Predictor(plan, networks, torch.device("cpu"), 1.0)
     image = recorded["prepared"].numpy()
-    case = PreparedCase("x", image, None, (), Grid.plain(image.shape[1:]), ())
-    maps = domain.stitch(case, ensemble.runner(plan.inference.mirror), task.heads, 2, 2**30)
+    maps = predictor._stitched(PreparedCase("x", image, None, (), Grid.plain(image.shape[1:]), ()), True, None)
     found = np.concatenate([values for _, values in maps[task.heads[0].name].slabs()], axis=1)
-    np.testing.assert_allclose(found, recorded["logits"].float().numpy(), atol=2e-4)
+    expected = recorded["logits"].float().numpy()
+    np.testing.assert_allclose(found, expected, rtol=4e-3, atol=4e-3)
+    assert (found == expected).mean() > 0.9
 
 
 def test_segmentations_are_equal(plan: Plan, recorded: dict[str, Any]) -> None:

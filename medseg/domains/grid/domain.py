@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,12 +16,12 @@ from medseg.device import Machine
 from medseg.domains.base import Domain, Draft, Run
 from medseg.domains.grid.augment import augment_batch
 from medseg.domains.grid.drafts import make_drafts
-from medseg.domains.grid.maps import ResampledMap
+from medseg.domains.grid.maps import MeanMap, ResampledMap
 from medseg.domains.grid.measure import measure_case
 from medseg.domains.grid.prepare import prepare_case, restore_array
 from medseg.domains.grid.sampling import class_locations, sample_window, source_window
 from medseg.domains.grid.settings import Blending, GridSettings
-from medseg.domains.grid.stitch import layout, stitch_case
+from medseg.domains.grid.stitch import layout, stitch_as_nnunet, stitch_case
 from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Resample, Shape, Step
 from medseg.models.base import Head
@@ -95,8 +95,17 @@ class GridDomain(Domain):
 
     def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, DenseMap]:
         """See `Domain.stitch`."""
-        centred = self.settings.blending is Blending.centred
-        return stitch_case(case, run, heads, self.plan.window, self.plan.inference.overlap, batch_size, memory, centred)
+        stitched = stitch_as_nnunet if self.settings.blending is Blending.nnunet else stitch_case
+        return stitched(case, run, heads, self.plan.window, self.plan.inference.overlap, batch_size, memory)
+
+    @property
+    def blends_each_network(self) -> bool:
+        """See `Domain.blends_each_network`."""
+        return self.settings.blending is Blending.nnunet
+
+    def mean(self, maps: Sequence[Mapping[str, DenseMap]]) -> dict[str, DenseMap]:
+        """See `Domain.mean`."""
+        return {name: MeanMap(tuple(one[name] for one in maps)) for name in maps[0]}
 
     def native(self, maps: Mapping[str, DenseMap], trail: tuple[Step, ...]) -> dict[str, DenseMap]:
         """See `Domain.native`."""

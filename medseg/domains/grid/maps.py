@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
@@ -37,6 +38,45 @@ class BlendedMap:
             values = (self.total[:, rows] / weight).astype(np.float32)
             release(self.total)
             yield rows, values
+
+
+@dataclass(frozen=True)
+class HalfMap:
+    """A blended map `(C, *shape)` of 16-bit numbers (in memory or in a temporary file)."""
+
+    values: NDArray[np.float16]
+
+    @property
+    def shape(self) -> Shape:
+        """`(C, *spatial)`."""
+        return self.values.shape
+
+    def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """See `DenseMap.slabs`."""
+        step = max(1, SLAB // max(1, self.shape[0] * math.prod(self.shape[2:])))
+        for start in range(0, self.shape[1], step):
+            rows = slice(start, min(start + step, self.shape[1]))
+            values = self.values[:, rows].astype(np.float32)
+            release(self.values)
+            yield rows, values
+
+
+@dataclass(frozen=True)
+class MeanMap:
+    """The mean of maps of one shape, added up in 16 bits as nnU-Net does; computed as it is read."""
+
+    parts: tuple[DenseMap, ...]
+
+    @property
+    def shape(self) -> Shape:
+        """`(C, *spatial)`."""
+        return self.parts[0].shape
+
+    def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """See `DenseMap.slabs`."""
+        for pieces in zip(*(part.slabs() for part in self.parts), strict=True):
+            total = reduce(np.add, (values.astype(np.float16) for _, values in pieces))
+            yield pieces[0][0], (total / np.float16(len(pieces))).astype(np.float32)
 
 
 @dataclass(frozen=True)

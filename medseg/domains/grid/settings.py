@@ -40,10 +40,10 @@ class Interpolation(StrEnum):
 
 
 class Blending(StrEnum):
-    """Where the Gaussian peaks with which overlapping windows are weighted."""
+    """How overlapping windows are summed up, each weighted by a Gaussian."""
 
-    centred = "centred"  # in the middle of a window
-    nnunet = "nnunet"  # as in nnU-Net: in windows of even size at the sample after the middle
+    centred = "centred"  # the Gaussian peaks in the middle of a window; 32-bit sums
+    nnunet = "nnunet"  # to the last bit as nnU-Net: it peaks at the sample after the middle of even windows; 16-bit sums, for each network
 
 
 class Normalization(Record):
@@ -124,8 +124,8 @@ class GridSettings(SpaceSection):
     )
     blending: Blending = Field(
         default=Blending.centred,
-        description="Peak of the Gaussian that weights windows: their middle (centred), or the sample after it (nnunet). Written where it is "
-        "not centred.",
+        description="How windows are summed up: weighted by a Gaussian that peaks in their middle (centred), or with nnU-Net's Gaussian and "
+        "its 16-bit sums (nnunet). Written where it is not centred.",
     )
 
     @model_validator(mode="after")

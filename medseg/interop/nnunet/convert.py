@@ -211,7 +211,7 @@ def _reasons(plan: Plan, source: str, trainer: str) -> dict[str, str]:
                     "space.augmentation": "medseg's own, for windows of this shape; mirroring as in the nnU-Net model.",
                     "space.orientation": "As nnU-Net's reader gives the images of this model.",
                     "space.interpolation": "As nnU-Net resamples, so that predictions are the same.",
-                    "space.blending": "As nnU-Net weights windows, so that predictions are the same.",
+                    "space.blending": "As nnU-Net sums up windows, to the last bit, so that predictions are the same.",
                     "network.deep_supervision": "nnU-Net has a head at every decoder stage; all are kept.",
                     "network.precision": "As nnU-Net on a CPU: 16 bits would move the borders of a few voxels in a thousand.",
                     "target.frequencies": "Neutral: the weights are trained, and nnU-Net's heads start from zero.",

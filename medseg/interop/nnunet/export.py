@@ -98,7 +98,7 @@ def nnunet_files(plan: Plan, ending: str) -> tuple[str, NnUNetPlans, NnUNetDatas
 
 def _obstacles(plan: Plan, ending: str) -> Iterator[Problem]:
     """Why nnU-Net would not predict the same."""
-    fix = "Train a model of nnU-Net's kind: set it in the plan before training, or import one."
+    fix = "Set it before training, with --set FIELD=VALUE; a trained model cannot change it."
     space, target = plan.space, plan.target
     if not isinstance(space, GridSettings) or not isinstance(target, SemanticSettings):
         yield Problem("nnU-Net has no such task", "task", f"{plan.task} on {plan.domain}", "semantic on grid")
@@ -112,7 +112,7 @@ def _obstacles(plan: Plan, ending: str) -> Iterator[Problem]:
     if space.interpolation is not Interpolation.nnunet:
         yield Problem("nnU-Net resamples otherwise", "space.interpolation", space.interpolation.value, "nnunet", fix)
     if space.blending is not Blending.nnunet:
-        yield Problem("nnU-Net weights windows otherwise", "space.blending", space.blending.value, "nnunet", fix)
+        yield Problem("nnU-Net sums up windows otherwise", "space.blending", space.blending.value, "nnunet", fix)
     if not space.crop:
         yield Problem("nnU-Net always crops to nonzero voxels", "space.crop", "false", "true", fix)
     lead = plan.data.ndim - len(plan.window)
