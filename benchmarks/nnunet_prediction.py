@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="Folder for runs and predictions; default: a temporary one.")
     parser.add_argument("--name", default="nnunet_prediction", help="Name of the result file.")
     arguments = parser.parse_args()
+    note = f"equality of label maps on the native grid; seconds and peak memory of whole processes with {arguments.threads} threads, start included"
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for number, pair in enumerate(arguments.pairs):
@@ -175,8 +176,8 @@ def main() -> None:
             work.mkdir(parents=True)
             rows.append(one(arguments.reference, Path(model), Path(images), work, arguments.threads, arguments.export))
             print(shown(rows[-1]), flush=True)
-    note = f"equality of label maps on the native grid; seconds and peak memory of whole processes with {arguments.threads} threads, start included"
-    print(write(arguments.name, rows, note))
+            file = write(arguments.name, rows, note)
+    print(file)
 
 
 if __name__ == "__main__":
