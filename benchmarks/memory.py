@@ -24,6 +24,7 @@ from hardware import write
 from medseg.case import Batch, PreparedCase
 from medseg.device import Machine, autocast_dtype, choose_device
 from medseg.domains.base import find_domain
+from medseg.errors import MedsegError
 from medseg.geometry import Grid
 from medseg.io.layouts.base import open_dataset
 from medseg.models.base import find_network
@@ -35,6 +36,7 @@ from medseg.planning.planner import make_plans
 from medseg.plans import Plan
 from medseg.sample import sample_dataset
 from medseg.tasks.base import find_task
+from medseg.training.data import collate
 from medseg.training.optim import make_optimizer
 
 STEPS = 3
@@ -124,8 +126,9 @@ def measured(plan: Plan, device: torch.device, float32: bool) -> float:
     shape = (1,) * (plan.data.ndim - len(plan.window)) + plan.window
     channels = len(plan.data.channels)
     case = PreparedCase("x", rng.standard_normal((channels, *shape), dtype=np.float32), np.ones(shape, np.int16), (), Grid.plain(shape), ())
-    windows = [domain.sample(case, rng, None) for _ in range(plan.training.batch_size)]
-    batch = Batch(*(torch.from_numpy(np.stack(arrays)) for arrays in zip(*windows, strict=True)))
+    windows = collate([domain.sample(case, rng, None) for _ in range(plan.training.batch_size)])
+    assert not isinstance(windows, MedsegError)
+    batch = Batch(*windows)
     dtype = None if float32 else autocast_dtype(device)
     layout = memory_format(device, len(plan.window))
     import_module("monai.networks.nets")  # which networks import only when they are built

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from medseg.geometry import Array, Grid, Shape, Step
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -24,6 +25,7 @@ class Case:
         label: `(*shape)` integer voxel values as in the file (not class indices), or None.
         grid: where the arrays lie now.
         trail: the steps from the native grid to `grid`, in order.
+        prior: `(*shape)` integer voxel values that an earlier stage predicted, a further input of the network; or None.
     """
 
     id: str
@@ -31,6 +33,7 @@ class Case:
     label: Array | None
     grid: Grid
     trail: tuple[Step, ...] = ()
+    prior: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class PreparedCase:
         locations: for each foreground class, sampled voxel indices `(n, d)` int32, for foreground oversampling (may be empty).
         native: the grid of the files.
         trail: the steps from the native grid to the prepared one.
+        prior: `(*shape)` integer voxel values that an earlier stage predicted, or None.
     """
 
     id: str
@@ -51,11 +55,20 @@ class PreparedCase:
     locations: tuple[NDArray[np.int32], ...]
     native: Grid
     trail: tuple[Step, ...]
+    prior: Array | None = None
 
     @property
     def shape(self) -> Shape:
         """Spatial shape on the prepared grid."""
         return tuple(int(n) for n in self.image.shape[1:])
+
+
+class Window(NamedTuple):
+    """One training window: image `(C, *source)` float32, label and (where the case has one) prior `(*source)` int16."""
+
+    image: NDArray[np.float32]
+    label: NDArray[np.int16]
+    prior: NDArray[np.int16] | None = None
 
 
 @dataclass
@@ -65,9 +78,29 @@ class Batch:
     Attributes:
         image: `(N, C, *window)`.
         label: `(N, *window)` int16 voxel values; None in inference.
+        prior: `(N, *window)` int16 voxel values that an earlier stage predicted; None where the plan has none.
         extra: further named tensors that wrappers add (prompts, text), first axis N.
     """
 
     image: Tensor
     label: Tensor | None = None
+    prior: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same windows on another device."""
+
+        def moved(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.to(device)
+
+        extra = {name: values.to(device) for name, values in self.extra.items()}
+        return Batch(self.image.to(device), moved(self.label), moved(self.prior), extra)
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.image)
+
+    def __getitem__(self, part: slice) -> Batch:
+        """Some of the windows."""
+        label, prior = (None if values is None else values[part] for values in (self.label, self.prior))
+        return Batch(self.image[part], label, prior, {name: values[part] for name, values in self.extra.items()})

@@ -95,6 +95,7 @@ class CaseFiles(Record):
         label: None for cases to predict only.
         group: cases of one patient share it; they are never split between training and validation.
         resample_label: the label lies on another grid in the same world and is brought to the image's when it is read.
+        prior: what an earlier stage predicted, on the image's grid; no layout gives it.
     """
 
     id: str
@@ -102,6 +103,7 @@ class CaseFiles(Record):
     label: Path | None = None
     group: str
     resample_label: bool = False
+    prior: Path | None = None
 
 
 class Dataset(Record):
@@ -145,5 +147,5 @@ def file_digest(path: Path) -> str:
 
 def case_digest(case: CaseFiles, of_file: Callable[[Path], str] = file_digest) -> str:
     """16 hexadecimal digits of the content of all files of a case, and of their order; `of_file` gives the digest of one file."""
-    files = [*case.images, *([case.label] if case.label else [])]
+    files = [*case.images, *(file for file in (case.label, case.prior) if file)]
     return hashlib.blake2b("/".join(of_file(f) for f in files).encode(), digest_size=8).hexdigest()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medseg.dataset import Dataset
-from medseg.errors import ImageError, Problem
+from medseg.errors import ImageError, ModelError, Problem
 from medseg.evaluation.records import Evaluation
 from medseg.io.images import read_case, read_label
 from medseg.plans import Plan
@@ -78,11 +78,10 @@ def report(
     from medseg.evaluation.scoring import evaluate
 
     splits = Splits.load(folder.splits_file).folds
-    ids = {fold: choose_split(splits, fold).val for fold in folds}
-    held_out = [case for fold in folds for case in ids[fold]]
-    predictions = _predict(folder, dataset, ids, device, memory, progress)
+    held_out = [case for fold in folds for case in choose_split(splits, fold).val]
+    predictions = predict_held_out(folder, dataset, folds, device, memory, progress)
     if learn and _learn(folder, dataset, predictions, progress):
-        _predict(folder, dataset, ids, device, memory, progress)
+        predict_held_out(folder, dataset, folds, device, memory, progress)
         selected = True
     return evaluate(
         folder.held_out,
@@ -99,16 +98,38 @@ def report(
     )
 
 
-def _predict(
-    folder: RunFolder, dataset: Dataset, ids: Mapping[int, Sequence[str]], device: str, memory: float | None, progress: Progress
+def with_priors(dataset: Dataset, predictions: Mapping[str, Path]) -> Dataset:
+    """The dataset with predictions (case id -> label map) of an earlier stage as a further input of each case.
+
+    Raises:
+        ModelError: cases that were not predicted.
+    """
+    missing = [case.id for case in dataset.cases if case.id not in predictions]
+    if missing:
+        raise ModelError.of(
+            f"{len(missing)} cases were not predicted by the stage before, because none of its folds left them out",
+            where=", ".join(missing[:5]),
+            fix="Train into a new folder, so that every case is in one of the folds.",
+        )
+    return dataset.model_copy(update={"cases": tuple(case.model_copy(update={"prior": predictions[case.id]}) for case in dataset.cases)})
+
+
+def predict_held_out(
+    folder: RunFolder, dataset: Dataset, folds: Iterable[int], device: str, memory: float | None, progress: Progress
 ) -> dict[str, Path]:
-    """Case id -> label map."""
+    """Predict the cases that folds left out with their own weights into `folder.held_out`; case id -> label map.
+
+    Raises:
+        ImageError: cases that could not be predicted.
+    """
     from medseg.inference.predictor import Predictor
 
     found: dict[str, Path] = {}
-    for fold, cases in ids.items():
+    splits = Splits.load(folder.splits_file).folds
+    for fold in folds:
         predictor = Predictor.load(folder.root, device=device, memory=memory, folds=[fold])
-        predicted = predictor.predict([dataset.case(i) for i in cases], folder.held_out, progress=progress)
+        cases = [dataset.case(case) for case in choose_split(splits, fold).val]
+        predicted = predictor.predict(cases, folder.held_out, progress=progress)
         if predicted.failures:
             raise ImageError([Problem(str(failure)) for failure in predicted.failures])
         found |= {case.id: folder.held_out / case.file for case in predicted.cases}

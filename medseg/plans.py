@@ -12,7 +12,7 @@ import json
 from enum import StrEnum
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medseg import registry
 from medseg.dataset import Channel, Labels
@@ -113,8 +113,18 @@ class Plan(Record):
     training: TrainingPlan = Field(description="How the network is trained.")
     inference: InferencePlan = Field(description="How windows are put together.")
     memory: MemoryPlan = Field(description="What training needs.")
+    previous: str = Field(
+        default="",
+        description="Configuration whose prediction is a further input of the network (a cascade); empty where there is none. Written where "
+        "there is one.",
+    )
     recommended: bool = Field(default=False, description="Whether `medseg run` takes this configuration.")
     reasons: dict[str, str] = Field(description="Why: dotted field name to one sentence with the evidence from the fingerprint.")
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `previous` where there is none: few plans have one, and the files and digests of all others stay what they were."""
+        return {name: value for name, value in handler(self).items() if name != "previous" or value}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -134,7 +144,7 @@ class Plan(Record):
     def prepared_digest(self) -> str:
         """Changes with whatever changes the prepared cases: the data, and what the domain does to them."""
         return hashlib.blake2b(
-            f"{self.data.digest} {self.data.labels.to_json()} {self.space.preparation_key()}".encode(), digest_size=8
+            f"{self.data.digest} {self.data.labels.to_json()} {self.space.preparation_key()}{self.previous}".encode(), digest_size=8
         ).hexdigest()
 
     def trained_digest(self) -> str:

@@ -10,6 +10,7 @@ from medseg.errors import ModelError, PlanError, UsageError
 from medseg.fingerprint import Fingerprint
 from medseg.plans import Plan
 from medseg.record import check_writable
+from medseg.training.splits import Split, Splits
 from medseg.workspace import RunFolder, Workspace
 
 
@@ -73,6 +74,17 @@ def check_continuation(
             found=f"configuration '{chosen.name}' without the wanted changes",
             expected=", ".join([configuration or chosen.name, *(f"{k}={v}" for k, v in edits.items())]),
             fix="Choose another folder for -o.",
+        )
+
+
+def check_same_splits(folder: RunFolder, splits: Sequence[Split]) -> None:
+    """Refuse a stage of a cascade that left out other cases than the next one will. Raises ModelError."""
+    if Splits.load(folder.splits_file).folds != tuple(splits):
+        raise ModelError.of(
+            "was cross-validated with other folds",
+            where=str(folder.splits_file),
+            expected="those of the model that takes its predictions, which otherwise would learn from cases that it is scored on",
+            fix="Choose another output folder, so that both are trained with the same folds.",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,17 +11,18 @@ from medseg.dataset import Dataset
 from medseg.device import Machine, choose_device
 from medseg.errors import ResourceError
 from medseg.fingerprint import Fingerprint
-from medseg.held_out import splits_of
+from medseg.held_out import predict_held_out, splits_of, with_priors
 from medseg.io.layouts.base import LayoutOptions, open_dataset
 from medseg.io.store import Store
 from medseg.planning.verify import verify
 from medseg.plans import Plan
-from medseg.preconditions import check_memory, check_workspace
+from medseg.preconditions import check_memory, check_same_splits, check_workspace
 from medseg.progress import Progress
 from medseg.workspace import RunFolder, Workspace
 
 # torch, lightning and mlflow take seconds to import, so what needs them is imported by the step that does.
 if TYPE_CHECKING:
+    from medseg.training.splits import Split
     from medseg.training.train import TrainingResult
 
 PYFUNC = Path(__file__).parent / "inference" / "pyfunc.py"  # logged with each model; MLflow runs it where the model is loaded
@@ -76,11 +77,25 @@ def planned(
     return plans
 
 
-def prepared(chosen: Plan, workspace: Workspace, workers: int | None, progress: Progress) -> Store:
-    """The prepared cases of a plan; those that are missing are prepared."""
+def prepared(
+    chosen: Plan, workspace: Workspace, workers: int | None, progress: Progress, dataset: Dataset | None = None, previous: str = ""
+) -> Store:
+    """The prepared cases of a plan; those that are missing are prepared.
+
+    Args:
+        dataset: of a cascade, the workspace's dataset with priors.
+        previous: digest of the model that they come from.
+    """
     from medseg.preprocessing.prepare import prepare
 
-    return prepare(workspace.dataset(), chosen, workspace.prepared(chosen), workers=workers, progress=progress, cache=workspace.cache)
+    return prepare(
+        dataset or workspace.dataset(),
+        chosen,
+        workspace.prepared(chosen, previous),
+        workers=workers,
+        progress=progress,
+        cache=workspace.cache,
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,7 @@ class Training:
 
 
 def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int | None, how: Training) -> TrainingResult:
-    """Train one fold, preparing its cases first where that has not been done."""
+    """Train one fold, preparing its cases first where that has not been done; of a cascade also the stage before it, all folds."""
     from medseg.training.budget import Budget
     from medseg.training.preflight import adopt
     from medseg.training.splits import Splits
@@ -111,7 +126,15 @@ def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int 
     adopt(folder, chosen)
     if fold is not None and not folder.splits_file.is_file():
         Splits(folds=splits).save(folder.splits_file)
-    store = prepared(chosen, workspace, how.workers, how.progress)
+    dataset, previous = workspace.dataset(), ""
+    if chosen.previous:
+        folds = splits_of(chosen, workspace, folder, 0)
+        stage = _train_previous(chosen, workspace, folder.previous, folds, how)
+        if not stage.finished:
+            return stage
+        predictions = predict_held_out(folder.previous, dataset, range(len(folds)), how.device, None, how.progress)
+        dataset, previous = with_priors(dataset, predictions), folder.previous.digest()
+    store = prepared(chosen, workspace, how.workers, how.progress, dataset, previous)
     tracker = Tracker.open(workspace, chosen, workspace.fingerprint())
     result = train(
         chosen,
@@ -130,6 +153,30 @@ def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int 
     )
     if result.memory is not None and result.finished and how.devices == 1:
         how.progress.say(f"memory at the peak of a training step: {result.memory:.2f} GiB; predicted {predicted:.2f} GiB")
+    return result
+
+
+def _train_previous(chosen: Plan, workspace: Workspace, folder: RunFolder, splits: tuple[Split, ...], how: Training) -> TrainingResult:
+    """Train all folds of the configuration before a cascade; the result of the last one, or of one that was interrupted.
+
+    What is there already is kept: a model that was cross-validated elsewhere, with the same folds, may be put there.
+    """
+    from medseg.training.splits import Splits
+
+    plan = Plan.load(folder.plan_file if folder.plan_file.is_file() else workspace.plan_file(chosen.previous))
+    if not folder.splits_file.is_file():
+        Splits(folds=splits).save(folder.splits_file)
+    check_same_splits(folder, splits)
+    missing = [fold for fold in range(len(splits)) if not folder.finished_file(fold).is_file()]
+    if missing:
+        how.progress.say(
+            f"'{chosen.name}' learns from what '{plan.name}' predicts on cases that it has not seen, so that is trained first: {len(missing)} "
+            f"fold{'' if len(missing) == 1 else 's'}, each as long as one of '{chosen.name}'"
+        )
+    for fold in range(len(splits)):
+        result = train_fold(plan, workspace, folder, fold, replace(how, resume=True))
+        if not result.finished:
+            break
     return result
 
 

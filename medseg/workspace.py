@@ -8,16 +8,17 @@
       prepared/<digest>/             held_out/ predictions of the cases that folds left out
       mlflow.db, mlartifacts/        report/ index.html cases.csv summary.json
 
-`RUN/plan.json`, `RUN/provenance.json` and `RUN/fold_*/network_*.safetensors` are all that prediction needs. A fold that trained on
-every case is `fold_none`.
+`RUN/plan.json`, `RUN/provenance.json` and `RUN/fold_*/network_*.safetensors` are all that prediction needs; of a cascade also
+`RUN/previous/`, the model folder of the configuration before it. A fold that trained on every case is `fold_none`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
-from medseg.dataset import Dataset
+from medseg.dataset import Dataset, file_digest
 from medseg.errors import ModelError, Problem
 from medseg.fingerprint import Fingerprint
 from medseg.plans import Plan
@@ -59,9 +60,13 @@ class Workspace:
         """Where the plan of a configuration lies."""
         return self.root / f"{name}.json"
 
-    def prepared(self, plan: Plan) -> Path:
-        """The folder of prepared cases of a plan; shared by plans that prepare alike."""
-        return self.root / "prepared" / plan.prepared_digest()
+    def prepared(self, plan: Plan, previous: str = "") -> Path:
+        """The folder of prepared cases of a plan; shared by plans that prepare alike.
+
+        Args:
+            previous: digest of the model whose predictions are part of the cases (`RunFolder.digest`), where the plan has one.
+        """
+        return self.root / "prepared" / (plan.prepared_digest() + previous)
 
     def dataset(self) -> Dataset:
         """Read the dataset record."""
@@ -144,6 +149,26 @@ class RunFolder:
     def fold(self, fold: int | None) -> Path:
         """The folder of one fold; None is the model trained on every case."""
         return self.root / f"fold_{'none' if fold is None else fold}"
+
+    def finished_file(self, fold: int | None) -> Path:
+        """Exists when the training of a fold is over."""
+        return self.fold(fold) / "state" / "finished.json"
+
+    @property
+    def previous(self) -> RunFolder:
+        """The model whose predictions this one takes as a further input; exists where the plan has a `previous`."""
+        return RunFolder(self.root / "previous")
+
+    def files(self) -> tuple[Path, ...]:
+        """All that prediction needs. Raises ModelError, see `weights`."""
+        earlier = self.previous.files() if Plan.load(self.plan_file).previous else ()
+        return (self.plan_file, self.provenance_file, *self.weights(), *earlier)
+
+    def digest(self) -> str:
+        """Changes with whatever a prediction depends on: plans and weights. Raises ModelError, see `weights`."""
+        files = [file for file in self.files() if file.name != self.provenance_file.name]
+        parts = [Plan.load(file).content_digest() if file.name == self.plan_file.name else file_digest(file) for file in files]
+        return hashlib.blake2b("/".join(parts).encode(), digest_size=8).hexdigest()
 
     def weights(self) -> tuple[Path, ...]:
         """Every network of every finished fold, in order.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from medseg import registry
-from medseg.case import Batch, Case, PreparedCase
+from medseg.case import Batch, Case, PreparedCase, Window
 from medseg.dataset import Labels
 from medseg.device import Machine
 from medseg.fingerprint import CaseStats, Fingerprint
@@ -26,8 +26,8 @@ from medseg.plans import Plan, SpaceSection
 from medseg.prediction import DenseMap
 from medseg.scratch import IN_MEMORY, Scratch
 
-Run = Callable[[Tensor], Mapping[str, Tensor]]
-"""Windows `(N, C, *window)` to outputs `(N, channels, *window)` per head."""
+Run = Callable[[Batch], Mapping[str, Tensor]]
+"""Windows `(N, C, *window)`, with their priors, to outputs `(N, channels, *window)` per head."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Draft:
         reasons: dotted plan field -> reason, for every field of `space`, for `window`, `inference.overlap` and `inference.mirror`.
         because: why this configuration is offered at all.
         preference: the draft with the highest value is recommended, if it fits.
+        previous: name of the draft whose prediction is a further input of the network, or empty.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Draft:
     reasons: dict[str, str]
     because: str
     preference: float
+    previous: str = ""
 
 
 class Domain(ABC):
@@ -100,12 +102,12 @@ class Domain(ABC):
         """For each foreground class, at most a few thousand voxel indices `(n, d)` of a prepared label map, chosen deterministically."""
 
     @abstractmethod
-    def sample(self, case: PreparedCase, rng: np.random.Generator, focus: int | None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """One training window: image `(C, *source)` float32 and label `(*source)` int16; `focus` is the class index to centre on.
+    def sample(self, case: PreparedCase, rng: np.random.Generator, focus: int | None) -> Window:
+        """One training window; `focus` is the class index to centre on.
 
         `source` is the plan's window plus whatever margin `augment` needs around it, the same for every call.
         Reads no more of the (memory-mapped) case than the window. Where the case is smaller than the window the image is padded with
-        zeros and the label with 0 (background).
+        zeros, label and prior with 0 (background).
         """
 
     @abstractmethod

@@ -46,14 +46,26 @@ def smooth_field(noise: Tensor, window: Shape) -> Tensor:
     return functional.interpolate(noise, size=window, mode=MODES[len(window)], align_corners=True)
 
 
-def warp(image: Tensor, label: Tensor | None, values: tuple[int, ...], grid: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Image `(N, C, *source)` and label `(N, *source)` on a sampling grid; outside the source both are 0.
+def warp(image: Tensor, maps: tuple[Tensor | None, ...], values: tuple[int, ...], grid: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Image `(N, C, *source)` and label maps `(N, *source)` on a sampling grid; outside the source all are 0.
 
     The image is interpolated linearly. Every label value is a 0/1 map interpolated linearly, and the largest wins, which keeps borders
-    smooth where the nearest neighbour frays them; the values share the image's interpolation.
+    smooth where the nearest neighbour frays them; the values of the first map share the image's interpolation.
     """
-    if label is None:
-        return _sample(image, grid), None
+    result: Tensor | None = None
+    moved: list[Tensor | None] = []
+    for label in maps:
+        if label is None:
+            moved.append(None)
+            continue
+        sampled, found = _warp(image if result is None else image[:, :0], label, values, grid)
+        result = sampled if result is None else result
+        moved.append(found)
+    return _sample(image, grid) if result is None else result, tuple(moved)
+
+
+def _warp(image: Tensor, label: Tensor, values: tuple[int, ...], grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and one label map."""
     channels = image.shape[1]
     others = [v for v in values if v != 0]
     result = torch.zeros((len(label), *grid.shape[1:-1]), dtype=label.dtype, device=label.device)

@@ -33,19 +33,19 @@ class Ensemble:
         self.networks = tuple(network.to(device).to(memory_format=self.layout).eval() for network in networks)  # type: ignore[call-overload]
         self.dtype = autocast_dtype(device)
 
-    def runner(self, mirror: Sequence[int]) -> Callable[[Tensor], dict[str, Tensor]]:
-        """The function for `Domain.stitch`: windows `(N, C, *window)` to averaged outputs `(N, channels, *window)`, float32 on the CPU.
+    def runner(self, mirror: Sequence[int]) -> Callable[[Batch], dict[str, Tensor]]:
+        """The function for `Domain.stitch`: windows to averaged outputs `(N, channels, *window)`, float32 on the CPU.
 
         Args:
             mirror: window axes to mirror; all combinations are averaged.
         """
         return partial(self._average, views=_views(mirror), networks=self.networks)
 
-    def runners(self, mirror: Sequence[int]) -> tuple[Callable[[Tensor], dict[str, Tensor]], ...]:
+    def runners(self, mirror: Sequence[int]) -> tuple[Callable[[Batch], dict[str, Tensor]], ...]:
         """As `runner`, one function for each network."""
         return tuple(partial(self._average, views=_views(mirror), networks=(network,)) for network in self.networks)
 
-    def _average(self, windows: Tensor, views: Sequence[tuple[int, ...]], networks: Sequence[nn.Module]) -> dict[str, Tensor]:
+    def _average(self, windows: Batch, views: Sequence[tuple[int, ...]], networks: Sequence[nn.Module]) -> dict[str, Tensor]:
         try:
             return self._forward(windows, views, networks)
         except RuntimeError as error:
@@ -60,19 +60,19 @@ class Ensemble:
             raise ResourceError.of(
                 "one window does not fit on the device",
                 where=str(self.device),
-                found=f"window {' x '.join(map(str, windows.shape[2:]))}",
+                found=f"window {' x '.join(map(str, windows.image.shape[2:]))}",
                 fix="Close other programs, or predict on another device (--device).",
             )
         if len(windows) == 1:
             self.batch_size = 1
             return self._average(windows, views, networks)
-        self.batch_size = (len(windows) + 1) // 2
-        halves = [self._average(half, views, networks) for half in windows.chunk(2)]
+        self.batch_size = half = (len(windows) + 1) // 2
+        halves = [self._average(part, views, networks) for part in (windows[:half], windows[half:])]
         return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
 
     @torch.inference_mode()
-    def _forward(self, windows: Tensor, views: Sequence[tuple[int, ...]], networks: Sequence[nn.Module]) -> dict[str, Tensor]:
-        images = self.task.inputs(Batch(image=windows.to(self.device)))
+    def _forward(self, windows: Batch, views: Sequence[tuple[int, ...]], networks: Sequence[nn.Module]) -> dict[str, Tensor]:
+        images = self.task.inputs(windows.to(self.device))
         total: dict[str, Tensor] = {}
         together = max(1, self.batch_size // len(windows))  # a few windows alone leave a device idle, their mirrored views fill it
         for start in range(0, len(views), together):

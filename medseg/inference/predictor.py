@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medseg.case import Case, PreparedCase
+from medseg.case import Batch, Case, PreparedCase
 from medseg.dataset import CaseFiles, file_digest
 from medseg.device import CPU_SHARE, choose_device, machine, physical_memory
 from medseg.domains.base import Run, find_domain
@@ -58,7 +58,15 @@ class Predicted(Record):
 class Predictor:
     """A trained model, ready to predict. Make one with `Predictor.load`."""
 
-    def __init__(self, plan: Plan, networks: Sequence[nn.Module], device: torch.device, memory: float | None = None, key: str = "") -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        networks: Sequence[nn.Module],
+        device: torch.device,
+        memory: float | None = None,
+        key: str = "",
+        previous: Predictor | None = None,
+    ) -> None:
         """From parts.
 
         Args:
@@ -67,7 +75,11 @@ class Predictor:
             device: where the networks run.
             memory: GiB of main memory for one case, see `load`.
             key: digest of the weights; outputs of other weights are not taken for finished.
+            previous: of a cascade, the model whose prediction is a further input.
         """
+        if (previous is not None) != bool(plan.previous):
+            raise ValueError(f"plan '{plan.name}' and the previous predictor do not belong together")
+        self.previous = previous
         self.plan = plan
         self.memory = memory if memory is not None else max(1.0, physical_memory() * CPU_SHARE / GIB)
         self.scratch = Scratch(self.memory * GIB * SHARE_OF_ARRAY)
@@ -114,8 +126,9 @@ class Predictor:
         digest = plan.trained_digest()
         task = find_task(plan.task)(plan)
         networks = [load_weights(task.network(), file, digest) for file in files]
-        key = _digest(plan.content_digest(), *(file_digest(file) for file in files))
-        return cls(plan, networks, chosen, memory, key)
+        previous = cls.load(folder.previous.root, device, memory, folds) if plan.previous else None
+        key = _digest(plan.content_digest(), *(file_digest(file) for file in files), previous.key if previous is not None else "")
+        return cls(plan, networks, chosen, memory, key, previous)
 
     def predict(
         self,
@@ -224,11 +237,12 @@ class Predictor:
         """
         _check_voxels(case)
         native = case.grid
-        prepared = self.domain.prepare(dataclasses.replace(case, label=None), self.scratch)
+        earlier = self.previous.predict_case(case, mirror=mirror, progress=progress).labels if self.previous is not None else None
+        prepared = self.domain.prepare(dataclasses.replace(case, label=None, prior=earlier), self.scratch)
         case_id = case.id
-        del case  # the image as read is needed no more, and may be large
+        del case, earlier  # the image as read is needed no more, and may be large
         trail = prepared.trail
-        maps = self._stitched(PreparedCase(case_id, prepared.image, None, (), native, trail), mirror, progress)
+        maps = self._stitched(PreparedCase(case_id, prepared.image, None, (), native, trail, prepared.prior), mirror, progress)
         del prepared
         decoded = self.task.decode(self.domain.native(maps, trail), case_id, probabilities, self.scratch)
         del maps
@@ -251,7 +265,7 @@ class Predictor:
             return runs
         done = 0
 
-        def counted(run: Run, windows: Tensor) -> Mapping[str, Tensor]:
+        def counted(run: Run, windows: Batch) -> Mapping[str, Tensor]:
             nonlocal done
             outputs = run(windows)
             done += len(windows)

@@ -229,7 +229,7 @@ def read_case(files: CaseFiles, with_label: bool = True, scratch: Scratch = IN_M
     """A case on its native grid, with an empty trail.
 
     Args:
-        with_label: False leaves the label file unread.
+        with_label: False leaves the label file unread; the prediction of an earlier stage is an input and always read.
         scratch: where the image lies; the label stays in memory.
 
     Raises:
@@ -253,10 +253,26 @@ def read_case(files: CaseFiles, with_label: bool = True, scratch: Scratch = IN_M
                 label = Image(nearest(label, image.grid), image.grid, image.native)
             else:
                 problems += wrong
+    prior: Image | None = None
+    if files.prior is not None:
+        try:
+            prior = read_label(files.prior)
+        except ImageError as error:
+            problems += error.problems
+        if image is not None and prior is not None:
+            problems += grid_problems(
+                files.prior, prior.grid, prior.native, files.images[0], image.grid, image.native, "earlier prediction"
+            )
     if problems:
         raise ImageError(problems)
     assert image is not None
-    return Case(files.id, image.array, None if label is None else label.array[0], image.grid)
+    return Case(
+        files.id,
+        image.array,
+        None if label is None else label.array[0],
+        image.grid,
+        prior=None if prior is None else prior.array[0],
+    )
 
 
 def _format(path: Path) -> Format:

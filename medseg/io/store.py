@@ -2,6 +2,7 @@
 
 <folder>/<case id>/image.npy      (C, *shape) float16 or float32
                    label.npy      (*shape) smallest integer type
+                   prior.npy      (*shape) smallest integer type; what an earlier stage predicted
                    locations.npy  (n, d) int32, the classes one after another
                    meta.json      native grid, trail, digest
 """
@@ -39,6 +40,7 @@ class StoredCase(Record):
     trail: tuple[Step, ...]
     counts: tuple[int, ...]
     labelled: bool
+    staged: bool = False
 
 
 class Store:
@@ -71,6 +73,7 @@ class Store:
             trail=case.trail,
             counts=tuple(len(points) for points in locations),
             labelled=case.label is not None,
+            staged=case.prior is not None,
         )
         target = self.folder / _folder_name(case.id)
         temporary = self.folder / f".{os.getpid()}.partial.{target.name}"
@@ -79,8 +82,9 @@ class Store:
             _sweep(self.folder, target.name)
             temporary.mkdir()
             np.save(temporary / "image.npy", np.ascontiguousarray(case.image, dtype=np.float16 if peak < HALF else np.float32))
-            if case.label is not None:
-                np.save(temporary / "label.npy", np.ascontiguousarray(case.label, dtype=smallest_integer(case.label)))
+            for name, values in (("label", case.label), ("prior", case.prior)):
+                if values is not None:
+                    np.save(temporary / f"{name}.npy", np.ascontiguousarray(values, dtype=smallest_integer(values)))
             points = np.concatenate(
                 [np.asarray(p, np.int32).reshape(-1, native.ndim) for p in locations] or [np.zeros((0, native.ndim), np.int32)]
             )
@@ -122,6 +126,7 @@ class Store:
             meta = self.meta(case_id)
             image = _map(folder / "image.npy")
             label = _map(folder / "label.npy") if meta.labelled else None
+            prior = _map(folder / "prior.npy") if meta.staged else None
             points = np.load(folder / "locations.npy", allow_pickle=False)
         except (MedsegError, OSError, ValueError, EOFError) as error:
             if _out_of_descriptors(error):
@@ -135,7 +140,7 @@ class Store:
             ) from None
         ends = np.cumsum(meta.counts, dtype=np.int64)
         locations = tuple(points[end - n : end] for end, n in zip(ends, meta.counts, strict=True))
-        return PreparedCase(case_id, image, label, locations, Grid(meta.native, np.array(meta.affine)), meta.trail)
+        return PreparedCase(case_id, image, label, locations, Grid(meta.native, np.array(meta.affine)), meta.trail, prior)
 
     def ids(self) -> tuple[str, ...]:
         """Ids of all whole cases, sorted."""

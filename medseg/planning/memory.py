@@ -93,7 +93,8 @@ class _Step:
         self.plan = plan
         data, training = plan.data, plan.training
         sections = (plan.network.to_json(), plan.target.to_json(), data.labels.to_json())
-        self._key = (plan.task, *sections, len(data.channels), plan.window, training.batch_size, training.optimizer, plan.memory.device)
+        inputs = (len(data.channels), bool(plan.previous))
+        self._key = (plan.task, *sections, *inputs, plan.window, training.batch_size, training.optimizer, plan.memory.device)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Step) and self._key == other._key
@@ -117,7 +118,8 @@ def _measured(step: _Step) -> Cost:
             live.follow(tensor)
         kept = [torch.zeros_like(w) for w in weights for _ in range(STATES[plan.training.optimizer] + AVERAGED)]
         size = (plan.training.batch_size,)
-        batch = Batch(image=torch.zeros(*size, task.channels, *plan.window), label=torch.zeros(*size, *plan.window, dtype=torch.int16))
+        label = torch.zeros(*size, *plan.window, dtype=torch.int16)
+        batch = Batch(torch.zeros(*size, len(plan.data.channels), *plan.window), label, torch.zeros_like(label) if plan.previous else None)
         try:
             with counter:
                 targets = task.targets(batch)

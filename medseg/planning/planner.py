@@ -51,6 +51,8 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, *, task: str, domain:
             fitted.append((draft, plan))
     if not fitted:
         raise ResourceError(_nothing_fits(misfits, machine))
+    names = {draft.name for draft, _ in fitted}
+    fitted = [(draft, plan) for draft, plan in fitted if draft.previous in ("", *names)]
     best = max(fitted, key=lambda pair: pair[0].preference)[0]
     return tuple(_judged(plan, draft, best, misfits) for draft, plan in fitted)
 
@@ -97,7 +99,7 @@ def _nothing_fits(misfits: Sequence[_Misfit], machine: Machine) -> list[Problem]
 
 def _judged(plan: Plan, draft: Draft, best: Draft, misfits: list[_Misfit]) -> Plan:
     """The plan with its recommendation, which also names the configurations that did not fit."""
-    reason = draft.because if draft is best else f"{draft.because}; but {best.name} is recommended: {best.because}"
+    reason = draft.because if draft is best else f"{draft.because.removesuffix('.')}; but {best.name} is recommended: {best.because}"
     if misfits:
         left = ", ".join(f"{m.name} ({m.budget:g} GiB)" for m in misfits)
         reason += f"; left out, because the smallest window needs more than {plan.memory.budget:g} GiB: {left}"
@@ -199,5 +201,6 @@ class _Search:
             training=training,
             inference=InferencePlan(overlap=draft.overlap, mirror=draft.mirror),
             memory=memory,
+            previous=draft.previous,
             reasons=dict(sorted(reasons.items())),
         )

@@ -127,6 +127,12 @@ def _check_fit(dataset: Dataset, plan: Plan) -> None:
         "data.channels": ([c.name for c in dataset.channels], [c.name for c in plan.data.channels]),
         "data.labels": (list(dataset.labels.values), list(plan.data.labels.values)),
     }
+    if plan.previous and any(case.prior is None for case in dataset.cases):
+        raise PlanError.of(
+            f"takes predictions of '{plan.previous}' as a further input, and there are none yet",
+            where=f"plan '{plan.name}'",
+            fix=f"`medseg train` and `medseg run` train '{plan.previous}' first, predict every case, and prepare the cases then.",
+        )
     problems = [
         Problem(
             "does not fit the dataset", f"plan '{plan.name}', field '{name}'", f"{ours}", f"{theirs} as in dataset '{dataset.name}'", fix

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -67,16 +68,21 @@ class Task(ABC):
 
     @property
     def channels(self) -> int:
-        """The network's input channels under this plan; a wrapper adds its own."""
-        return len(self.plan.data.channels)
+        """The network's input channels under this plan: the image's, and one for each foreground value of a prior; a wrapper adds its own."""
+        return len(self.plan.data.channels) + (len(self.plan.data.labels.values) if self.plan.previous else 0)
 
     def network(self) -> nn.Module:
         """A new network; also built on the meta device and under fake tensors, for the memory estimate."""
         return find_network(self.plan.network.kind).build(self.plan.network, self.channels, self.heads)
 
     def inputs(self, batch: Batch) -> Tensor:
-        """The network's input `(N, C, *window)`. Never looks at labels."""
-        return batch.image
+        """The network's input `(N, C, *window)`: the image, then the prior as one 0/1 channel per foreground value. Never looks at labels."""
+        if not self.plan.previous:
+            return batch.image
+        if batch.prior is None:
+            raise ValueError(f"plan '{self.plan.name}' needs the prediction of '{self.plan.previous}'")
+        values = self.plan.data.labels.values
+        return torch.cat([batch.image, *((batch.prior == value)[:, None].to(batch.image) for value in values)], 1)
 
     @abstractmethod
     def targets(self, batch: Batch) -> dict[str, Tensor]:

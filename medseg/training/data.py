@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from medseg.case import PreparedCase
+from medseg.case import PreparedCase, Window
 from medseg.device import Kind
 from medseg.domains.base import Domain, find_domain
 from medseg.errors import MedsegError
@@ -28,8 +28,6 @@ from medseg.plans import Plan
 OPEN_CASES = 512  # memory-mapped cases kept open per process, at most
 DESCRIPTORS = 2  # that one of them takes: image and label
 GPU_WORKERS = 8
-
-Window = tuple[NDArray[Any], NDArray[Any]]
 
 
 def stream(*key: int) -> np.random.Generator:
@@ -123,13 +121,14 @@ class Steps(Sampler[list[int]]):
         return self.steps
 
 
-def collate(windows: list[Window] | MedsegError) -> tuple[Tensor, Tensor] | MedsegError:
-    """Images `(N, C, *window)` float32 and labels `(N, *window)` int16; an error as it is."""
+def collate(windows: list[Window] | MedsegError) -> tuple[Tensor, ...] | MedsegError:
+    """Images `(N, C, *window)` float32, labels `(N, *window)` int16, and priors like them where there are any; an error as it is."""
     if isinstance(windows, MedsegError):
         return windows
-    images = torch.from_numpy(np.stack([np.asarray(image, dtype=np.float32) for image, _ in windows]))
-    labels = torch.from_numpy(np.stack([np.asarray(label, dtype=np.int16) for _, label in windows]))
-    return images, labels
+    images = torch.from_numpy(np.stack([np.asarray(window.image, dtype=np.float32) for window in windows]))
+    labels = torch.from_numpy(np.stack([np.asarray(window.label, dtype=np.int16) for window in windows]))
+    priors = [np.asarray(window.prior, dtype=np.int16) for window in windows if window.prior is not None]
+    return (images, labels, torch.from_numpy(np.stack(priors))) if priors else (images, labels)
 
 
 class TrainingData(LightningDataModule):

@@ -63,14 +63,14 @@ class Learner(LightningModule):
         return make_optimizer(self.network, self.plan.training)
 
     @torch.no_grad()
-    def augmented(self, image: Tensor, label: Tensor) -> Batch:
+    def augmented(self, image: Tensor, label: Tensor, prior: Tensor | None = None) -> Batch:
         """Windows to an augmented batch, on their device, in float32; a repeated step repeats it."""
         seed = self._seed(3, self.global_step, self.rank)
         torch.manual_seed(seed)  # for dropout and the like
         with torch.autocast(image.device.type, enabled=False):
-            return self.domain.augment(Batch(image, label), Generator().manual_seed(seed))
+            return self.domain.augment(Batch(image, label, prior), Generator().manual_seed(seed))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Augmentation, forward and loss."""
         augmented = self.augmented(*batch)
         outputs = self.network(self.task.inputs(augmented).contiguous(memory_format=self.layout))

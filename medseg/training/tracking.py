@@ -25,7 +25,6 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import DataType, Schema
 from mlflow.types.schema import Array, ColSpec
 
-from medseg.dataset import file_digest
 from medseg.errors import MedsegError, ResourceError
 from medseg.fingerprint import Fingerprint
 from medseg.plans import Plan, lookup
@@ -161,9 +160,7 @@ class Tracker:
         plan = Plan.load(run.plan_file)
         provenance = Provenance.load(run.provenance_file)
         registered = metric_key(name or f"{plan.data.name}-{plan.name}").replace("/", "-")
-        weights = hashlib.blake2b(
-            "/".join([registered, *map(file_digest, (run.plan_file, *run.weights()))]).encode(), digest_size=8
-        ).hexdigest()
+        weights = hashlib.blake2b(f"{registered}/{run.digest()}".encode(), digest_size=8).hexdigest()
         with quiet(), self._reachable((Exception,)):
             client = MlflowClient(self.uri)
             with prompt():
@@ -185,7 +182,7 @@ class Tracker:
         """Everything is named by id, so that neither an active run nor an active experiment of the caller plays a part."""
         with tempfile.TemporaryDirectory() as temporary, store_at(self.uri):
             model = Path(temporary) / "model"
-            for file in (run.plan_file, run.provenance_file, *run.weights()):  # no splits: they hold case ids
+            for file in run.files():  # no splits: they hold case ids
                 target = model / file.relative_to(run.root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)

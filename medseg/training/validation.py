@@ -88,8 +88,8 @@ class Validator:
         dtype = autocast_dtype(self.device)
         layout = memory_format(self.device, len(self.plan.window))
 
-        def run(windows: Tensor) -> Mapping[str, Tensor]:
-            image = self.task.inputs(Batch(windows.to(self.device))).contiguous(memory_format=layout)
+        def run(windows: Batch) -> Mapping[str, Tensor]:
+            image = self.task.inputs(windows.to(self.device)).contiguous(memory_format=layout)
             with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
                 outputs: Outputs = network(image)
             return {head: maps[0].float().cpu() for head, maps in outputs.items()}

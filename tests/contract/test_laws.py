@@ -84,7 +84,7 @@ def test_any_size_law(name: str, factor: float, plans: tuple[Plan, ...]) -> None
         shape = tuple(max(1, int(n * factor)) for n in ((3, *plan.window)[-plan.data.ndim :]))
         image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
         case = PreparedCase("x", image, None, (), Grid.plain(shape), ())
-        maps = domain.stitch(case, lambda windows: {"echo": windows[:, :1]}, (Head("echo", 1),), 2, 2**30)
+        maps = domain.stitch(case, lambda windows: {"echo": windows.image[:, :1]}, (Head("echo", 1),), 2, 2**30)
         seen = np.zeros(shape, bool)
         for rows, values in maps["echo"].slabs():
             np.testing.assert_allclose(values, image[:, rows], atol=2e-2)

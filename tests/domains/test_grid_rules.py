@@ -239,12 +239,12 @@ def test_defaults_are_a_valid_augmentation():
 def test_large_volumes_offer_a_coarser_configuration():
     huge = fingerprint([(400, 512, 512)] * 3, [(1.0, 0.8, 0.8)] * 3, Modality.ct)
     names = {d.name: d for d in GridDomain.drafts(huge, GPU)}
-    assert list(names) == ["3d", "3d_lowres", "2d"]
-    coarse = names["3d_lowres"]
+    assert list(names) == ["3d", "3d_low", "3d_cascade", "2d"]
+    coarse = names["3d_low"]
     assert 0.9 * 4 * rules.TYPICAL < np.prod(coarse.shape) <= 4 * rules.TYPICAL * 1.01
     assert coarse.spacing[0] / coarse.spacing[1] == pytest.approx(1.25, abs=0.01)
     assert names["3d"].preference > coarse.preference > names["2d"].preference
-    assert max(GridDomain.drafts(huge, CPU), key=lambda d: d.preference).name == "3d_lowres"
+    assert max(GridDomain.drafts(huge, CPU), key=lambda d: d.preference).name == "3d_low"
     # Fine axes coarsen first.
     value = rules.low_resolution((4.0, 0.5, 0.5), (100, 800, 800)).value
     assert value[0] == 4.0

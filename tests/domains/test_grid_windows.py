@@ -61,7 +61,7 @@ def test_sampled_windows_come_from_the_case(shape, window, margin, dims, focus, 
     case = prepared(shape)
     window = window[-dims:]
     source = tuple(n + 2 * margin for n in window)
-    image, label = sample_window(case, window, source, np.random.default_rng(seed), focus)
+    image, label, _ = sample_window(case, window, source, np.random.default_rng(seed), focus)
     assert (image.shape, image.dtype) == ((1, *source), np.float32)
     assert (label.shape, label.dtype) == (source, np.int16)
     inner = tuple(slice(margin, margin + n) for n in window)
@@ -87,7 +87,7 @@ def test_an_absent_class_gives_way_to_one_that_is_there():
         "c", case.image, np.where(case.label == 1, 0, case.label), (case.locations[0][:0], case.locations[1]), case.native, ()
     )
     for seed in range(5):
-        _, label = sample_window(only_b, (4, 4, 4), (4, 4, 4), np.random.default_rng(seed), 0)
+        _, label, _ = sample_window(only_b, (4, 4, 4), (4, 4, 4), np.random.default_rng(seed), 0)
         assert (label == 3).any()
     empty = PreparedCase("c", case.image, np.zeros_like(case.label), (case.locations[0][:0],) * 2, case.native, ())
     assert sample_window(empty, (4, 4, 4), (4, 4, 4), np.random.default_rng(0), 0)[0].shape == (1, 4, 4, 4)
@@ -121,7 +121,7 @@ def test_source_window_has_a_margin_only_where_windows_move():
 def batch(window, n=3, channels=2, margin=4, seed=0):
     torch.manual_seed(seed)
     source = tuple(w + 2 * margin for w in window)
-    return Batch(torch.randn(n, channels, *source), torch.randint(0, 4, (n, *source), dtype=torch.int16), {"prompt": torch.zeros(n, 1)})
+    return Batch(torch.randn(n, channels, *source), torch.randint(0, 4, (n, *source), dtype=torch.int16), extra={"prompt": torch.zeros(n, 1)})
 
 
 @pytest.mark.parametrize("window", [(16, 12), (10, 12, 14)])
@@ -196,7 +196,7 @@ def test_in_plane_augmentation_leaves_slices_apart():
 
 
 def echo(windows):
-    return {"echo": windows, "twice": torch.cat([windows[:, :1]] * 2, 1) * 2}
+    return {"echo": windows.image, "twice": torch.cat([windows.image[:, :1]] * 2, 1) * 2}
 
 
 HEADS = (Head("echo", 1), Head("twice", 2))
@@ -235,7 +235,7 @@ def test_stitching_is_the_weighted_mean_of_windows():
 def test_windows_outside_a_small_case_are_zero_and_centred():
     seen = []
     case = PreparedCase("c", np.ones((1, 2, 3), np.float16), None, (), Grid.plain((2, 3)), ())
-    stitch_case(case, lambda w: seen.append(w) or {"echo": w}, (Head("echo", 1),), (4, 5), 0.5, 2, 1e9)
+    stitch_case(case, lambda w: seen.append(w.image) or {"echo": w.image}, (Head("echo", 1),), (4, 5), 0.5, 2, 1e9)
     assert len(seen) == 1
     expected = torch.zeros(1, 1, 4, 5)
     expected[..., 1:3, 1:4] = 1

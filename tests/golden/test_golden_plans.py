@@ -21,7 +21,7 @@ GOLDEN = ROOT / "plans" / "golden"
 MACHINES = {"cpu8": Machine("cpu", 8.0), **{f"cuda{n}": Machine("cuda", float(n)) for n in (4, 8, 12, 24, 40, 80)}}
 CONFIGURATIONS = {
     "hippocampus": {"2d", "3d"},
-    "ct_100": {"2d", "3d", "3d_lowres"},
+    "ct_100": {"2d", "3d", "3d_low", "3d_cascade"},
     "prostate": {"2d", "3d"},
     "brain_tumour": {"2d", "3d"},
     "retina": {"2d"},

@@ -19,6 +19,7 @@ from thresholding import Threshold, blobs, thresholding, write_nifti
 
 import medseg.imaging.resample
 import medseg.scratch
+from medseg.case import Batch
 from medseg.errors import ImageError, ModelError, ResourceError, UsageError
 from medseg.inference.ensemble import Ensemble
 from medseg.inference.predictor import Predictor
@@ -131,7 +132,7 @@ def test_all_networks_of_a_fold_are_averaged(plan3d, tmp_path):
     windows = torch.randn(1, 1, *plan3d.window)
 
     def output(folds):
-        return Predictor.load(run, "cpu", folds=folds).ensemble.runner(())(windows)["segmentation"]
+        return Predictor.load(run, "cpu", folds=folds).ensemble.runner(())(Batch(windows))["segmentation"]
 
     (run / "fold_2" / "network_0.safetensors").rename(run / "kept")
     both = output([0])
@@ -170,7 +171,7 @@ def test_load(plan3d, tmp_path):
     both = Predictor.load(run, "cpu")
     singles = [Predictor.load(run, "cpu", folds=[fold]) for fold in (0, 1)]
     windows = torch.randn(2, 1, *plan3d.window)
-    outputs = [model.ensemble.runner(())(windows)["segmentation"] for model in (both, *singles)]
+    outputs = [model.ensemble.runner(())(Batch(windows))["segmentation"] for model in (both, *singles)]
     assert torch.allclose(outputs[0], (outputs[1] + outputs[2]) / 2, atol=1e-6)
     assert both.key != singles[0].key
     assert both.predict_array(image, mirror=False).labels.shape == (9, 12, 11)
@@ -201,7 +202,7 @@ def test_mirrored_views_are_averaged(plan3d, batch):
     ensemble = Ensemble(find_task(plan3d.task)(plan3d), (Sloped(),), torch.device("cpu"), batch)
     ensemble.dtype = None
     windows = torch.randn(3, 1, 6, 5, 4)
-    plain, mirrored = (ensemble.runner(axes)(windows)["segmentation"] for axes in ((), (0, 2)))
+    plain, mirrored = (ensemble.runner(axes)(Batch(windows))["segmentation"] for axes in ((), (0, 2)))
     assert torch.allclose(plain[:, 0, 5] - plain[:, 0, 0], windows[:, 0, 5] - windows[:, 0, 0] + 5, atol=1e-5)
     assert torch.allclose(mirrored[:, :1], windows + 2.5, atol=1e-5)
     assert torch.allclose(mirrored[:, 1:], -windows, atol=1e-5)
@@ -224,9 +225,9 @@ def test_smaller_batches_when_the_device_is_full(plan3d):
     windows = torch.randn(5, 1, 6, 5, 4)
     task = find_task(plan3d.task)(plan3d)
     ensemble = Ensemble(task, (Greedy(2),), torch.device("cpu"), 16)
-    assert torch.equal(ensemble.runner((0,))(windows)["segmentation"][:, 1:], -windows)
+    assert torch.equal(ensemble.runner((0,))(Batch(windows))["segmentation"][:, 1:], -windows)
     with pytest.raises(ResourceError, match="one window does not fit on the device; found window 6 x 5 x 4"):
-        Ensemble(task, (Greedy(0),), torch.device("cpu"), 16).runner((0,))(windows)
+        Ensemble(task, (Greedy(0),), torch.device("cpu"), 16).runner((0,))(Batch(windows))
 
 
 def test_a_case_larger_than_memory_is_streamed(plan3d, tmp_path, monkeypatch):

@@ -8,37 +8,49 @@ import torch
 from torch import Generator, Tensor
 
 from medseg.case import Batch
-from medseg.domains.grid.settings import Augmentation
+from medseg.domains.grid.settings import Augmentation, PriorChanges
 from medseg.geometry import Shape
+from medseg.imaging.disturb import disturb
 from medseg.imaging.intensity import blur, change_contrast, change_gamma, coarsen, spread
 from medseg.imaging.warp import rotation_matrices, sampling_grid, smooth_field, warp
 
 
 def augment_batch(
-    batch: Batch, window: Shape, how: Augmentation, proportions: tuple[float, ...], values: tuple[int, ...], generator: Generator
-) -> Batch:
-    """Windows with a margin to augmented windows of exactly `window`.
-
-    Args:
-        proportions: relative spacing of the window axes.
-        values: every value that labels may hold.
-        generator: on the CPU; the same state gives the same parameters on every device.
-    """
-    with torch.no_grad():
-        image, label = _spatial(batch.image.float(), batch.label, window, how, proportions, values, generator)
-        image = _intensity(image, how, generator)
-    return Batch(image=image, label=label, extra=batch.extra)
-
-
-def _spatial(
-    image: Tensor,
-    label: Tensor | None,
+    batch: Batch,
     window: Shape,
     how: Augmentation,
     proportions: tuple[float, ...],
     values: tuple[int, ...],
     generator: Generator,
-) -> tuple[Tensor, Tensor | None]:
+    prior: PriorChanges | None = None,
+) -> Batch:
+    """Windows with a margin to augmented windows of exactly `window`.
+
+    Args:
+        proportions: relative spacing of the window axes.
+        values: every value that labels and priors may hold.
+        generator: on the CPU; the same state gives the same parameters on every device.
+        prior: damage to priors, after they have moved with image and label.
+    """
+    with torch.no_grad():
+        image, maps = _spatial(batch.image.float(), (batch.label, batch.prior), window, how, proportions, values, generator)
+        image = _intensity(image, how, generator)
+        label, earlier = maps
+        if earlier is not None and prior is not None:
+            flat = how.in_plane and len(window) == 3
+            earlier = disturb(earlier, prior.change, prior.change_size, prior.lose, prior.lose_size, flat, generator)
+    return Batch(image=image, label=label, prior=earlier, extra=batch.extra)
+
+
+def _spatial(
+    image: Tensor,
+    maps: tuple[Tensor | None, ...],
+    window: Shape,
+    how: Augmentation,
+    proportions: tuple[float, ...],
+    values: tuple[int, ...],
+    generator: Generator,
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     n, d, device = len(image), len(window), image.device
     angle = math.radians(how.rotation)
     turns = _uniform(generator, (n, 1 if d == 2 else 3), -angle, angle, how.spatial)
@@ -53,14 +65,16 @@ def _spatial(
     shift = _uniform(generator, (n, d), -how.shift, how.shift, 1.0)
     bend = _elastic(n, window, how, generator)
     if bend is None and not turns.any() and not zoom.any() and not shift.any():
-        return _flip(_middle(image, window), flips), None if label is None else _flip(_middle(label, window), flips)
+        still = [None if values is None else _flip(_middle(values, window), flips) for values in (image, *maps)]
+        assert still[0] is not None
+        return still[0], tuple(still[1:])
 
     # Offsets in samples -> millimetres -> rotated and scaled -> samples.
     size = torch.tensor(proportions)
     matrix = rotation_matrices(turns, d) * size / size[:, None] * (torch.exp(zoom) * flips)[:, None, :]
     field = None if bend is None else smooth_field(bend.to(device), window)
     grid = sampling_grid(tuple(image.shape[2:]), window, matrix.to(device), shift.to(device), field)
-    return warp(image, label, values, grid)
+    return warp(image, maps, values, grid)
 
 
 def _elastic(n: int, window: Shape, how: Augmentation, generator: Generator) -> Tensor | None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Generator
 
-from medseg.case import Batch, Case, PreparedCase
+from medseg.case import Batch, Case, PreparedCase, Window
 from medseg.dataset import Labels
 from medseg.device import Machine
 from medseg.domains.base import Domain, Draft, Run
@@ -66,6 +66,8 @@ class GridDomain(Domain):
         for name, axes in (("space.augmentation.mirror", space.augmentation.mirror), ("inference.mirror", plan.inference.mirror)):
             if len(set(axes)) != len(axes) or any(not 0 <= a < window for a in axes):
                 return f"{name} must name different axes of the window (0 to {window - 1}), got {list(axes)}"
+        if (space.prior is not None) != bool(plan.previous):
+            return "space.prior damages the prediction of an earlier configuration, so it is set where 'previous' names one, and only there"
         unseen = sorted(set(plan.inference.mirror) - set(space.augmentation.mirror))
         if unseen:
             return f"inference.mirror flips axes {unseen} that training never flips; add them to space.augmentation.mirror or remove them"
@@ -79,7 +81,7 @@ class GridDomain(Domain):
         """See `Domain.locations`."""
         return class_locations(label, self.plan.data.labels)
 
-    def sample(self, case: PreparedCase, rng: np.random.Generator, focus: int | None) -> tuple[NDArray[Any], NDArray[Any]]:
+    def sample(self, case: PreparedCase, rng: np.random.Generator, focus: int | None) -> Window:
         """See `Domain.sample`; the margin is what augmentation can move into the window."""
         return sample_window(case, self.plan.window, self.source, rng, focus)
 
@@ -87,7 +89,9 @@ class GridDomain(Domain):
         """See `Domain.augment`."""
         labels = self.plan.data.labels
         values = (0, *labels.values, *([] if labels.ignore is None else [labels.ignore]))
-        return augment_batch(batch, self.plan.window, self.settings.augmentation, self._proportions(), values, generator)
+        return augment_batch(
+            batch, self.plan.window, self.settings.augmentation, self._proportions(), values, generator, self.settings.prior
+        )
 
     def windows(self, shape: Shape) -> int:
         """See `Domain.windows`."""

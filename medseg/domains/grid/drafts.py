@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from medseg.device import Machine
 from medseg.domains.base import Draft
 from medseg.domains.grid import rules
-from medseg.domains.grid.settings import Augmentation, GridSettings
+from medseg.domains.grid.settings import Augmentation, GridSettings, PriorChanges
 from medseg.fingerprint import Fingerprint
 from medseg.geometry import Shape
 from medseg.imaging.resample import ANISOTROPY
@@ -20,7 +20,7 @@ OVERLAP = 0.5
 
 
 def make_drafts(fingerprint: Fingerprint, machine: Machine) -> tuple[Draft, ...]:
-    """2D images give `2d`; volumes give `3d` and `2d`, large ones `3d_lowres` too; volumes of a few slices give `2d` only."""
+    """2D images give `2d`; volumes give `3d` and `2d`, large ones `3d_low` and `3d_cascade` too; volumes of a few slices give `2d` only."""
     survey = _Survey.of(fingerprint, machine)
     target = rules.target_spacing(survey.spacings, survey.shapes)
     if fingerprint.ndim == 2:
@@ -42,7 +42,26 @@ def make_drafts(fingerprint: Fingerprint, machine: Machine) -> tuple[Draft, ...]
         because, preference = f"{coarse.because}, and a CPU reads few windows in the time people give", 2.5
     else:
         because, preference = f"{coarse.because}; detail is lost, so full resolution is better where it can be trained for long", 1.5
-    return (volume, survey.draft("3d_lowres", coarse, 3, because, preference), slicewise)
+    low = survey.draft("3d_low", coarse, 3, because, preference)
+    return (volume, low, _cascade(volume, low), slicewise)
+
+
+def _cascade(volume: Draft, low: Draft) -> Draft:
+    """Full resolution, led by what a network of low resolution has predicted."""
+    reasons = {
+        "previous": f"A window at full resolution sees {math.prod(volume.windows[0]) / math.prod(volume.shape):.0%} of a median case at most: "
+        f"the prediction of {low.name} tells it what lies beyond",
+        "space.prior": "Predictions on new cases are worse than those that training sees, so these are damaged now and then (nnU-Net)",
+    }
+    return replace(
+        volume,
+        name="3d_cascade",
+        space=volume.space.model_copy(update={"prior": PriorChanges()}),
+        reasons=volume.reasons | {path: f"{why}." for path, why in reasons.items()},
+        because=f"Full resolution with the context that {low.name} sees; trained after it, so it takes longest.",
+        preference=0.5,
+        previous=low.name,
+    )
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def prepare_case(case: Case, settings: GridSettings, scratch: Scratch = IN_MEMOR
     reorient = _orient(case.grid, settings)
     steps: list[Step] = [reorient]
     grid, image = reorient.grid(case.grid), reorient.apply(case.image)
-    label = None if case.label is None else reorient.apply(case.label)
+    maps = {name: reorient.apply(values) for name, values in (("label", case.label), ("prior", case.prior)) if values is not None}
 
     inside = nonzero(image, scratch) if settings.crop or any(c.scheme is Scheme.masked for c in settings.channels) else None
     if settings.crop and inside is not None and (box := bounding_box(inside)):
@@ -37,7 +37,7 @@ def prepare_case(case: Case, settings: GridSettings, scratch: Scratch = IN_MEMOR
         if crop.shape != crop.source:
             steps.append(crop)
             grid, image, inside = crop.grid(grid), crop.apply(image), crop.apply(inside)
-            label = None if label is None else crop.apply(label)
+            maps = {name: crop.apply(values) for name, values in maps.items()}
 
     normal = scratch.zeros(image.shape, np.float32)
     body = body_mask(inside) if inside is not None and any(c.scheme is Scheme.masked for c in settings.channels) else None
@@ -57,10 +57,10 @@ def prepare_case(case: Case, settings: GridSettings, scratch: Scratch = IN_MEMOR
         resample, apart = _resampling(grid, shape, settings)
         steps.append(resample)
         image = resample_image(image, shape, apart, scratch=scratch, clip=settings.interpolation is Interpolation.nnunet)
-        label = None if label is None else resample_label(np.ascontiguousarray(label), shape, apart)
+        maps = {name: resample_label(np.ascontiguousarray(values), shape, apart) for name, values in maps.items()}
         grid = resample.grid(grid)
-    label = None if label is None else np.ascontiguousarray(label)
-    return Case(case.id, np.ascontiguousarray(image), label, grid, (*case.trail, *steps))
+    maps = {name: np.ascontiguousarray(values) for name, values in maps.items()}
+    return Case(case.id, np.ascontiguousarray(image), maps.get("label"), grid, (*case.trail, *steps), maps.get("prior"))
 
 
 def _resampling(grid: Grid, shape: Shape, settings: GridSettings) -> tuple[Resample, int | None]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.case import PreparedCase
+from medseg.case import PreparedCase, Window
 from medseg.dataset import Labels
 from medseg.domains.grid.settings import Augmentation
 from medseg.geometry import Shape
@@ -46,9 +46,7 @@ def source_window(window: Shape, how: Augmentation) -> Shape:
     return tuple(sizes)
 
 
-def sample_window(
-    case: PreparedCase, window: Shape, source: Shape, rng: np.random.Generator, focus: int | None
-) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+def sample_window(case: PreparedCase, window: Shape, source: Shape, rng: np.random.Generator, focus: int | None) -> Window:
     """A window centred on a voxel of class `focus`, or anywhere, enlarged evenly to `source`.
 
     The window itself stays within the case where it fits; only its margin may leave it. Where the class does not occur in the case,
@@ -68,7 +66,8 @@ def sample_window(
     begin = tuple(s - (big - small) // 2 for s, big, small in zip(start, full_source, full_window, strict=True))
     image = cut(case.image, begin, full_source, np.float32)
     label = np.zeros(full_source, dtype=np.int16) if case.label is None else cut(case.label, begin, full_source, np.int16)
-    return image.reshape(image.shape[0], *source), label.reshape(source)
+    prior = None if case.prior is None else cut(case.prior, begin, full_source, np.int16).reshape(source)
+    return Window(image.reshape(image.shape[0], *source), label.reshape(source), prior)
 
 
 def _centre(case: PreparedCase, rng: np.random.Generator, focus: int | None) -> NDArray[np.int32] | None:

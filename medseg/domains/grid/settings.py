@@ -103,6 +103,15 @@ class Augmentation(Record):
         return self
 
 
+class PriorChanges(Record):
+    """Random damage to what an earlier stage predicted, so that the network does not learn to copy it."""
+
+    change: float = Field(default=0.4, ge=0, le=1, description="Probability that a class grows, shrinks, opens or closes.")
+    change_size: int = Field(default=4, ge=1, le=32, description="By so many samples at most.")
+    lose: float = Field(default=0.2, ge=0, le=1, description="Probability that a box around one of its voxels is emptied.")
+    lose_size: float = Field(default=0.5, gt=0, le=1, description="Largest side of that box as a fraction of the window.")
+
+
 class GridSettings(SpaceSection):
     """How cases become prepared arrays, and how windows of them are varied in training."""
 
@@ -112,6 +121,9 @@ class GridSettings(SpaceSection):
     crop: bool = Field(description="Whether cases are cropped to the box of voxels that are not zero in every channel.")
     channels: tuple[Normalization, ...] = Field(min_length=1, description="Normalisation of each channel.")
     augmentation: Augmentation = Field(default=Augmentation(), description="Random changes of training windows.")
+    prior: PriorChanges | None = Field(
+        default=None, description="Random damage to the prediction of the previous configuration. Written where there is one."
+    )
     orientation: Orientation = Field(
         default=Orientation.canonical,
         description="Orientation before `axes` are put in order: superior, posterior, left (canonical); superior, anterior, right (ras); or "
@@ -142,9 +154,9 @@ class GridSettings(SpaceSection):
     def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the choices that plans of medseg do not make: their files, and the digests of these, stay what they were."""
         fields = type(self).model_fields
-        plain = {name for name in ("orientation", "interpolation", "blending") if getattr(self, name) is fields[name].default}
+        plain = {name for name in ("orientation", "interpolation", "blending", "prior") if getattr(self, name) is fields[name].default}
         return {name: value for name, value in handler(self).items() if name not in plain}
 
     def preparation_key(self) -> str:
-        """Augmentation happens in training and blending in prediction: plans that differ in them share prepared cases."""
-        return self.model_copy(update={"augmentation": Augmentation(), "blending": Blending.centred}).to_json()
+        """Random changes happen in training and blending in prediction: plans that differ in them share prepared cases."""
+        return self.model_copy(update={"augmentation": Augmentation(), "prior": None, "blending": Blending.centred}).to_json()

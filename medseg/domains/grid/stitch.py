@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medseg.case import PreparedCase
+from medseg.case import Batch, PreparedCase
 from medseg.domains.grid.maps import BlendedMap, HalfMap
 from medseg.geometry import Shape
 from medseg.imaging.windows import coverage, cut, gaussian_weights, outer, overlap_slices, positions, window_starts
@@ -20,7 +20,7 @@ from medseg.models.base import Head
 from medseg.prediction import DenseMap
 from medseg.scratch import Scratch, release
 
-Run = Callable[[Tensor], Mapping[str, Tensor]]
+Run = Callable[[Batch], Mapping[str, Tensor]]
 HALF_SCALE = 10  # the peak of nnU-Net's Gaussian: its smallest weights would underflow sooner
 
 
@@ -104,8 +104,10 @@ def _predicted(
     touched = 0
     with torch.inference_mode():
         for group in _groups(positions(starts), max(1, batch_size)):
-            windows = np.stack([cut(case.image, start, full, np.float32).reshape(-1, *window) for start in group])
-            outputs = {name: values.detach().to("cpu", torch.float32) for name, values in run(torch.from_numpy(windows)).items()}
+            batch = Batch(torch.from_numpy(np.stack([cut(case.image, start, full, np.float32).reshape(-1, *window) for start in group])))
+            if case.prior is not None:
+                batch.prior = torch.from_numpy(np.stack([cut(case.prior, start, full, np.int16).reshape(window) for start in group]))
+            outputs = {name: values.detach().to("cpu", torch.float32) for name, values in run(batch).items()}
             for index, start in enumerate(group):
                 yield start, {name: values[index] for name, values in outputs.items()}
             touched += sum(values.nbytes for values in outputs.values())
