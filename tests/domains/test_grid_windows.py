@@ -11,7 +11,7 @@ from medseg.dataset import LabelClass, Labels
 from medseg.domains.grid.augment import augment_batch
 from medseg.domains.grid.maps import BlendedMap, ResampledMap
 from medseg.domains.grid.sampling import PER_CLASS, class_locations, sample_window, source_window
-from medseg.domains.grid.settings import Augmentation
+from medseg.domains.grid.settings import Augmentation, PriorChanges
 from medseg.domains.grid.stitch import stitch_case
 from medseg.geometry import Grid
 from medseg.models.base import Head
@@ -121,7 +121,9 @@ def test_source_window_has_a_margin_only_where_windows_move():
 def batch(window, n=3, channels=2, margin=4, seed=0):
     torch.manual_seed(seed)
     source = tuple(w + 2 * margin for w in window)
-    return Batch(torch.randn(n, channels, *source), torch.randint(0, 4, (n, *source), dtype=torch.int16), extra={"prompt": torch.zeros(n, 1)})
+    return Batch(
+        torch.randn(n, channels, *source), torch.randint(0, 4, (n, *source), dtype=torch.int16), extra={"prompt": torch.zeros(n, 1)}
+    )
 
 
 @pytest.mark.parametrize("window", [(16, 12), (10, 12, 14)])
@@ -253,3 +255,32 @@ def test_resampled_maps_keep_probabilities(shape, target):
     assert dense.shape == (3, *target)
     np.testing.assert_allclose(whole(dense).sum(0), 1, atol=1e-5)
     assert whole(dense).shape == (3, *target)
+
+
+@pytest.mark.parametrize("window", [(16, 12), (10, 12, 14)])
+def test_priors_move_as_labels_do(window):
+    given_ = batch(window)
+    given_.prior = given_.label.clone()
+    how = Augmentation(mirror=tuple(range(len(window))), spatial=1, elastic=1)
+    moved = augment_batch(given_, window, how, (1.0,) * len(window), (0, 1, 2, 3), torch.Generator().manual_seed(3))
+    assert torch.equal(moved.prior, moved.label)
+    still = augment_batch(given_, window, STILL, (1.0,) * len(window), (0, 1, 2, 3), torch.Generator().manual_seed(3))
+    assert torch.equal(still.prior, still.label)
+    damaged = augment_batch(
+        given_, window, how, (1.0,) * len(window), (0, 1, 2, 3), torch.Generator().manual_seed(3), PriorChanges(change=1, lose=1)
+    )
+    assert torch.equal(damaged.label, moved.label)
+    assert torch.equal(damaged.image, moved.image)
+    assert not torch.equal(damaged.prior, moved.prior)
+
+
+def test_priors_are_cut_where_labels_are():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 4, (20, 18, 16)).astype(np.uint8)
+    image = label[None].astype(np.float16)
+    case = PreparedCase("c", image, label, (), Grid.plain(label.shape), (), label)
+    for seed in range(5):
+        window = sample_window(case, (8, 24, 8), (10, 26, 10), np.random.default_rng(seed), None)
+        np.testing.assert_array_equal(window.prior, window.label)
+        np.testing.assert_array_equal(window.image[0], window.label)
+    assert sample_window(prepared((9, 9, 9)), (4, 4, 4), (4, 4, 4), np.random.default_rng(0), None).prior is None
