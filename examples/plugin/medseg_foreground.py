@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -65,6 +65,13 @@ class Foreground(Task):
             if chances is not None:
                 chances[:, rows] = torch.from_numpy(np.asarray(values)).sigmoid().numpy()
         return Prediction(case_id, labels, chances)
+
+    def combine(
+        self, predictions: Sequence[Prediction], case_id: str, probabilities: bool = False, scratch: Scratch = IN_MEMORY
+    ) -> Prediction:
+        chances = np.mean([np.asarray(one.probabilities, np.float64) for one in predictions], axis=0)
+        labels = np.where(chances[0] > 0.5, self.plan.data.labels.written[0], 0).astype(np.uint8)
+        return Prediction(case_id, labels, chances.astype(np.float16) if probabilities else None)
 
     def score(
         self, prediction: NDArray[Any], truth: NDArray[Any], spacing: tuple[float, ...], metrics: tuple[str, ...] | None = None

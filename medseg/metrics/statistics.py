@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 RESAMPLES = 5000
 SEED = 0
+SMALLEST_GAIN = 0.0005  # of a mean score; less is not worth acting upon
+FEWEST_CASES = 5  # fewer prove nothing
 Floats = NDArray[np.float64]
 
 
@@ -20,6 +22,11 @@ class Interval:
     mean: float
     low: float
     high: float
+
+    @property
+    def proven(self) -> bool:
+        """Whether a mean gain is worth acting upon and beyond doubt."""
+        return self.mean >= SMALLEST_GAIN and self.low > 0
 
 
 def mean_interval(values: Floats) -> Interval:

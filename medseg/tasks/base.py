@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -102,8 +102,20 @@ class Task(ABC):
     ) -> Prediction:
         """Stitched outputs of one case to a prediction on the same grid, slab by slab; large arrays come from `scratch`."""
 
+    @abstractmethod
+    def combine(
+        self, predictions: Sequence[Prediction], case_id: str, probabilities: bool = False, scratch: Scratch = IN_MEMORY
+    ) -> Prediction:
+        """One prediction out of those of several models for one case, on one grid and all with probabilities, slab by slab.
+
+        The order of the predictions plays no part, and several equal ones come to the same as one of them.
+        """
+
     def learn(self, cases: Iterable[HeldOut]) -> tuple[TargetSection, dict[str, str]]:
-        """What predictions of held-out cases teach about `finish`: the task's section of the plan, and the reason for each field it sets."""
+        """What predictions of held-out cases teach about `finish`: the task's section of the plan, and the reason for each field it sets.
+
+        No case teaches nothing: the section is then that of a plan which has learned nothing yet.
+        """
         section: TargetSection = self.plan.target
         return section, {}
 
@@ -116,6 +128,13 @@ class Task(ABC):
         self, prediction: NDArray[Any], truth: NDArray[Any], spacing: tuple[float, ...], metrics: tuple[str, ...] | None = None
     ) -> Scores:
         """Scores of a label map against the truth, both voxel values on one grid with `spacing` in mm; `metrics` None means all."""
+
+
+def unlearned(plan: Plan) -> Plan:
+    """The plan before its task learned of held-out predictions."""
+    target, reasons = find_task(plan.task)(plan).learn(())
+    said = {**plan.reasons, **{f"target.{field}": reason for field, reason in reasons.items()}}
+    return plan if target == plan.target else plan.model_copy(update={"target": target, "reasons": said})
 
 
 def find_task(name: str) -> type[Task]:

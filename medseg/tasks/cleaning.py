@@ -17,12 +17,10 @@ from scipy import ndimage
 
 from medseg.dataset import Labels
 from medseg.imaging.crop import bounding_box
-from medseg.metrics.statistics import mean_interval
+from medseg.metrics.statistics import FEWEST_CASES, Interval, mean_interval
 from medseg.record import Record
 
 SIZES = tuple(float(f"{10 ** (k / 2):.1g}") for k in range(11))  # mm³ (mm² in 2D): 1, 3, 10, ..., 100 000
-SMALLEST_GAIN = 0.0005  # of the mean Dice; less is not worth a rule
-FEWEST_CASES = 5  # fewer prove nothing
 LARGEST_ONLY = math.inf
 
 
@@ -106,28 +104,27 @@ def _rules(trials: _Trials, names: Iterable[str]) -> list[tuple[Cleaning, str, f
         limit = removal[0] if removal else 0.0
         assert limit is not None
         said = [
-            f"{what}, +{gain[1]:.4f} Dice (95 % interval {gain[2]:.4f} to {gain[3]:.4f})"
-            for what, gain in ((_said(limit), removal), ("holes filled", fill))
-            if gain is not None
+            f"{what}, +{proof[1].mean:.4f} Dice (95 % interval {proof[1].low:.4f} to {proof[1].high:.4f})"
+            for what, proof in ((_said(limit), removal), ("holes filled", fill))
+            if proof is not None
         ]
         if said:
             largest = limit == LARGEST_ONLY
             rule = Cleaning(cls=name, largest=largest, smallest=0.0 if largest else limit, fill=fill is not None)
-            gain = sum(one[1] for one in (removal, fill) if one is not None)
+            gain = sum(one[1].mean for one in (removal, fill) if one is not None)
             found.append((rule, f"{name or 'all classes together'}: {'; '.join(said)}", gain))
     return found
 
 
-def _proven(trials: _Trials, name: str, removes: bool) -> tuple[float | None, float, float, float] | None:
+def _proven(trials: _Trials, name: str, removes: bool) -> tuple[float | None, Interval] | None:
     """The best rule for a class if its gain is beyond doubt: the limit, and the gain with its interval."""
     plain = np.array(trials.plain)
     found = []
     for (cls, limit), tried in trials.tried.items():
         if cls == name and (limit is not None) == removes:
-            interval = mean_interval((np.array(tried) - plain).mean(axis=1))
-            found.append((limit, interval.mean, interval.low, interval.high))
-    best = max(found, key=lambda row: row[1], default=None)
-    return best if best is not None and best[1] >= SMALLEST_GAIN and best[2] > 0 else None
+            found.append((limit, mean_interval((np.array(tried) - plain).mean(axis=1))))
+    best = max(found, key=lambda row: row[1].mean, default=None)
+    return best if best is not None and best[1].proven else None
 
 
 def _try(case: HeldOut, classes: Labels, trials: _Trials) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -22,7 +22,7 @@ from medseg.metrics.classes import METRICS, score_classes
 from medseg.models.base import Head, Outputs
 from medseg.plans import TargetSection
 from medseg.prediction import DenseMap, Prediction, Scores
-from medseg.scratch import IN_MEMORY, Scratch, release
+from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 from medseg.tasks.base import Needs, Task
 from medseg.tasks.cleaning import Cleaning, HeldOut, clean, learn
 
@@ -149,16 +149,48 @@ class Semantic(Task):
     ) -> Prediction:
         """The most probable class per voxel (exclusive), or every region above one half, written in `Labels.order`."""
         dense = outputs[HEAD]
+
+        def chances() -> Iterator[tuple[slice, NDArray[np.float32]]]:
+            for rows, slab in dense.slabs():
+                logits = np.asarray(slab, dtype=np.float32)
+                yield rows, _softmax(logits) if self.labels.exclusive else np.asarray(expit(logits), dtype=np.float32)
+
+        return self._decided(chances(), dense.shape, case_id, probabilities, scratch)
+
+    def combine(
+        self, predictions: Sequence[Prediction], case_id: str, probabilities: bool = False, scratch: Scratch = IN_MEMORY
+    ) -> Prediction:
+        """The mean of the class probabilities, decided as `decode` decides; nnU-Net's ensembles are the same."""
+        parts = [one.probabilities for one in predictions if one.probabilities is not None]
+        if not parts or len(parts) < len(predictions):
+            raise ValueError("predictions are combined by their probabilities")
+        shape = parts[0].shape
+
+        def chances() -> Iterator[tuple[slice, NDArray[np.float32]]]:
+            for rows in row_slabs((shape[1], shape[0], *shape[2:])):
+                total = sum((part[:, rows].astype(np.float64) for part in parts), start=np.zeros(1))  # exact in whatever order
+                for part in parts:
+                    release(part)
+                yield rows, (total / len(parts)).astype(np.float32)
+
+        return self._decided(chances(), shape, case_id, probabilities, scratch)
+
+    def _decided(
+        self,
+        slabs: Iterable[tuple[slice, NDArray[np.float32]]],
+        shape: tuple[int, ...],
+        case_id: str,
+        probabilities: bool,
+        scratch: Scratch,
+    ) -> Prediction:
+        """A prediction from slabs of class probabilities of an array `(K, *spatial)` of this shape."""
         labels = self.labels
-        shape = tuple(dense.shape[1:])
         values = (0, *labels.written)
         written = np.asarray(values, dtype=np.result_type(np.min_scalar_type(min(values)), np.min_scalar_type(max(values))))
-        decoded = scratch.zeros(shape, np.promote_types(written.dtype, np.uint8))
-        kept = scratch.zeros(dense.shape, np.float16) if probabilities else None
+        decoded = scratch.zeros(shape[1:], np.promote_types(written.dtype, np.uint8))
+        kept = scratch.zeros(shape, np.float16) if probabilities else None
         doubt, voxels = 0.0, 0
-        for rows, slab_logits in dense.slabs():
-            logits = np.asarray(slab_logits, dtype=np.float32)
-            chances = _softmax(logits) if labels.exclusive else np.asarray(expit(logits), dtype=np.float32)
+        for rows, chances in slabs:
             if labels.exclusive:
                 decoded[rows] = written[chances.argmax(0)]
             else:
