@@ -7,9 +7,13 @@
       cache/                         fold_0/ network_0.safetensors ... metrics.csv state/
       prepared/<digest>/             held_out/ predictions of the cases that folds left out
       mlflow.db, mlartifacts/        report/ index.html cases.csv summary.json
+                                     partners/<configuration>/ further members of an ensemble, each a model
+                                     selection.json, why these
+                                     configurations/<name>/ the runs that the model was selected of
 
 `RUN/plan.json`, `RUN/provenance.json` and `RUN/fold_*/network_*.safetensors` are all that prediction needs; of a cascade also
-`RUN/previous/`, the model folder of the configuration before it. A fold that trained on every case is `fold_none`.
+`RUN/previous/`, the model folder of the configuration before it, and of an ensemble its partners. A fold that trained on every case is
+`fold_none`.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+
+from pydantic import Field
 
 from medseg.dataset import Dataset, file_digest
 from medseg.errors import ModelError, Problem
@@ -91,6 +97,7 @@ class Provenance(Record):
     created: str
     licence: str = ""
     mlflow_run: str = ""
+    partners: dict[str, str] = Field(default_factory=dict, description="Name of each further member of an ensemble to its plan's digest.")
 
 
 def network_file(fold: Path, number: int) -> Path:
@@ -137,6 +144,24 @@ class RunFolder:
         """Predictions of the cases that folds left out, each by the fold that did not see it."""
         return self.root / "held_out"
 
+    @property
+    def selection_file(self) -> Path:
+        """Why the model is what it is, where it was selected of several."""
+        return self.root / "selection.json"
+
+    @property
+    def configurations(self) -> Path:
+        """Of a run of several configurations: a folder with one model folder for each."""
+        return self.root / "configurations"
+
+    def partner(self, name: str) -> RunFolder:
+        """The model folder of a further member of an ensemble."""
+        return RunFolder(self.root / "partners" / name)
+
+    def partners(self) -> tuple[RunFolder, ...]:
+        """The further members of an ensemble, by name."""
+        return tuple(RunFolder(plan.parent) for plan in sorted(self.root.glob("partners/*/plan.json")))
+
     def curves(self) -> tuple[Path, ...]:
         """`metrics.csv` of every fold."""
         return tuple(sorted(self.root.glob("fold_*/metrics.csv")))
@@ -160,9 +185,9 @@ class RunFolder:
         return RunFolder(self.root / "previous")
 
     def files(self) -> tuple[Path, ...]:
-        """All that prediction needs. Raises ModelError, see `weights`."""
-        earlier = self.previous.files() if Plan.load(self.plan_file).previous else ()
-        return (self.plan_file, self.provenance_file, *self.weights(), *earlier)
+        """All that prediction needs, and where it comes from. Raises ModelError, see `weights`."""
+        parts = (*((self.previous,) if Plan.load(self.plan_file).previous else ()), *self.partners())
+        return (self.plan_file, self.provenance_file, *self.weights(), *(file for part in parts for file in part.files()))
 
     def digest(self) -> str:
         """Changes with whatever a prediction depends on: plans and weights. Raises ModelError, see `weights`."""

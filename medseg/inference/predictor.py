@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,9 +20,10 @@ from medseg.case import Batch, Case, PreparedCase
 from medseg.dataset import CaseFiles, file_digest
 from medseg.device import CPU_SHARE, choose_device, machine, physical_memory
 from medseg.domains.base import Run, find_domain
-from medseg.errors import ImageError, MedsegError, ModelError, Problem, ResourceError
+from medseg.errors import ModelError, Problem, ResourceError
 from medseg.geometry import Grid, Step
-from medseg.inference.ensemble import Ensemble, out_of_memory
+from medseg.inference.checks import case_problems, check_fit, check_partners, check_voxels
+from medseg.inference.ensemble import Ensemble
 from medseg.inference.inputs import find_cases, left_aside, resampled
 from medseg.inference.ledger import FailedCase, Ledger, PredictedCase, content_digest
 from medseg.inference.targets import check_targets, targets_of
@@ -33,8 +33,8 @@ from medseg.plans import Plan
 from medseg.prediction import DenseMap, Prediction
 from medseg.progress import Progress, Silent
 from medseg.record import Record, check_writable
-from medseg.scratch import Scratch, copy, release, row_slabs
-from medseg.tasks.base import find_task
+from medseg.scratch import Scratch, copy
+from medseg.tasks.base import find_task, unlearned
 from medseg.workspace import RunFolder
 
 GIB = 2**30
@@ -42,8 +42,6 @@ SHARE_OF_MAPS = 0.25  # of the memory for blended maps of all heads; beyond it t
 SHARE_OF_ARRAY = 0.08  # of the memory for each other array of a case; up to five exist at once, the rest is for the network
 LOG = logging.getLogger(__name__)
 LARGEST_BATCH = {"cpu": 4, "mps": 8, "cuda": 16}  # beyond it a device gains nothing
-
-
 MANY_WINDOWS = 64  # cases of fewer are quick, and a progress bar for each would only flicker
 
 
@@ -56,7 +54,11 @@ class Predicted(Record):
 
 
 class Predictor:
-    """A trained model, ready to predict. Make one with `Predictor.load`."""
+    """A trained model, ready to predict. Make one with `Predictor.load`.
+
+    With partners, models of other configurations, it is an ensemble: each member predicts a case on a grid of its own, and the task
+    combines what they say of it on the native one.
+    """
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class Predictor:
         memory: float | None = None,
         key: str = "",
         previous: Predictor | None = None,
+        partners: Sequence[Predictor] = (),
     ) -> None:
         """From parts.
 
@@ -76,35 +79,52 @@ class Predictor:
             memory: GiB of main memory for one case, see `load`.
             key: digest of the weights; outputs of other weights are not taken for finished.
             previous: of a cascade, the model whose prediction is a further input.
+            partners: further members; what was learned of held-out predictions (`Task.finish`) is this plan's only.
+
+        Raises:
+            ModelError: a partner is a model for other classes, channels or tasks.
         """
         if (previous is not None) != bool(plan.previous):
             raise ValueError(f"plan '{plan.name}' and the previous predictor do not belong together")
         self.previous = previous
         self.plan = plan
+        check_partners(plan, [partner.plan for partner in partners])
         self.memory = memory if memory is not None else max(1.0, physical_memory() * CPU_SHARE / GIB)
-        self.scratch = Scratch(self.memory * GIB * SHARE_OF_ARRAY)
-        self.key = key
+        self.partners = tuple(partners)
+        # The arrays of all members' predictions exist at once.
+        self.scratch = Scratch(self.memory * GIB * SHARE_OF_ARRAY / (1 + len(self.partners)))
+        self.weights = key
+        learned = "" if plan.target.to_json() == plan.target.training_key() else plan.target.to_json()
+        self.key = _digest(learned, *sorted([key, *(partner.weights for partner in self.partners)]))
         self.task = find_task(plan.task)(plan)
         self.domain = find_domain(plan.domain)(plan)
         self.ensemble = Ensemble(self.task, networks, device, _batch_size(plan, device, self.memory))
 
     @classmethod
-    def load(cls, run: Path, device: str = "auto", memory: float | None = None, folds: Sequence[int | None] | None = None) -> Predictor:
-        """Read a model folder.
+    def load(
+        cls,
+        run: Path,
+        device: str = "auto",
+        memory: float | None = None,
+        folds: Sequence[int | None] | None = None,
+        learned: bool = True,
+    ) -> Predictor:
+        """Read a model folder, with its partners.
 
         Args:
             run: the folder that `medseg train` or `medseg run` wrote.
             device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
             memory: GiB of main memory that the prediction of one case may take; maps beyond it live in temporary files. None is half of
                 the machine's.
-            folds: which folds to average (None within it: the model of all cases); None is every trained fold.
+            folds: which folds to average (None within it: the model of all cases), of every member; None is every trained fold.
+            learned: finish predictions by what was learned of held-out ones; False leaves them as the networks give them.
 
         Raises:
             ModelError: not a model, a fold that is missing, damaged weights, or weights of another plan.
         """
         folder = RunFolder(run)
         files = folder.weights()
-        plan = Plan.load(folder.plan_file)
+        plan = Plan.load(folder.plan_file) if learned else unlearned(Plan.load(folder.plan_file))
         if folds is not None:
             wanted = [folder.fold(fold) for fold in folds]
             trained = list(dict.fromkeys(file.parent for file in files))
@@ -127,8 +147,13 @@ class Predictor:
         task = find_task(plan.task)(plan)
         networks = [load_weights(task.network(), file, digest) for file in files]
         previous = cls.load(folder.previous.root, device, memory, folds) if plan.previous else None
-        key = _digest(plan.content_digest(), *(file_digest(file) for file in files), previous.key if previous is not None else "")
-        return cls(plan, networks, chosen, memory, key, previous)
+        key = _digest(digest, *(file_digest(file) for file in files), previous.key if previous is not None else "")
+        partners = [cls.load(part.root, device, memory, folds) for part in folder.partners()]
+        return cls(plan, networks, chosen, memory, key, previous, partners)
+
+    def joined(self, partners: Sequence[Predictor]) -> Predictor:
+        """This model with further members; networks are shared with it."""
+        return Predictor(self.plan, self.ensemble.networks, self.ensemble.device, self.memory, self.weights, self.previous, partners)
 
     def predict(
         self,
@@ -177,7 +202,7 @@ class Predictor:
         try:
             for files in progress.track(cases, len(cases), "predict"):
                 try:
-                    source = self._source(files, probabilities, uncertainty, mirror)
+                    source = self.source(files, probabilities, uncertainty, mirror)
                     entry = None if overwrite else ledger.finished(files.id, source)
                     if entry is None:
                         entry = self._predict_files(files, out, source, probabilities, uncertainty, mirror, progress)
@@ -187,7 +212,7 @@ class Predictor:
                     done.append(entry)
                 except Exception as error:  # a bug or a full device in one case must not cost the others
                     LOG.debug("a case could not be predicted", exc_info=True)
-                    failures.append(FailedCase(id=files.id, problems=tuple(str(problem) for problem in _problems(files, error))))
+                    failures.append(FailedCase(id=files.id, problems=tuple(str(problem) for problem in case_problems(files, error))))
                     ledger.fail(failures[-1])
         finally:
             ledger.close()
@@ -211,7 +236,7 @@ class Predictor:
         Raises:
             ImageError: the image does not fit the model.
         """
-        self._check_fit(case_id, image.shape[0] if image.ndim else 0, tuple(image.shape[1:]))
+        check_fit(self.plan.data, case_id, image.shape[0] if image.ndim else 0, tuple(image.shape[1:]))
         return self.predict_case(
             Case(case_id, image, None, grid or Grid.plain(tuple(image.shape[1:]))), probabilities=probabilities, mirror=mirror
         )
@@ -235,20 +260,32 @@ class Predictor:
 
         `progress` is told about windows where there are many.
         """
-        _check_voxels(case)
+        check_voxels(case)
+        members = (self, *self.partners)
+        predictions = [member.alone(case, probabilities or len(members) > 1, mirror, self.scratch, progress) for member in members]
+        return self.together(predictions, case, probabilities)
+
+    def alone(self, case: Case, probabilities: bool, mirror: bool, scratch: Scratch, progress: Progress | None = None) -> Prediction:
+        """What this member says of a case on its native grid, before anything is combined or finished."""
         native = case.grid
         earlier = self.previous.predict_case(case, mirror=mirror, progress=progress).labels if self.previous is not None else None
-        prepared = self.domain.prepare(dataclasses.replace(case, label=None, prior=earlier), self.scratch)
-        case_id = case.id
-        del case, earlier  # the image as read is needed no more, and may be large
+        prepared = self.domain.prepare(dataclasses.replace(case, label=None, prior=earlier), scratch)
+        del earlier
         trail = prepared.trail
-        maps = self._stitched(PreparedCase(case_id, prepared.image, None, (), native, trail, prepared.prior), mirror, progress)
+        maps = self._stitched(PreparedCase(case.id, prepared.image, None, (), native, trail, prepared.prior), mirror, progress)
         del prepared
-        decoded = self.task.decode(self.domain.native(maps, trail), case_id, probabilities, self.scratch)
+        decoded = self.task.decode(self.domain.native(maps, trail), case.id, probabilities, scratch)
         del maps
-        labels = self.task.finish(self.domain.restore(decoded.labels, trail, scratch=self.scratch), native.spacing)
-        chances = None if decoded.probabilities is None else self._restored_maps(decoded.probabilities, trail, native.shape)
-        return Prediction(case_id, labels, chances, decoded.uncertainty)
+        labels = self.domain.restore(decoded.labels, trail, scratch=scratch)
+        chances = None if decoded.probabilities is None else self._restored_maps(decoded.probabilities, trail, native.shape, scratch)
+        return Prediction(case.id, labels, chances, decoded.uncertainty)
+
+    def together(self, predictions: Sequence[Prediction], case: Case, probabilities: bool = False) -> Prediction:
+        """The prediction of the ensemble from those of its members, this one's first."""
+        (first, *others) = predictions
+        whole = self.task.combine(predictions, case.id, probabilities, self.scratch) if others else first
+        labels = self.task.finish(whole.labels, case.grid.spacing)
+        return dataclasses.replace(whole, labels=labels, probabilities=whole.probabilities if probabilities else None)
 
     def _stitched(self, case: PreparedCase, mirror: bool, progress: Progress | None) -> dict[str, DenseMap]:
         """The blended maps of all networks together, by head."""
@@ -274,12 +311,14 @@ class Predictor:
 
         return [partial(counted, run) for run in runs]
 
-    def _restored_maps(self, maps: NDArray[np.float16], trail: tuple[Step, ...], shape: tuple[int, ...]) -> NDArray[np.float16]:
+    def _restored_maps(
+        self, maps: NDArray[np.float16], trail: tuple[Step, ...], shape: tuple[int, ...], scratch: Scratch
+    ) -> NDArray[np.float16]:
         """Probabilities on the native grid: outside of what the network saw all is background."""
         background = len(maps) == len(self.plan.data.labels.classes) + 1
-        restored: NDArray[np.float16] = self.scratch.zeros((len(maps), *shape), np.float16)
+        restored: NDArray[np.float16] = scratch.zeros((len(maps), *shape), np.float16)
         for k, values in enumerate(maps):
-            copy(self.domain.restore(values, trail, fill=1 if background and k == 0 else 0, scratch=self.scratch), restored[k])
+            copy(self.domain.restore(values, trail, fill=1 if background and k == 0 else 0, scratch=scratch), restored[k])
         return restored
 
     def _predict_files(
@@ -287,6 +326,12 @@ class Predictor:
     ) -> PredictedCase:
         start = time.monotonic()
         prediction = self._predict_read(files, probabilities, mirror, progress)
+        return self.write(prediction, files, out, source, start, uncertainty)
+
+    def write(
+        self, prediction: Prediction, files: CaseFiles, out: Path, source: str, start: float, uncertainty: bool = False
+    ) -> PredictedCase:
+        """Write a prediction like its case's image; `start` is when the work on it began (`time.monotonic`)."""
         image = files.images[0]
         written = [out / target for target in targets_of(files, prediction.probabilities is not None)]
         write_label(written[0], prediction.labels, like=image)
@@ -303,24 +348,31 @@ class Predictor:
         )
 
     def _predict_read(self, files: CaseFiles, probabilities: bool, mirror: bool, progress: Progress | None = None) -> Prediction:
-        """Refuse what does not fit from the header alone, then read and predict."""
-        headers = [read_header(path) for path in files.images]
-        self._check_fit(files.id, sum(header.channels for header in headers), headers[0].shape, files.images[0])
+        """Read and predict."""
         try:
-            case = read_case(files, with_label=False, scratch=self.scratch)
-            return self.predict_case(case, probabilities=probabilities, mirror=mirror, progress=progress)
+            return self.predict_case(self.read(files), probabilities=probabilities, mirror=mirror, progress=progress)
         except MemoryError:
             raise ResourceError.of(
                 "does not fit into memory",
                 where=str(files.images[0]),
-                found=f"shape {headers[0].shape}",
+                found=f"shape {read_header(files.images[0]).shape}",
                 fix="Pass a smaller --memory, or use a larger machine.",
             ) from None
 
-    def _source(self, files: CaseFiles, probabilities: bool, uncertainty: bool, mirror: bool) -> str:
+    def read(self, files: CaseFiles) -> Case:
+        """Read a case, without its label, after refusing what does not fit from the header alone."""
+        headers = [read_header(path) for path in files.images]
+        check_fit(self.plan.data, files.id, sum(header.channels for header in headers), headers[0].shape, files.images[0])
+        return read_case(files, with_label=False, scratch=self.scratch)
+
+    def source(self, files: CaseFiles, probabilities: bool, uncertainty: bool, mirror: bool) -> str:
         """Changes with whatever changes the outcome of a case."""
-        mirrored = self.plan.inference.mirror if mirror else ()
-        return _digest(self.key, *(file_digest(file) for file in files.images), repr((probabilities, uncertainty, mirrored)))
+        mirrored = [member.plan.inference.mirror for member in (self, *self.partners)] if mirror else []
+        return _digest(
+            self.key,
+            *(file_digest(file) for file in files.images),
+            repr((probabilities, uncertainty, sorted(axes for axes in mirrored if axes))),
+        )
 
     def _as_float32(self, maps: NDArray[np.float16]) -> NDArray[np.float32]:
         """What files hold: few programs read float16."""
@@ -328,76 +380,6 @@ class Predictor:
         for source, target in zip(maps, result, strict=True):
             copy(source, target)
         return result
-
-    def _check_fit(self, case_id: str, channels: int, shape: tuple[int, ...], path: Path | None = None) -> None:
-        """Whether the model can be asked about such an image at all."""
-        data = self.plan.data
-        where = str(path) if path is not None else f"case '{case_id}'"
-        problems = []
-        if len(shape) != data.ndim:
-            problems.append(
-                Problem(
-                    "has the wrong number of dimensions",
-                    where,
-                    f"{len(shape)}D, shape {shape}",
-                    f"{data.ndim}D, as model '{data.name}' was trained on",
-                    "Use a model for such images.",
-                )
-            )
-        if channels != len(data.channels):
-            names = ", ".join(channel.name for channel in data.channels)
-            problems.append(
-                Problem(
-                    "has the wrong number of channels",
-                    where,
-                    f"{channels}",
-                    f"{len(data.channels)} ({names}), as model '{data.name}' was trained on",
-                    "Give one file with all channels, or one file per channel named CASE_0000, CASE_0001, ... in this order.",
-                )
-            )
-        if problems:
-            raise ImageError(problems)
-
-
-def _check_voxels(case: Case) -> None:
-    """NaN, infinite or constant images would come out as nonsense without a word."""
-    for index, channel in enumerate(case.image):
-        where = f"case '{case.id}', channel {index}"
-        if channel.size == 0:
-            raise ImageError.of("holds no voxel", where=where, found=f"shape {channel.shape}")
-        low, high, bad = math.inf, -math.inf, 0
-        for rows in row_slabs(channel.shape):
-            part = channel[rows]
-            lowest, highest = float(part.min()), float(part.max())
-            if not math.isfinite(lowest) or not math.isfinite(highest):
-                bad += int(np.count_nonzero(~np.isfinite(part)))
-            low, high = min(low, lowest), max(high, highest)
-            release(channel)
-        if bad:
-            raise ImageError.of(
-                "holds NaN or infinite voxels",
-                where=where,
-                found=f"{bad} of {channel.size}",
-                expected="finite intensities",
-                fix="Repair the image, for example by replacing them with the background's value.",
-            )
-        if low == high:
-            raise ImageError.of(
-                "is constant: there is nothing to see", where=where, found=f"{low:g} everywhere", fix="Check how the image was exported."
-            )
-
-
-def _problems(files: CaseFiles, error: Exception) -> tuple[Problem, ...]:
-    """What failed in a case; of an error that nobody foresaw its kind and the first line of its message, not its traceback."""
-    if isinstance(error, MedsegError):
-        return error.problems
-    kind, first = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
-    fix = (
-        "Pass a smaller --memory, or predict on another device (--device)."
-        if out_of_memory(error)
-        else "Check this case's files; if they are sound, please report this as a bug of medseg."
-    )
-    return (Problem("could not be predicted", f"case '{files.id}', {files.images[0]}", kind + (f": {first}" if first else ""), "", fix),)
 
 
 def _batch_size(plan: Plan, device: torch.device, memory: float) -> int:

@@ -159,7 +159,8 @@ class Tracker:
         """
         plan = Plan.load(run.plan_file)
         provenance = Provenance.load(run.provenance_file)
-        registered = metric_key(name or f"{plan.data.name}-{plan.name}").replace("/", "-")
+        members = "-".join([plan.name, *(part.root.name for part in run.partners())])
+        registered = metric_key(name or f"{plan.data.name}-{members}").replace("/", "-")
         weights = hashlib.blake2b(f"{registered}/{run.digest()}".encode(), digest_size=8).hexdigest()
         with quiet(), self._reachable((Exception,)):
             client = MlflowClient(self.uri)

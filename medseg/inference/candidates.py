@@ -1,0 +1,95 @@
+"""Several ensembles of the same members predict the same cases: each member once per case, however many ensembles it is in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, final
+
+from medseg.dataset import CaseFiles
+from medseg.inference.checks import check_voxels
+from medseg.inference.ledger import Ledger, PredictedCase
+from medseg.inference.predictor import Predictor
+from medseg.inference.targets import check_targets
+from medseg.record import check_writable
+
+Members = tuple[str, ...]
+"""Names of the models of an ensemble; one name is a model alone."""
+
+
+@final
+class Candidates:
+    """A folder of predictions for each candidate, as `Predictor.predict` would write it: also a call that was interrupted is continued."""
+
+    def __init__(self, candidates: Sequence[Members], out: Path, cases: Sequence[CaseFiles]) -> None:
+        """Claim the folders of all candidates, until the end of the `with` block.
+
+        Args:
+            out: receives a folder for each candidate.
+            cases: all cases that will be predicted.
+
+        Raises:
+            UsageError: another call is writing there, or files that medseg did not write are in the way.
+            ResourceError: the folder cannot be written.
+        """
+        self._cases = cases
+        self._folders = {candidate: out / "+".join(candidate) for candidate in candidates}
+        self._ledgers: dict[Members, Ledger] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            for candidate, folder in self._folders.items():
+                ledger = Ledger(folder)
+                targets = check_targets(self._cases, folder, False, ledger.files())
+                check_writable(folder)
+                ledger.claim(targets)
+                self._ledgers[candidate] = ledger
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for ledger in self._ledgers.values():
+            ledger.close()
+
+    def folder(self, candidate: Members) -> Path:
+        """Where a candidate's predictions lie."""
+        return self._folders[candidate]
+
+    def predict(self, members: Mapping[str, Predictor], files: CaseFiles) -> dict[Members, PredictedCase]:
+        """Predict one case by every candidate, or find that it has been done.
+
+        `seconds` is what the candidate alone would have taken: reading, all its members, combining, writing.
+
+        Args:
+            members: the models, none of them an ensemble, as they predict before anything was learned of held-out predictions.
+        """
+        joined = {c: members[c[0]].joined([members[name] for name in c[1:]]) for c in self._folders}
+        sources = {c: one.source(files, probabilities=False, uncertainty=False, mirror=True) for c, one in joined.items()}
+        known = {c: ledger.finished(files.id, sources[c]) for c, ledger in self._ledgers.items()}
+        finished = {c: entry for c, entry in known.items() if entry is not None}
+        if len(finished) == len(known):
+            return finished
+        smallest = min((one.scratch for one in joined.values()), key=lambda scratch: scratch.limit)  # all members' arrays exist at once
+        start = time.monotonic()
+        case = next(iter(members.values())).read(files)
+        check_voxels(case)
+        reading = time.monotonic() - start
+        alone, seconds = {}, {}
+        for name, member in members.items():
+            start = time.monotonic()
+            alone[name] = member.alone(case, True, True, smallest)
+            seconds[name] = time.monotonic() - start
+        done = {}
+        for candidate, one in joined.items():
+            start = time.monotonic() - reading - sum(seconds[name] for name in candidate)
+            prediction = one.together([alone[name] for name in candidate], case)
+            done[candidate] = one.write(prediction, files, self._folders[candidate], sources[candidate], start)
+            self._ledgers[candidate].add(done[candidate])
+        return done
