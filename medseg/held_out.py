@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from medseg.dataset import Dataset
 from medseg.errors import ImageError, ModelError, Problem
 from medseg.evaluation.records import Evaluation
+from medseg.evaluation.selection import Selection
 from medseg.io.images import read_case, read_label
 from medseg.plans import Plan
 from medseg.progress import Progress
@@ -72,7 +73,7 @@ def report(
     """Predict the cases that each fold left out, from their files and with that fold's weights alone, and evaluate them together.
 
     Args:
-        selected: weights were chosen by validation on these cases.
+        selected: weights or configurations were chosen by their scores on these cases.
         learn: these are all cases, so let the task learn of them how to finish predictions; the plan keeps it.
     """
     from medseg.evaluation.scoring import evaluate
@@ -95,6 +96,7 @@ def report(
         curves=folder.curves(),
         title=f"{dataset.name}: cases left out of training",
         selected=selected,
+        selection=Selection.load(folder.selection_file) if folder.selection_file.is_file() else None,
     )
 
 

@@ -118,7 +118,7 @@ class Plan(Record):
         description="Configuration whose prediction is a further input of the network (a cascade); empty where there is none. Written where "
         "there is one.",
     )
-    recommended: bool = Field(default=False, description="Whether `medseg run` takes this configuration.")
+    recommended: bool = Field(default=False, description="Whether `medseg run` takes this configuration where it trains only one.")
     reasons: dict[str, str] = Field(description="Why: dotted field name to one sentence with the evidence from the fingerprint.")
 
     @model_serializer(mode="wrap")

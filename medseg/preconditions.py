@@ -88,6 +88,28 @@ def check_same_splits(folder: RunFolder, splits: Sequence[Split]) -> None:
         )
 
 
+def check_begun(folder: RunFolder, present: Sequence[str], names: Sequence[str], several: bool) -> None:
+    """Refuse to go on with other configurations than those with which a run has begun. Raises ModelError."""
+    many = folder.configurations.is_dir()
+    if many and not several:
+        raise ModelError.of(
+            "is a run of several configurations",
+            where=str(folder.root),
+            found=", ".join(present),
+            fix="Pass --folds all to go on with it, or choose another folder for -o.",
+        )
+    if not many and folder.selection_file.is_file():
+        raise ModelError.of("holds a model that was selected of trained ones", where=str(folder.root), fix="Choose another folder for -o.")
+    if names and set(names) != set(present) and (many or len(names) > 1):
+        raise ModelError.of(
+            "has begun with other configurations",
+            where=str(folder.root),
+            found=", ".join(present),
+            expected=", ".join(names),
+            fix="Choose another folder for -o.",
+        )
+
+
 def check_length(seconds: float | None, epochs: int | None) -> None:
     """Refuse two lengths at once. Raises UsageError."""
     if seconds is not None and epochs is not None:
@@ -100,6 +122,18 @@ def check_folds(folds: Sequence[int | None] | str) -> None:
         return
     if isinstance(folds, str) or not folds or len(set(folds)) != len(folds) or any(f is not None and f < 0 for f in folds):
         raise UsageError.of("not folds", where="--folds", found=repr(folds), expected="different numbers from 0 on, none, or all")
+
+
+def check_configurations(names: Sequence[str], several: bool) -> None:
+    """Refuse several configurations, or one twice, where folds do not decide between them. Raises UsageError."""
+    if len(set(names)) < len(names) or (len(names) > 1 and not several):
+        raise UsageError.of(
+            "not configurations to train",
+            where="--configuration",
+            found=", ".join(names),
+            expected="different ones" if several else "one",
+            fix="" if several else "Pass --folds all to train several and to select the best.",
+        )
 
 
 def check_memory(chosen: Plan) -> float:

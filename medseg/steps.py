@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medseg.dataset import Dataset
 from medseg.device import Machine, choose_device
-from medseg.errors import ResourceError
+from medseg.errors import PlanError, Problem, ResourceError, UsageError
 from medseg.fingerprint import Fingerprint
 from medseg.held_out import predict_held_out, splits_of, with_priors
 from medseg.io.layouts.base import LayoutOptions, open_dataset
 from medseg.io.store import Store
 from medseg.planning.verify import verify
 from medseg.plans import Plan
-from medseg.preconditions import check_memory, check_same_splits, check_workspace
+from medseg.preconditions import check_begun, check_continuation, check_memory, check_same_splits, check_workspace
 from medseg.progress import Progress
+from medseg.record import write_atomic
 from medseg.workspace import RunFolder, Workspace
 
 # torch, lightning and mlflow take seconds to import, so what needs them is imported by the step that does.
@@ -178,6 +179,139 @@ def _train_previous(chosen: Plan, workspace: Workspace, folder: RunFolder, split
         if not result.finished:
             break
     return result
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A configuration of a run, and the model folder in which its folds are trained."""
+
+    plan: Plan
+    folder: RunFolder
+
+
+def begun(
+    folder: RunFolder,
+    found: Dataset,
+    fingerprint: Fingerprint,
+    names: Sequence[str],
+    edits: Mapping[str, str],
+    several: bool,
+    progress: Progress,
+) -> tuple[Configuration, ...]:
+    """The configurations with which a run has begun, with the plans it has; none for a new run.
+
+    Raises:
+        ModelError: it is a run of other data, of other configurations, or of other plans than the wanted ones.
+    """
+    plans = sorted(folder.configurations.glob("*/plan.json")) or ([folder.plan_file] if folder.plan_file.is_file() else [])
+    present = tuple(Configuration(Plan.load(file), RunFolder(file.parent)) for file in plans)
+    if not present:
+        return ()
+    check_begun(folder, [one.plan.name for one in present], names, several)
+    for one in present:
+        check_continuation(folder, one.plan, found, fingerprint, None if len(present) > 1 or not names else names[0], edits)
+    progress.say(
+        f"going on with the plan{'s' if len(present) > 1 else ''} in {folder.plan_file if len(present) == 1 else folder.configurations}"
+    )
+    return present
+
+
+def begin(
+    folder: RunFolder, plans: Sequence[Plan], names: Sequence[str], edits: Mapping[str, str], several: bool
+) -> tuple[Configuration, ...]:
+    """The configurations of a new run: the wanted or recommended one; of several the named ones or all, each in a folder of its own.
+
+    Raises:
+        PlanError: there is no such configuration, or a configuration cannot take an edit; all problems at once.
+    """
+    from medseg.planning.planner import choose_plan
+
+    chosen = [choose_plan(plans, name) for name in names] or (list(plans) if several else [choose_plan(plans, None)])
+    edited: list[Plan] = []
+    problems: list[Problem] = []
+    for one in chosen:
+        try:
+            edited.append(one.edited(dict(edits)))
+            if len(chosen) > 1:  # the last of them must not be refused after days of training the others
+                check_memory(edited[-1])
+        except PlanError as error:
+            said = f"configuration '{one.name}', " if len(chosen) > 1 else ""
+            problems += [replace(problem, where=f"{said}{problem.where}") for problem in error.problems]
+    if problems:
+        raise PlanError(problems)
+    if len(edited) == 1:
+        return (Configuration(edited[0], folder),)
+
+    def write(target: Path) -> None:
+        for one in edited:
+            one.save(target / one.name / folder.plan_file.name)
+
+    write_atomic(folder.configurations, write)
+    return tuple(Configuration(one, RunFolder(folder.configurations / one.name)) for one in sorted(edited, key=lambda one: one.name))
+
+
+def train_all(chosen: Sequence[Configuration], workspace: Workspace, folds: Sequence[int | None], how: Training) -> list[TrainingResult]:
+    """Train the folds of every configuration, one after another in the order given; a training that is interrupted is the last."""
+    from medseg.training.budget import length
+
+    count = len(chosen) * len(folds)
+    if count > 1:
+        epochs = sorted({how.epochs if how.epochs is not None else one.plan.training.epochs for one in chosen})
+        each = length(how.seconds, None) if how.seconds is not None else " or ".join(length(None, n) for n in epochs)
+        total = "" if how.seconds is None else f", {length(how.seconds * count, None)} in all"
+        what = "" if len(chosen) == 1 else f"{len(chosen)} configurations ({', '.join(one.plan.name for one in chosen)}): "
+        done = sum((one.folder.fold(fold) / "state" / "finished.json").is_file() for one in chosen for fold in folds)
+        how.progress.say(f"{what}{count} trainings of {each}{total}" + (f"; {done} of them are done" if done else ""))
+    results: list[TrainingResult] = []
+    for one in chosen:
+        for fold in folds:
+            if count > 1:
+                how.progress.say(f"{one.plan.name}, {one.folder.fold(fold).name}")
+            results.append(train_fold(one.plan, workspace, one.folder, fold, how))
+            if not results[-1].finished:
+                return results
+    return results
+
+
+def averaging(folder: RunFolder) -> str:
+    """What is averaged in a prediction, in words; empty for a single network."""
+    members = (folder, *folder.partners())
+    files = [member.weights() for member in members]
+    count = sum(map(len, files))
+    folds = [", ".join(dict.fromkeys(file.parent.name for file in found)) for found in files]
+    if len(members) == 1:
+        return f"averaging {count} networks ({folds[0]})" if count > 1 else ""
+    names = [Plan.load(folder.plan_file).name, *(member.root.name for member in members[1:])]
+    said = "; ".join(f"{name}: {of}" for name, of in zip(names, folds, strict=True))
+    return f"averaging {count} networks of {len(members)} configurations ({said})"
+
+
+def workspace_of(runs: Sequence[Path], plans: Path | None, of: Plan) -> Workspace:
+    """The workspace with the dataset of trained models: `plans`, or one that `run` left in or above a model folder.
+
+    Raises:
+        UsageError: there is none, or it is that of other data.
+    """
+    near = [place / "workspace" for run in runs for place in (run, run.resolve().parent.parent)]
+    known = [Workspace(place) for place in ([plans] if plans is not None else near)]
+    found = [one for one in known if one.dataset_file.is_file() and one.fingerprint_file.is_file()]
+    if not found:
+        raise UsageError.of(
+            "the dataset of these models is not known",
+            where="--plans" if plans is not None else str(runs[0]),
+            expected="dataset.json and fingerprint.json",
+            fix="Pass the folder that `medseg plan` wrote for it with --plans.",
+        )
+    digest = found[0].fingerprint().digest
+    if digest != of.data.digest:
+        raise UsageError.of(
+            "these are plans of other data",
+            where=str(found[0].root),
+            found=f"digest {digest}",
+            expected=f"'{of.data.name}', digest {of.data.digest}",
+            fix="Pass the folder of plans that the models were trained with.",
+        )
+    return found[0]
 
 
 def log_model(workspace: Workspace, folder: RunFolder, progress: Progress) -> None:

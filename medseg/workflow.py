@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from medseg.device import choose_device, machine
 from medseg.evaluation.records import Comparison, Evaluation
+from medseg.evaluation.selection import Selection
 from medseg.held_out import report, trained_on
 from medseg.io.layouts.base import LayoutOptions, make_labels, open_dataset
 from medseg.io.store import Store
@@ -24,11 +25,25 @@ from medseg.planning.explain import explain as explain_plan
 from medseg.planning.verify import Verified
 from medseg.planning.verify import verify as verify_dataset
 from medseg.plans import Plan
-from medseg.preconditions import check_apart, check_continuation, check_folds, check_length
+from medseg.preconditions import check_apart, check_configurations, check_folds, check_length
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.sample import sample_dataset
-from medseg.steps import Rules, Training, log_model, measured, planned, prepared, train_fold
+from medseg.selection import entrants, selected
+from medseg.steps import (
+    Rules,
+    Training,
+    averaging,
+    begin,
+    begun,
+    log_model,
+    measured,
+    planned,
+    prepared,
+    train_all,
+    train_fold,
+    workspace_of,
+)
 from medseg.workspace import RunFolder, Workspace
 
 # torch, lightning and mlflow take seconds to import, so what needs them is imported by the verb that does.
@@ -83,10 +98,16 @@ def plan(
 
 
 def explain(plan_file: Path) -> tuple[Decision, ...]:
-    """Every decision of a plan, or of a model folder's plan, with its reason; with the evidence where the fingerprint lies beside it."""
-    chosen = Plan.load(RunFolder(plan_file).plan_file if plan_file.is_dir() else plan_file)
-    workspace = Workspace(plan_file / "workspace") if plan_file.is_dir() else Workspace.of_plan(plan_file)
-    return explain_plan(chosen, workspace.fingerprint() if workspace.fingerprint_file.is_file() else None)
+    """Every decision of a plan, or of a model folder's plan, with its reason; with the evidence where the fingerprint lies beside it.
+
+    Of a model that was selected of several it begins with that choice; its partners are model folders of their own.
+    """
+    folder = RunFolder(plan_file) if plan_file.is_dir() else None
+    workspace = Workspace.of_plan(plan_file) if folder is None else Workspace(plan_file / "workspace")
+    selection = Selection.load(folder.selection_file) if folder is not None and folder.selection_file.is_file() else None
+    fingerprint = workspace.fingerprint() if workspace.fingerprint_file.is_file() else None
+    chosen = [] if selection is None else [Decision(field="selected", value=" + ".join(selection.chosen), reason=selection.reason)]
+    return (*chosen, *explain_plan(Plan.load(plan_file if folder is None else folder.plan_file), fingerprint))
 
 
 def difference(first: Path, second: Path) -> tuple[Change, ...]:
@@ -141,10 +162,8 @@ def predict(
     from medseg.inference.predictor import Predictor
 
     predictor = Predictor.load(run, device=device, memory=memory)
-    files = RunFolder(run).weights()
-    if len(files) > 1:
-        folds = ", ".join(dict.fromkeys(file.parent.name for file in files))
-        progress.say(f"averaging {len(files)} networks ({folds})")
+    if told := averaging(RunFolder(run)):
+        progress.say(told)
     return predictor.predict(
         list(inputs), out, probabilities=probabilities, uncertainty=uncertainty, mirror=mirror, overwrite=overwrite, progress=progress
     )
@@ -201,12 +220,52 @@ def compare(first: Path, second: Path) -> Comparison:
     return compare_evaluations(open_evaluation(first), open_evaluation(second))
 
 
+class SelectResult(Record):
+    """What `select` produced."""
+
+    model: Path
+    selection: Selection
+    report: Path
+    evaluation: Evaluation
+
+
+def select(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    plans: Path | None = None,
+    device: str = "auto",
+    memory: float | None = None,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+) -> SelectResult:
+    """Make the best of several models, or some of them together, the model `out`, by their predictions of the cases that folds left out.
+
+    Called again, it goes on where it was interrupted. The report is that of the chosen model, which may have learned how to clean its
+    predictions.
+
+    Args:
+        runs: model folders whose folds are all trained, with the same splits of the same dataset.
+        plans: the workspace of that dataset; None takes the one that lies in a model folder of `run`.
+    """
+    choose_device(device)
+    folder = RunFolder(out)
+    of, splits = entrants(runs)
+    workspace = workspace_of(runs, plans, of[0].plan)
+    dataset = workspace.dataset()
+    selection = selected(of, splits, dataset, folder, device, memory, workers, progress)
+    evaluation = report(folder, dataset, range(len(splits)), True, device, memory, workers, True, progress)
+    log_model(workspace, folder, progress)
+    return SelectResult(model=out, selection=selection, report=folder.report, evaluation=evaluation)
+
+
 class RunResult(Record):
-    """What `run` produced; `interrupted` names the signal that stopped it early."""
+    """What `run` produced; `interrupted` names the signal that stopped it early, `plan` is that of the model, or of the training it stopped."""
 
     model: Path
     plan: str
     folds: tuple[int | None, ...]
+    selection: Selection | None = None
     report: Path | None
     evaluation: Evaluation | None
     tracking: str
@@ -221,7 +280,7 @@ def run(
     epochs: int | None = None,
     patience: int | None = None,
     folds: Sequence[int | None] | Literal["all"] = (0,),
-    configuration: str | None = None,
+    configuration: str | Sequence[str] | None = None,
     edits: Mapping[str, str] | None = None,
     task: str | None = None,
     network: str = "unet",
@@ -233,49 +292,61 @@ def run(
     resample_labels: bool = False,
     progress: Progress = SILENT,
 ) -> RunResult:
-    """Everything with the recommended plan. Called again with the same `out`, it goes on where it was interrupted, with the plan it has.
+    """Everything from a dataset to a model with its report. Called again with the same `out`, it goes on where it was interrupted.
 
-    The report covers the cases that the folds wanted by this call left out, not those of folds trained by earlier calls; with
-    `folds=(None,)` every case trains and there is none.
+    With `folds="all"` every configuration is cross-validated, and the best one, or several together, become the model (see `select`).
+    Otherwise one configuration is trained, and the report covers the cases that the folds wanted by this call left out, not those of folds
+    trained by earlier calls; with `folds=(None,)` every case trains and there is none.
 
     Args:
+        seconds, epochs: length of each training.
         folds: folds to train, `None` among them for a model of every case; or "all" for cross-validation.
-        configuration: name of the plan to train; None takes the recommended one.
+        configuration: names of the plans to train; None takes the recommended one, and for cross-validation all of them.
     """
-    from medseg.planning.planner import choose_plan
-
+    several = folds == "all"
+    names = (configuration,) if isinstance(configuration, str) else tuple(configuration or ())
     check_length(seconds, epochs)
     check_folds(folds)
+    check_configurations(names, several)
     choose_device(device)  # planning for a device that is not here would only end in a training that cannot begin
     offered, edits = machine(device, memory), dict(edits or {})
     folder, workspace = RunFolder(out), Workspace(out / "workspace")
-    begun = Plan.load(folder.plan_file) if folder.plan_file.is_file() else None
     found, fingerprint = measured(dataset, workspace, options, workers, resample_labels, progress)
-    if begun is not None:
-        check_continuation(folder, begun, found, fingerprint, configuration, edits)
-        progress.say(f"going on with the plan in {folder.plan_file}")
-    chosen = begun or choose_plan(planned(found, fingerprint, workspace, task, network, offered), configuration).edited(edits)
-    wanted: tuple[int | None, ...] = tuple(range(chosen.training.folds)) if folds == "all" else tuple(folds)
+    chosen = begun(folder, found, fingerprint, names, edits, several, progress)
+    if not chosen:
+        plans = planned(found, fingerprint, workspace, task, network, offered)
+        chosen = begin(folder, plans, names, edits, several)
+    wanted: tuple[int | None, ...] = tuple(range(chosen[0].plan.training.folds)) if folds == "all" else tuple(folds)
     how = Training(seconds, epochs, patience, True, device, devices, workers, progress)
-    results: list[TrainingResult] = []
-    for fold in wanted:
-        results.append(train_fold(chosen, workspace, folder, fold, how))
-        if not results[-1].finished:
-            break
-    trained, selected = results[-1], any(result.patience is not None for result in results)
-    held_out = [fold for fold in wanted if fold is not None] if trained.finished else []
-    learn = folds == "all"
-    evaluation = report(folder, workspace.dataset(), held_out, selected, device, memory, workers, learn, progress) if held_out else None
-    if trained.finished:
-        log_model(workspace, folder, progress)
+    results = train_all(chosen, workspace, wanted, how)
+    trained, plan = results[-1], chosen[(len(results) - 1) // len(wanted)].plan
+    if not trained.finished:
+        return RunResult(
+            model=out,
+            plan=plan.name,
+            folds=wanted,
+            report=None,
+            evaluation=None,
+            tracking=trained.tracking,
+            interrupted=trained.interrupted,
+        )
+    selection = None
+    if len(chosen) > 1:
+        of, splits = entrants([one.folder.root for one in chosen])
+        selection = selected(of, splits, workspace.dataset(), folder, device, memory, workers, progress)
+        plan = Plan.load(folder.plan_file)
+    held_out = [fold for fold in wanted if fold is not None]
+    optimistic = selection is not None or any(result.patience is not None for result in results)
+    evaluation = report(folder, workspace.dataset(), held_out, optimistic, device, memory, workers, several, progress) if held_out else None
+    log_model(workspace, folder, progress)
     return RunResult(
         model=out,
-        plan=chosen.name,
+        plan=plan.name,
         folds=wanted,
+        selection=selection,
         report=folder.report if evaluation else None,
         evaluation=evaluation,
         tracking=trained.tracking,
-        interrupted="" if trained.finished else trained.interrupted,
     )
 
 

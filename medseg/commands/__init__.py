@@ -44,6 +44,7 @@ for verb in (
     models.predict,
     models.evaluate,
     models.compare,
+    models.select,
     models.run,
     machine.doctor,
     data.tasks,

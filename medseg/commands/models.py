@@ -1,4 +1,4 @@
-"""Verbs about models: demo, train, predict, evaluate, compare, run."""
+"""Verbs about models: demo, train, predict, evaluate, compare, select, run."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ from medseg.commands.options import (
     parse_classes,
     parse_edits,
     parse_folds,
+    parse_names,
     parse_time,
 )
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
     from medseg.evaluation.records import Evaluation, Summary
+    from medseg.evaluation.selection import Selection
     from medseg.workflow import RunResult
 
 
@@ -196,6 +198,27 @@ def compare(
     answer(result)
 
 
+def select(
+    runs: Annotated[list[Path], typer.Argument(help="Two model folders or more, each with all folds trained on the same splits.")],
+    out: Annotated[Path, out_option("Folder of the model and its report.")],
+    plans: Annotated[
+        Path | None, typer.Option("--plans", help="Folder of plans of the dataset. Default: where `medseg run` left it.")
+    ] = None,
+    device: Device = "auto",
+    memory: Memory = None,
+    workers: Workers = None,
+) -> None:
+    """Make one model of several: the best, or some together, by their predictions of the cases left out. Run it again to go on."""
+    from medseg import workflow
+
+    with Bars() as progress:
+        result = workflow.select(runs, out, plans=plans, device=device, memory=memory, workers=workers, progress=progress)
+    answer(result)
+    show_selection(result.selection)
+    show_scores(result.evaluation, result.report)
+    say(f"Model: {out}. Next: medseg predict {shown(out)} IMAGES -o OUT")
+
+
 def run(
     dataset: DatasetPath,
     out: Annotated[Path, out_option("Folder of the model, its workspace and its report.")],
@@ -205,11 +228,18 @@ def run(
     folds: Annotated[
         str,
         typer.Option(
-            "--folds", "--fold", help="0 (default): train on four fifths, report on the rest; all: cross-validate; none: every case."
+            "--folds",
+            "--fold",
+            help="0 (default): train on four fifths, report on the rest; all: cross-validate every configuration and select the best, or "
+            "several together; none: every case.",
         ),
     ] = "0",
-    configuration: Annotated[
-        str | None, typer.Option("--configuration", help="Configuration to train. Default: the recommended one.")
+    configurations: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--configuration",
+            help="Configuration to train. Default: the recommended one; with --folds all every one (repeatable, or 2d,3d).",
+        ),
     ] = None,
     edits: Set = None,
     task: TaskName = None,
@@ -224,7 +254,7 @@ def run(
     workers: Workers = None,
     resample_labels: ResampleLabels = False,
 ) -> None:
-    """Verify, plan, preprocess, train, predict and evaluate with the recommended plan. Run it again to go on after an interruption."""
+    """Verify, plan, preprocess, train, predict and evaluate. Run it again to go on after an interruption."""
     from medseg import workflow
 
     with Bars() as progress:
@@ -235,7 +265,7 @@ def run(
             epochs=epochs,
             patience=patience,
             folds=parse_folds(folds),
-            configuration=configuration,
+            configuration=parse_names(configurations),
             edits=parse_edits(edits),
             task=task,
             network=network,
@@ -272,8 +302,26 @@ def conclude(result: RunResult) -> None:
     if result.interrupted:
         say(f"stopped by {result.interrupted}; the same command goes on from there")
         raise typer.Exit(1)
+    if result.selection is not None:
+        show_selection(result.selection)
     if result.evaluation is not None:
         show_scores(result.evaluation, result.report)
+
+
+def show_selection(selection: Selection) -> None:
+    """All candidates as a table, and the choice."""
+    rows = [
+        (
+            ("* " if c.members == selection.chosen else "  ") + c.name,
+            f"{c.mean:.4f}{_range(c.low, c.high)}",
+            "" if c.difference is None else f"{c.difference:+.4f}{_range(c.difference_low, c.difference_high)}",
+            c.seconds,
+        )
+        for c in selection.candidates
+    ]
+    columns = ("models", f"mean {selection.metric} (95 %)", "to the best alone (95 %)", "seconds a case")
+    table(f"Selected on {selection.cases} cases left out of training, before any cleaning", columns, rows)
+    say(f"* {' + '.join(selection.chosen)}. {selection.reason}")
 
 
 def show_scores(evaluation: Evaluation, report: Path | None) -> None:
@@ -292,7 +340,7 @@ def show_scores(evaluation: Evaluation, report: Path | None) -> None:
     if evaluation.missing:
         warn(f"{len(evaluation.missing)} references without a prediction: {', '.join(evaluation.missing[:5])}")
     if evaluation.selected:
-        warn("slightly optimistic: the weights are those of the best validation (--patience), chosen on the cases that are scored")
+        warn("slightly optimistic: weights (--patience), configuration or cleaning rules were chosen on the cases that are scored")
     if report is not None:
         say(f"Report: {report / 'index.html'}")
 
@@ -309,4 +357,4 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if abs(value) < 0.01 else f"{value:.3f}"
 
 
-NEED_ARGUMENTS = (train, predict, evaluate, compare, run)
+NEED_ARGUMENTS = (train, predict, evaluate, compare, select, run)

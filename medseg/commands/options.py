@@ -140,6 +140,11 @@ def parse_edits(texts: list[str] | None, option: str = "--set") -> dict[str, str
     return edits
 
 
+def parse_names(texts: list[str] | None) -> tuple[str, ...]:
+    """`["2d,3d"]` or `["2d", "3d"]` to names."""
+    return tuple(name.strip() for text in texts or [] for name in text.split(",") if name.strip())
+
+
 def parse_folds(text: str) -> tuple[int | None, ...] | Literal["all"]:
     """`0`, `0,2`, `all` or `none`."""
     if text == "all":

@@ -74,7 +74,8 @@ class Evaluation(Record):
         presence: class -> presence counts.
         missing: references without a prediction; they are not scored.
         extra: predictions without a reference; they are not scored.
-        selected: the weights were chosen by their scores on these very cases (`--patience`), so the scores are slightly optimistic.
+        selected: weights (`--patience`), the configuration or cleaning rules were chosen by their scores on these very cases, so the
+            scores are slightly optimistic.
     """
 
     format: int = Field(default=1, ge=1, le=1)

@@ -19,6 +19,7 @@ from medseg.errors import DatasetError, Problem, UsageError
 from medseg.evaluation.page import render_page
 from medseg.evaluation.pairing import Pair, find_references, image_files, pair, read_pair
 from medseg.evaluation.records import CASES_FILE, PAGE_FILE, SUMMARY_FILE, CaseScores, Evaluation, defined
+from medseg.evaluation.selection import Selection
 from medseg.evaluation.summary import summarise
 from medseg.io.images import read_header, read_label
 from medseg.metrics import METRICS, describe, score_classes
@@ -47,6 +48,7 @@ def evaluate(
     curves: Sequence[Path] = (),
     title: str = "",
     selected: bool = False,
+    selection: Selection | None = None,
 ) -> Evaluation:
     """Compare predicted label maps with references, case by case and class by class.
 
@@ -64,7 +66,8 @@ def evaluate(
         images: folder of images to show under the overlays, where `references` is not a dataset (which knows its images).
         curves: `metrics.csv` files of the training, for the page.
         title: what is evaluated; empty takes the name of the dataset.
-        selected: the model's weights were chosen by their scores on these cases; the page says so.
+        selected: something of the model was chosen by its scores on these cases; the page says so.
+        selection: of which models the model was selected, for the page.
 
     Raises:
         UsageError: nothing matches, an unknown metric, or both `labels` and `plan`.
@@ -101,7 +104,7 @@ def evaluate(
     if out is not None:
         shown = {stem: [path] for stem, path in image_files(images, "images").items()} if images is not None else {}
         shown |= {i: list(files.images) for i, files in known.files.items()}
-        page = render_page(evaluation, pairs.pairs, shown, plan, curves)
+        page = render_page(evaluation, pairs.pairs, shown, plan, curves, selection)
         write_text(out / SUMMARY_FILE, evaluation.to_json())
         write_text(out / CASES_FILE, cases_csv(evaluation))
         write_text(out / PAGE_FILE, page)

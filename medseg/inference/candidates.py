@@ -23,11 +23,11 @@ Members = tuple[str, ...]
 class Candidates:
     """A folder of predictions for each candidate, as `Predictor.predict` would write it: also a call that was interrupted is continued."""
 
-    def __init__(self, candidates: Sequence[Members], out: Path, cases: Sequence[CaseFiles]) -> None:
-        """Claim the folders of all candidates, until the end of the `with` block.
+    def __init__(self, folders: Mapping[Members, Path], cases: Sequence[CaseFiles]) -> None:
+        """The folders of all candidates; they are claimed within the `with` block.
 
         Args:
-            out: receives a folder for each candidate.
+            folders: of each candidate, all different.
             cases: all cases that will be predicted.
 
         Raises:
@@ -35,7 +35,7 @@ class Candidates:
             ResourceError: the folder cannot be written.
         """
         self._cases = cases
-        self._folders = {candidate: out / "+".join(candidate) for candidate in candidates}
+        self._folders = folders
         self._ledgers: dict[Members, Ledger] = {}
 
     def __enter__(self) -> Self:
@@ -57,10 +57,6 @@ class Candidates:
     def _close(self) -> None:
         for ledger in self._ledgers.values():
             ledger.close()
-
-    def folder(self, candidate: Members) -> Path:
-        """Where a candidate's predictions lie."""
-        return self._folders[candidate]
 
     def predict(self, members: Mapping[str, Predictor], files: CaseFiles) -> dict[Members, PredictedCase]:
         """Predict one case by every candidate, or find that it has been done.

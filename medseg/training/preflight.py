@@ -59,7 +59,11 @@ def check_kind(plan: Plan, device: torch.device) -> str:
 
 
 def adopt(run: RunFolder, plan: Plan) -> None:
-    """Write the plan into a new model folder. Raises ModelError where the folder belongs to another plan."""
+    """Write the plan into a new model folder. Raises ModelError where the folder belongs to another plan or is a selection's."""
+    if run.selection_file.is_file():
+        raise ModelError.of(
+            "holds a model that was selected of trained ones", where=str(run.root), fix="Choose another output folder for a training."
+        )
     if not run.plan_file.is_file():
         plan.save(run.plan_file)
         return

@@ -49,6 +49,7 @@ def test_help_imports_nothing_heavy() -> None:
         "predict",
         "evaluate",
         "compare",
+        "select",
         "run",
         "doctor",
         "tasks",

@@ -89,7 +89,7 @@ def test_says_when_the_weights_were_chosen_on_these_cases(folders, tmp_path, sel
     evaluation = evaluate(*folders, LABELS, tmp_path / "out", workers=1, selected=selected)
     assert evaluation.selected is selected
     assert Evaluation.open(tmp_path / "out").selected is selected
-    sentence = "<b>Slightly optimistic</b>: with <code>--patience</code> the weights are those of the best validation,"
+    sentence = "<b>Slightly optimistic</b>: weights (with <code>--patience</code>), the configuration or cleaning rules were chosen"
     assert ((tmp_path / "out" / "index.html").read_text(encoding="utf-8").count(sentence) == 1) is selected
 
 

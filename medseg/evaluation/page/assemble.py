@@ -16,6 +16,7 @@ from medseg.evaluation.page.overlays import View, choose, views
 from medseg.evaluation.page.training import training_curves
 from medseg.evaluation.pairing import Pair
 from medseg.evaluation.records import Evaluation, Summary
+from medseg.evaluation.selection import Selection
 from medseg.evaluation.summary import case_means
 from medseg.metrics import METRICS, Better, Metric, describe
 from medseg.plans import Plan, lookup
@@ -23,13 +24,18 @@ from medseg.record import compact_json
 
 LISTED = 6  # names of missing cases that are spelled out
 SELECTED = (
-    '<div class="note"><b>Slightly optimistic</b>: with <code>--patience</code> the weights are those of the best validation, '
-    "chosen on the cases that are scored here.</div>"
+    '<div class="note"><b>Slightly optimistic</b>: weights (with <code>--patience</code>), the configuration or cleaning rules were chosen '
+    "by their scores on the cases that are scored here.</div>"
 )
 
 
 def render_page(
-    evaluation: Evaluation, pairs: Sequence[Pair], images: Mapping[str, Sequence[Path]], plan: Plan | None, curves: Sequence[Path]
+    evaluation: Evaluation,
+    pairs: Sequence[Pair],
+    images: Mapping[str, Sequence[Path]],
+    plan: Plan | None,
+    curves: Sequence[Path],
+    selection: Selection | None = None,
 ) -> str:
     """The whole page as HTML.
 
@@ -39,6 +45,7 @@ def render_page(
         images: case id -> image files; cases without are shown on black.
         plan: explained if given.
         curves: `metrics.csv` files of the training, one per fold.
+        selection: of which models the model was selected.
 
     Raises:
         ImageError: an image for an overlay cannot be read.
@@ -49,6 +56,7 @@ def render_page(
         ("spread", "Spread", _spread(evaluation)),
         ("look", "Best, median, worst", _overlays(evaluation, pairs, images)),
         ("all", "Every case", _cases(evaluation)),
+        ("selection", "Selection", _selection(selection)),
         ("training", "Training", training_curves(curves)),
         ("plan", "Plan", _plan(plan)),
         ("reading", "How to read this", _reading(evaluation)),
@@ -239,6 +247,30 @@ def _cases(evaluation: Evaluation) -> str:
         f'<div class="card cases"><table id="cases"><thead><tr><th>Case</th>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _selection(selection: Selection | None) -> str:
+    if selection is None:
+        return ""
+    chosen = ' class="all"'
+    rows = "".join(
+        f"<tr{chosen if c.members == selection.chosen else ''}><td>{escape(c.name)}</td><td>{c.mean:.4f}</td>"
+        f"<td>{_bounds(c.low, c.high)}</td><td>{'' if c.difference is None else f'{c.difference:+.4f}'}</td>"
+        f"<td>{_bounds(c.difference_low, c.difference_high, '+')}</td><td>{c.seconds:.2f}</td></tr>"
+        for c in selection.candidates
+    )
+    heads = "".join(
+        f"<th>{name}</th>" for name in ("Models", f"Mean {selection.metric}", "95 %", "To the best alone", "95 %", "Seconds a case")
+    )
+    return (
+        f'<p class="lead">Chosen: <b>{escape(" + ".join(selection.chosen))}</b>. {escape(selection.reason)} '
+        "Before any cleaning; a class that is rightly absent counts as 1.</p>"
+        f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _bounds(low: float | None, high: float | None, sign: str = "") -> str:
+    return "" if low is None or high is None else f"{low:{sign}.4f} to {high:{sign}.4f}"
 
 
 def _plan(plan: Plan | None) -> str:

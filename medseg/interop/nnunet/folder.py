@@ -125,6 +125,13 @@ def export_model(run: Path, out: Path, *, ending: str | None = None) -> tuple[st
     _check_free(out)
     folder = RunFolder(run)
     files = folder.weights()
+    if partners := folder.partners():
+        raise ModelError.of(
+            "is an ensemble of configurations, and nnU-Net runs one configuration at a time",
+            where=str(run),
+            found=f"partners {', '.join(part.root.name for part in partners)}",
+            fix="Export the models that it was selected of one by one, and average with nnUNetv2_ensemble.",
+        )
     plan = Plan.load(folder.plan_file)
     name, plans, dataset = nnunet_files(plan, ending or default_ending(plan))
     settings, head = _network(plan)
