@@ -55,6 +55,35 @@ def test_oracle_law(name: str, dataset, fingerprint) -> None:
             assert values[task.metrics[0]] == 1.0
 
 
+@pytest.mark.parametrize("name", registry.tasks.names())
+def test_combination_law(name: str, dataset, fingerprint) -> None:
+    """Equal predictions come to the same as one of them, and the order of different ones plays no part."""
+    plans = make_plans(dataset, fingerprint, task=name, domain=dataset.domain, network="unet", machine=Machine("cpu", 8))
+    task = find_task(name)(plans[0])
+    rng = np.random.default_rng(0)
+    outputs = [{head.name: Array(rng.normal(0, 2, (head.channels, 7, 6, 5)).astype(np.float32)) for head in task.heads} for _ in range(3)]
+    predictions = [task.decode(one, "x", probabilities=True) for one in outputs]
+
+    def combined(parts):
+        found = task.combine(parts, "x", probabilities=True)
+        assert np.array_equal(task.combine(parts, "x").labels, found.labels)
+        return found
+
+    first = predictions[0]
+    for same in ([first], [first, first], [first] * 3):
+        together = combined(same)
+        assert np.array_equal(together.labels, first.labels)
+        assert np.array_equal(together.probabilities, first.probabilities)
+        assert together.uncertainty == pytest.approx(first.uncertainty, abs=1e-3)
+    every = combined(predictions)
+    assert not np.array_equal(every.labels, first.labels)
+    for order in ((0, 2, 1), (1, 0, 2), (2, 1, 0)):
+        other = combined([predictions[i] for i in order])
+        assert np.array_equal(other.labels, every.labels)
+        assert np.array_equal(other.probabilities, every.probabilities)
+        assert other.uncertainty == every.uncertainty
+
+
 @pytest.mark.parametrize("name", registry.domains.names())
 def test_inverse_law(name: str, plans: tuple[Plan, ...], dataset) -> None:
     """restore(prepare(case)) is the identity, to the voxel, for an oblique, permuted, flipped case."""

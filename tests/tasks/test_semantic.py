@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +15,7 @@ from synthetic import REGIONS, TWO, make_dataset, make_fingerprint_of, make_plan
 from medseg.case import Batch
 from medseg.dataset import LabelClass, Labels
 from medseg.losses.dice import IGNORED
+from medseg.prediction import Prediction
 from medseg.scratch import Scratch
 from medseg.tasks.semantic import HEAD, Semantic, SemanticSettings
 
@@ -156,6 +158,52 @@ def test_class_weights_follow_imbalance(labels: Labels, voxels: tuple[int, ...],
     assert isinstance(needs.target, SemanticSettings)
     assert needs.target.class_weights == weights
     assert set(needs.reasons) == set(SemanticSettings.model_fields)
+
+
+def said(*chances: list[float], labels: list[int] | None = None) -> Prediction:
+    """A prediction of a row of voxels; one list per channel."""
+    shape = (1, len(chances[0]))
+    return Prediction("x", np.array(labels or [0] * shape[1]).reshape(shape), np.array(chances, np.float16).reshape(-1, *shape))
+
+
+def test_combined_classes_are_the_most_probable_on_average(tasks: dict[str, Semantic]) -> None:
+    task = tasks["two"]
+    first = said([0.75, 0.125, 0.5], [0.25, 0.75, 0.25], [0.0, 0.125, 0.25])
+    second = said([0.125, 0.25, 0.5], [0.75, 0.0, 0.0], [0.125, 0.75, 0.5])
+    found = task.combine([first, second], "x", probabilities=True)
+    assert found.labels.tolist() == [[1, 2, 0]]
+    assert found.probabilities is not None
+    assert found.probabilities.tolist() == [[[0.4375, 0.1875, 0.5]], [[0.5, 0.375, 0.125]], [[0.0625, 0.4375, 0.375]]]
+    assert task.combine([first, second, first], "x").labels.tolist() == [[0, 1, 0]]
+    assert task.combine([first, second], "x").probabilities is None
+
+
+def test_combined_regions_are_each_above_one_half_on_average(tasks: dict[str, Semantic]) -> None:
+    whole, core, hot = [0.75, 0.75, 0.25, 0.5], [0.5, 0.75, 0.25, 0.0], [0.25, 0.25, 0.0, 0.75]
+    found = tasks["regions"].combine([said(whole, core, hot), said([0.5] * 4, [0.75, 0.5, 0.5, 0.0], [0.5, 1.0, 0.5, 0.5])], "x")
+    assert found.labels.tolist() == [[2, 4, 0, 4]]
+
+
+def test_combining_takes_memory_for_slabs_only(tasks: dict[str, Semantic], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.scratch.CHUNK", 2**12)
+    scratch = Scratch(limit=0)
+    shape = (3, 400, 300)
+    parts = [Prediction("x", np.zeros(shape[1:], np.uint8), scratch.zeros(shape, np.float16)) for _ in range(3)]
+    for k, part in enumerate(parts):
+        assert part.probabilities is not None
+        part.probabilities[k] = 1
+    tracemalloc.start()
+    found = tasks["two"].combine(parts, "x", probabilities=True, scratch=scratch)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.probabilities is not None
+    assert np.array_equal(found.probabilities, np.full(shape, 1 / 3, np.float16))
+    assert peak < shape[1] * shape[2] * 4  # one class in float32
+
+
+def test_combining_needs_probabilities(tasks: dict[str, Semantic]) -> None:
+    with pytest.raises(ValueError, match="combined by their probabilities"):
+        tasks["two"].combine([said([1.0], [0.0], [0.0]), Prediction("x", np.zeros((1, 1)))], "x")
 
 
 def test_heads_start_at_the_frequencies() -> None:
