@@ -80,10 +80,11 @@ def report(
 
     splits = Splits.load(folder.splits_file).folds
     held_out = [case for fold in folds for case in choose_split(splits, fold).val]
-    predictions = predict_held_out(folder, dataset, folds, device, memory, progress)
-    if learn and _learn(folder, dataset, predictions, progress):
-        predict_held_out(folder, dataset, folds, device, memory, progress)
-        selected = True
+    if learn:
+        if not folder.learned_file.is_file():
+            _learn(folder, dataset, predict_held_out(folder, dataset, folds, device, memory, progress, learned=False), progress)
+        selected = selected or Learned.load(folder.learned_file).changed
+    predict_held_out(folder, dataset, folds, device, memory, progress)
     return evaluate(
         folder.held_out,
         dataset,
@@ -117,20 +118,32 @@ def with_priors(dataset: Dataset, predictions: Mapping[str, Path]) -> Dataset:
 
 
 def predict_held_out(
-    folder: RunFolder, dataset: Dataset, folds: Iterable[int], device: str, memory: float | None, progress: Progress
+    folder: RunFolder,
+    dataset: Dataset,
+    folds: Iterable[int],
+    device: str,
+    memory: float | None,
+    progress: Progress,
+    learned: bool = True,
 ) -> dict[str, Path]:
     """Predict the cases that folds left out with their own weights into `folder.held_out`; case id -> label map.
+
+    Args:
+        learned: with what was learned of such predictions applied.
 
     Raises:
         ImageError: cases that could not be predicted.
     """
+    from medseg.inference.finishing import finish_written
     from medseg.inference.predictor import Predictor
 
     found: dict[str, Path] = {}
     splits = Splits.load(folder.splits_file).folds
     for fold in folds:
-        predictor = Predictor.load(folder.root, device=device, memory=memory, folds=[fold])
+        predictor = Predictor.load(folder.root, device=device, memory=memory, folds=[fold], learned=learned)
         cases = [dataset.case(case) for case in choose_split(splits, fold).val]
+        if learned:
+            finish_written(predictor, cases, folder.held_out)
         predicted = predictor.predict(cases, folder.held_out, progress=progress)
         if predicted.failures:
             raise ImageError([Problem(str(failure)) for failure in predicted.failures])
@@ -138,10 +151,8 @@ def predict_held_out(
     return found
 
 
-def _learn(folder: RunFolder, dataset: Dataset, predictions: Mapping[str, Path], progress: Progress) -> bool:
-    """Let the task learn of predictions; True if it changed the plan. Once only: afterwards predictions are finished already."""
-    if folder.learned_file.is_file():
-        return Learned.load(folder.learned_file).changed
+def _learn(folder: RunFolder, dataset: Dataset, predictions: Mapping[str, Path], progress: Progress) -> None:
+    """Let the task learn of predictions in which nothing is finished yet; the plan keeps it."""
     from medseg.tasks.base import find_task
     from medseg.tasks.cleaning import HeldOut
 
@@ -153,11 +164,11 @@ def _learn(folder: RunFolder, dataset: Dataset, predictions: Mapping[str, Path],
             assert case.label is not None
             yield HeldOut(read_label(file).array[0], case.label, case.grid.spacing)
 
-    target, reasons = find_task(plan.task)(plan).learn(cases())
-    changed: bool = target != plan.target
+    task = find_task(plan.task)(plan)
+    nothing, _ = task.learn(())
+    target, reasons = task.learn(cases())
     for field, reason in reasons.items():
         progress.say(f"{field}: {reason}")
     said = {**plan.reasons, **{f"target.{field}": reason for field, reason in reasons.items()}}
     plan.model_copy(update={"target": target, "reasons": said}).save(folder.plan_file)
-    Learned(cases=len(predictions), changed=changed).save(folder.learned_file)
-    return changed
+    Learned(cases=len(predictions), changed=target != nothing).save(folder.learned_file)

@@ -46,7 +46,9 @@ def entrants(runs: Sequence[Path]) -> tuple[tuple[Entrant, ...], tuple[Split, ..
         ModelError: folders that cannot be compared; all problems at once.
     """
     if len({run.resolve() for run in runs}) < 2:
-        raise UsageError.of("there is nothing to select of", found=f"{len(runs)} model folders", expected="two different ones or more")
+        raise UsageError.of(
+            "there is nothing to select of", found=", ".join(map(str, runs)), expected="two different model folders or more"
+        )
     problems: list[Problem] = []
     found: list[tuple[RunFolder, Plan, tuple[Split, ...]]] = []
     for run in runs:

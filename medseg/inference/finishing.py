@@ -1,0 +1,46 @@
+"""What was learned of held-out predictions, applied to label maps that are written already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from medseg.dataset import CaseFiles
+from medseg.inference.ledger import Ledger
+from medseg.inference.predictor import Predictor
+from medseg.io.images import read_label
+from medseg.prediction import Prediction
+from medseg.tasks.base import unlearned
+
+
+def finish_written(predictor: Predictor, cases: Sequence[CaseFiles], out: Path) -> None:
+    """Finish (`Task.finish`) the label maps in `out` that this model wrote before it learned how; no network runs.
+
+    The outcome is what `Predictor.predict` would write anew, and is known to it as finished. Other files are left as they are.
+
+    Raises:
+        UsageError: another call is writing there.
+    """
+    before = Predictor(
+        unlearned(predictor.plan),
+        predictor.ensemble.networks,
+        predictor.ensemble.device,
+        predictor.memory,
+        predictor.weights,
+        predictor.partners,
+    )
+    ledger = Ledger(out)
+    ledger.claim(())
+    try:
+        for files in cases:
+            entry = ledger.finished(files.id, before.source(files, probabilities=False, uncertainty=False, mirror=True))
+            if entry is None or before.key == predictor.key:
+                continue
+            start = time.monotonic() - entry.seconds
+            image = read_label(out / entry.file)
+            labels = predictor.task.finish(image.array[0], image.grid.spacing)
+            source = predictor.source(files, probabilities=False, uncertainty=False, mirror=True)
+            ledger.add(predictor.write(Prediction(files.id, labels), files, out, source, start))
+    finally:
+        ledger.close()
