@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -166,6 +167,29 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # the first error is the one that tells
             temporary.unlink(missing_ok=True)
+
+
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder under another name beside its place, then move it there; an empty one may be in that place.
+
+    Raises:
+        ResourceError: it cannot be written; nothing half-written is left.
+    """
+    check_writable(path.parent)
+    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        write(temporary)
+        if path.is_dir():
+            path.rmdir()
+        temporary.rename(path)
+    except OSError as error:
+        raise ResourceError.of(
+            "cannot be written", where=str(path), found=error.strerror or str(error), fix="Free disk space or choose another output folder."
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:

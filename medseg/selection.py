@@ -12,10 +12,11 @@ from pathlib import Path
 
 from medseg.claim import Claim
 from medseg.dataset import Dataset, file_digest
-from medseg.errors import ImageError, MedsegError, ModelError, Problem, ResourceError, UsageError
+from medseg.errors import ImageError, MedsegError, ModelError, Problem, UsageError
 from medseg.evaluation.selection import Members, Selection, candidates, case_scores, choose, folder_name
 from medseg.plans import Plan
 from medseg.progress import Progress
+from medseg.record import write_folder
 from medseg.training.splits import Split, Splits
 from medseg.workspace import Provenance, RunFolder
 
@@ -226,20 +227,15 @@ def _compared(
 def _assemble(selection: Selection, of: Sequence[Entrant], splits: Sequence[Split], out: RunFolder) -> None:
     """Copy the chosen models into one model folder. Until it is whole there is no `plan.json`, so nothing takes it for a model."""
     staged = RunFolder(out.root / STAGED)
-    try:
-        shutil.rmtree(staged.root, ignore_errors=True)
-        _stage(selection, {one.name: one for one in of}, splits, staged)
-        last = (staged.selection_file, staged.plan_file)
-        for part in sorted(staged.root.iterdir(), key=lambda path: last.index(path) if path in last else -1):
-            place = out.root / part.name
-            if place.is_dir():
-                shutil.rmtree(place)  # of a call that was interrupted here
-            os.replace(part, place)
-        staged.root.rmdir()
-    except OSError as error:
-        raise ResourceError.of(
-            "cannot be written", where=str(out.root), found=error.strerror or str(error), fix="Free disk space or choose another folder."
-        ) from error
+    shutil.rmtree(staged.root, ignore_errors=True)
+    write_folder(staged.root, lambda target: _stage(selection, {one.name: one for one in of}, splits, RunFolder(target)))
+    last = (staged.selection_file, staged.plan_file)
+    for part in sorted(staged.root.iterdir(), key=lambda path: last.index(path) if path in last else -1):
+        place = out.root / part.name
+        if place.is_dir():
+            shutil.rmtree(place)  # of a call that was interrupted here
+        os.replace(part, place)
+    staged.root.rmdir()
 
 
 def _stage(selection: Selection, of: Mapping[str, Entrant], splits: Sequence[Split], staged: RunFolder) -> None:
@@ -247,13 +243,9 @@ def _stage(selection: Selection, of: Mapping[str, Entrant], splits: Sequence[Spl
 
     (root, *partners) = (of[name] for name in selection.chosen)
     for one, target in ((root, staged), *((one, staged.partner(one.name)) for one in partners)):
-        for file in (*one.folder.files(), *one.folder.curves()):
-            copy = target.root / file.relative_to(one.folder.root)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+        one.folder.copy(target.root, one.folder.curves())
         unlearned(one.plan).save(target.plan_file)
-    if staged.provenance_file.is_file():
-        digests = {one.name: one.plan.trained_digest() for one in partners}
-        Provenance.load(staged.provenance_file).model_copy(update={"partners": digests}).save(staged.provenance_file)
+    digests = {one.name: one.plan.trained_digest() for one in partners}
+    Provenance.load(staged.provenance_file).model_copy(update={"partners": digests}).save(staged.provenance_file)
     Splits(folds=tuple(splits)).save(staged.splits_file)
     selection.save(staged.selection_file)

@@ -18,7 +18,7 @@ from medseg.planning.verify import verify
 from medseg.plans import Plan
 from medseg.preconditions import check_begun, check_continuation, check_memory, check_same_splits, check_workspace
 from medseg.progress import Progress
-from medseg.record import write_atomic
+from medseg.record import write_folder
 from medseg.workspace import RunFolder, Workspace
 
 # torch, lightning and mlflow take seconds to import, so what needs them is imported by the step that does.
@@ -204,7 +204,7 @@ def begun(
         ModelError: it is a run of other data, of other configurations, or of other plans than the wanted ones.
     """
     plans = sorted(folder.configurations.glob("*/plan.json")) or ([folder.plan_file] if folder.plan_file.is_file() else [])
-    present = tuple(Configuration(Plan.load(file), RunFolder(file.parent)) for file in plans)
+    present = _in_order([Configuration(Plan.load(file), RunFolder(file.parent)) for file in plans])
     if not present:
         return ()
     check_begun(folder, [one.plan.name for one in present], names, several)
@@ -232,7 +232,7 @@ def begin(
     for one in chosen:
         try:
             edited.append(one.edited(dict(edits)))
-            if len(chosen) > 1:  # the last of them must not be refused after days of training the others
+            if len(chosen) > 1 and edits:  # the last of them must not be refused after days of training the others
                 check_memory(edited[-1])
         except PlanError as error:
             said = f"configuration '{one.name}', " if len(chosen) > 1 else ""
@@ -246,12 +246,25 @@ def begin(
         for one in edited:
             one.save(target / one.name / folder.plan_file.name)
 
-    write_atomic(folder.configurations, write)
-    return tuple(Configuration(one, RunFolder(folder.configurations / one.name)) for one in sorted(edited, key=lambda one: one.name))
+    write_folder(folder.configurations, write)
+    return _in_order([Configuration(one, RunFolder(folder.configurations / one.name)) for one in edited])
+
+
+def _in_order(configurations: Sequence[Configuration]) -> tuple[Configuration, ...]:
+    """By name, but each after the one that it takes the prediction of."""
+    previous = {one.plan.name: one.plan.previous for one in configurations}
+
+    def stage(name: str) -> int:
+        return 1 + stage(previous[name]) if name in previous else 0
+
+    return tuple(sorted(configurations, key=lambda one: (stage(one.plan.name), one.plan.name)))
 
 
 def train_all(chosen: Sequence[Configuration], workspace: Workspace, folds: Sequence[int | None], how: Training) -> list[TrainingResult]:
-    """Train the folds of every configuration, one after another in the order given; a training that is interrupted is the last."""
+    """Train the folds of every configuration, one after another in the order given; a training that is interrupted is the last.
+
+    A cascade whose earlier stage is among them takes it from there.
+    """
     from medseg.training.budget import length
 
     count = len(chosen) * len(folds)
@@ -260,10 +273,13 @@ def train_all(chosen: Sequence[Configuration], workspace: Workspace, folds: Sequ
         each = length(how.seconds, None) if how.seconds is not None else " or ".join(length(None, n) for n in epochs)
         total = "" if how.seconds is None else f", {length(how.seconds * count, None)} in all"
         what = "" if len(chosen) == 1 else f"{len(chosen)} configurations ({', '.join(one.plan.name for one in chosen)}): "
-        done = sum((one.folder.fold(fold) / "state" / "finished.json").is_file() for one in chosen for fold in folds)
+        done = sum(one.folder.finished_file(fold).is_file() for one in chosen for fold in folds)
         how.progress.say(f"{what}{count} trainings of {each}{total}" + (f"; {done} of them are done" if done else ""))
     results: list[TrainingResult] = []
+    homes = {one.plan.name: one.folder for one in chosen}
     for one in chosen:
+        if one.plan.previous in homes and not one.folder.previous.plan_file.is_file():
+            _copy_trained(homes[one.plan.previous], one.folder.previous)
         for fold in folds:
             if count > 1:
                 how.progress.say(f"{one.plan.name}, {one.folder.fold(fold).name}")
@@ -271,6 +287,12 @@ def train_all(chosen: Sequence[Configuration], workspace: Workspace, folds: Sequ
             if not results[-1].finished:
                 return results
     return results
+
+
+def _copy_trained(folder: RunFolder, target: RunFolder) -> None:
+    """A copy of a cross-validated model in which its folds count as trained."""
+    further = [folder.splits_file, *folder.curves(), *folder.root.glob("fold_*/state/finished.json")]
+    write_folder(target.root, lambda place: folder.copy(place, further))
 
 
 def averaging(folder: RunFolder) -> str:

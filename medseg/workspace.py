@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field
@@ -188,6 +190,13 @@ class RunFolder:
         """All that prediction needs, and where it comes from. Raises ModelError, see `weights`."""
         parts = (*((self.previous,) if Plan.load(self.plan_file).previous else ()), *self.partners())
         return (self.plan_file, self.provenance_file, *self.weights(), *(file for part in parts for file in part.files()))
+
+    def copy(self, target: Path, further: Iterable[Path] = ()) -> None:
+        """Copy all that prediction needs, and further files of this folder, into another one. Raises ModelError, see `weights`."""
+        for file in (*self.files(), *further):
+            place = target / file.relative_to(self.root)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
 
     def digest(self) -> str:
         """Changes with whatever a prediction depends on: plans and weights. Raises ModelError, see `weights`."""

@@ -7,14 +7,20 @@ from types import SimpleNamespace
 
 import pytest
 
+import medseg.steps as steps_module
 from medseg import workflow
 from medseg.errors import ModelError, PlanError, UsageError
 from medseg.evaluation.comparison import open_evaluation
+from medseg.evaluation.selection import Selection
 from medseg.held_out import trained_on
 from medseg.planning.planner import choose_plan
+from medseg.plans import Plan
 from medseg.preconditions import check_apart, check_continuation, check_workspace
+from medseg.steps import Training, begin
 from medseg.training.splits import Split, Splits
 from medseg.workspace import RunFolder, Workspace
+
+GOLDEN = Path(__file__).parent.parent / "plans" / "golden"
 
 
 def result(finished=True, patience=None, interrupted=""):
@@ -22,28 +28,41 @@ def result(finished=True, patience=None, interrupted=""):
 
 
 @pytest.fixture
-def steps(monkeypatch, plans, dataset, fingerprint):
+def steps(monkeypatch, plans, dataset, fingerprint, tmp_path):
     """`run(results, **options)`: what `run` returns, and the arguments of the trainings and of the report."""
+    out = tmp_path / "run"
 
     def run(results, **options):
-        trained, reported, logged = [], [], []
+        trained, reported, logged, selected = [], [], [], []
         queue = iter(results)
 
         def train_fold(chosen, workspace, folder, fold, how):
+            assert folder.root == (out / "configurations" / chosen.name if (out / "configurations").is_dir() else out)
             trained.append((chosen.name, fold, how))
             return next(queue)
+
+        def entrants(runs):
+            selected.append([run.name for run in runs])
+            return (), ()
+
+        def select(of, splits, dataset, folder, device, memory, workers, progress):
+            plans[1].save(folder.plan_file)
+            return Selection(key="", metric="dice", cases=0, candidates=(), chosen=(plans[1].name,), reason="")
 
         def report(folder, dataset, folds, selected, device, memory, workers, learn, progress):
             reported.append((folds, selected, learn))
 
         monkeypatch.setattr(workflow, "measured", lambda *arguments: (dataset, fingerprint))
         monkeypatch.setattr(workflow, "planned", lambda *arguments: plans)
-        monkeypatch.setattr(workflow, "train_fold", train_fold)
+        monkeypatch.setattr(steps_module, "train_fold", train_fold)
+        monkeypatch.setattr(workflow, "entrants", entrants)
+        monkeypatch.setattr(workflow, "selected", select)
         monkeypatch.setattr(workflow, "report", report)
         monkeypatch.setattr(workflow, "log_model", lambda *arguments: logged.append(len(trained)))
         monkeypatch.setattr(workflow.Workspace, "dataset", lambda workspace: dataset)
-        done = workflow.run(Path("data"), Path("nowhere"), **options)
+        done = workflow.run(Path("data"), out, **options)
         assert logged == ([] if done.interrupted else [len(trained)])  # once, with all folds
+        assert selected == ([] if done.selection is None else [[plan.name for plan in sorted(plans, key=lambda plan: plan.name)]])
         return done, trained, reported
 
     return run
@@ -59,8 +78,8 @@ def test_run_trains_every_fold_and_reports_on_those_that_leave_cases_out(steps, 
     assert (done.plan, done.folds, done.tracking, done.interrupted) == (best, (1, None, 0), "sqlite:///x", "")
 
 
-def test_run_ends_with_the_fold_that_is_interrupted(steps):
-    done, trained, reported = steps([result(), result(finished=False, interrupted="SIGTERM")], folds="all")
+def test_run_ends_with_the_fold_that_is_interrupted(steps, plans):
+    done, trained, reported = steps([result(), result(finished=False, interrupted="SIGTERM")], folds="all", configuration=plans[0].name)
     assert [fold for _, fold, _ in trained] == [0, 1]
     assert (reported, done.folds, done.interrupted, done.report) == ([], (0, 1, 2, 3, 4), "SIGTERM", None)
 
@@ -69,8 +88,83 @@ def test_one_fold_that_patience_ended_makes_the_report_optimistic(steps):
     assert steps([result(patience=3), result()], folds=(0, 1))[2] == [([0, 1], True, False)]
 
 
-def test_cross_validation_lets_the_task_learn(steps):
-    assert steps([result()] * 5, folds="all")[2] == [([0, 1, 2, 3, 4], False, True)]
+def test_cross_validation_lets_the_task_learn(steps, plans):
+    assert steps([result()] * 5, folds="all", configuration=plans[0].name)[2] == [([0, 1, 2, 3, 4], False, True)]
+
+
+def test_cross_validation_of_all_configurations_selects(steps, plans, tmp_path):
+    names = sorted(plan.name for plan in plans)
+    done, trained, reported = steps([result()] * 10, folds="all", seconds=90, progress=(talk := Talk()))
+    assert [(name, fold) for name, fold, _ in trained] == [(name, fold) for name in names for fold in range(5)]
+    assert reported == [([0, 1, 2, 3, 4], True, True)]
+    assert (done.plan, done.selection.chosen) == (plans[1].name, (plans[1].name,))
+    assert talk.lines[0] == f"2 configurations ({', '.join(names)}): 10 trainings of 90 seconds, 15 minutes in all"
+    # The same call goes on with the plans that are there, and no other set of configurations may.
+    assert len(steps([result()] * 10, folds="all")[1]) == 10
+    for options, text in (
+        ({}, r"is a run of several configurations; found 2d, 3d\. Pass --folds all"),
+        ({"folds": "all", "configuration": "3d"}, "has begun with other configurations; found 2d, 3d, expected 3d"),
+        ({"folds": "all", "edits": {"training.seed": "9"}}, "has begun with another plan; found configuration '2d'"),
+    ):
+        with pytest.raises(ModelError, match=text):
+            steps([], **options)
+
+
+def test_an_interrupted_configuration_is_named(steps, plans):
+    names = sorted(plan.name for plan in plans)
+    done, trained, reported = steps([result()] * 6 + [result(finished=False, interrupted="SIGINT")], folds="all")
+    assert (done.plan, done.interrupted, len(trained), reported, done.selection) == (names[1], "SIGINT", 7, [], None)
+
+
+def test_a_run_of_one_configuration_goes_on_with_it(steps, plans, tmp_path):
+    plans[0].save(tmp_path / "run" / "plan.json")
+    assert {name for name, _, _ in steps([result()] * 5, folds="all")[1]} == {plans[0].name}
+
+
+def test_edits_that_one_configuration_cannot_take_are_told_before_any_training(steps, tmp_path):
+    with pytest.raises(PlanError) as caught:
+        steps([], folds="all", edits={"window": "[32, 32]"})
+    assert str(caught.value).startswith("configuration '3d', ")
+    with pytest.raises(UsageError, match=r"--configuration: not configurations to train; found 2d, 3d, expected one\. Pass --folds all"):
+        steps([], configuration=("2d", "3d"))
+    with pytest.raises(UsageError, match="found 2d, 2d, expected different ones"):
+        steps([], folds="all", configuration=("2d", "2d"))
+    assert not (tmp_path / "run" / "configurations").exists()
+
+
+def test_a_cascade_follows_its_earlier_stage_and_takes_it_from_there(monkeypatch, tmp_path):
+    """Although its name comes first, and without training it again."""
+    workspace, folder = Workspace(tmp_path / "w"), RunFolder(tmp_path / "run")
+    stages = [Plan.load(GOLDEN / f"ct_100_cpu8_{name}.json") for name in ("3d_cascade", "3d_low")]
+    chosen = begin(folder, stages, (), {}, True)
+    assert [one.plan.name for one in chosen] == ["3d_low", "3d_cascade"]
+
+    def train_fold(chosen, workspace, home, fold, how):
+        if chosen.previous:
+            assert home.previous.finished_file(1).read_text() == "{}"
+            assert [file.name for file in home.previous.weights()] == ["network_0.safetensors"] * 2
+            assert home.previous.splits_file.is_file()
+            return result()
+        home.finished_file(fold).parent.mkdir(parents=True)
+        home.finished_file(fold).write_text("{}")
+        (home.fold(fold) / "network_0.safetensors").write_bytes(b"")
+        home.splits_file.write_text("{}")
+        home.provenance_file.write_text("{}")
+        return result()
+
+    monkeypatch.setattr(steps_module, "train_fold", train_fold)
+    monkeypatch.setattr("medseg.workspace._networks", lambda fold: 1)
+    assert len(steps_module.train_all(chosen, workspace, (0, 1), Training(5, None, None, True, "cpu", 1, 1, Talk()))) == 4
+
+
+class Talk:
+    """Remembers what it was told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, message):
+        self.lines.append(message)
 
 
 def test_run_without_cases_left_out_has_no_report(steps):

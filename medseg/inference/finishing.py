@@ -11,7 +11,6 @@ from medseg.inference.ledger import Ledger
 from medseg.inference.predictor import Predictor
 from medseg.io.images import read_label
 from medseg.prediction import Prediction
-from medseg.tasks.base import unlearned
 
 
 def finish_written(predictor: Predictor, cases: Sequence[CaseFiles], out: Path) -> None:
@@ -22,20 +21,15 @@ def finish_written(predictor: Predictor, cases: Sequence[CaseFiles], out: Path) 
     Raises:
         UsageError: another call is writing there.
     """
-    before = Predictor(
-        unlearned(predictor.plan),
-        predictor.ensemble.networks,
-        predictor.ensemble.device,
-        predictor.memory,
-        predictor.weights,
-        predictor.partners,
-    )
+    before = predictor.raw()
+    if before.key == predictor.key:
+        return
     ledger = Ledger(out)
     ledger.claim(())
     try:
         for files in cases:
             entry = ledger.finished(files.id, before.source(files, probabilities=False, uncertainty=False, mirror=True))
-            if entry is None or before.key == predictor.key:
+            if entry is None:
                 continue
             start = time.monotonic() - entry.seconds
             image = read_label(out / entry.file)

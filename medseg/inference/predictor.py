@@ -153,7 +153,14 @@ class Predictor:
 
     def joined(self, partners: Sequence[Predictor]) -> Predictor:
         """This model with further members; networks are shared with it."""
-        return Predictor(self.plan, self.ensemble.networks, self.ensemble.device, self.memory, self.weights, self.previous, partners)
+        return self._like(self.plan, partners)
+
+    def raw(self) -> Predictor:
+        """This model before it learned of held-out predictions; networks are shared with it."""
+        return self._like(unlearned(self.plan), self.partners)
+
+    def _like(self, plan: Plan, partners: Sequence[Predictor]) -> Predictor:
+        return Predictor(plan, self.ensemble.networks, self.ensemble.device, self.memory, self.weights, self.previous, partners)
 
     def predict(
         self,

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -183,10 +182,7 @@ class Tracker:
         """Everything is named by id, so that neither an active run nor an active experiment of the caller plays a part."""
         with tempfile.TemporaryDirectory() as temporary, store_at(self.uri):
             model = Path(temporary) / "model"
-            for file in run.files():  # no splits: they hold case ids
-                target = model / file.relative_to(run.root)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
+            run.copy(model)  # no splits: they hold case ids
             entry = client.create_logged_model(experiment, name="model", source_run_id=parent)
             logged = Model.log(
                 artifact_path=None,

@@ -111,10 +111,13 @@ def test_a_small_memory_changes_nothing(runs):
 
 def test_all_files_of_an_ensemble(runs):
     root = runs[0]
-    (root / "provenance.json").write_text("{}")
+    for folder in (root, root / "partners" / "2d"):
+        (folder / "provenance.json").write_text("{}")
     found = [file.relative_to(root).as_posix() for file in RunFolder(root).files()]
     own = ["plan.json", "provenance.json", "fold_0/network_0.safetensors", "fold_1/network_0.safetensors"]
-    assert found == own + [f"partners/2d/{name}" for name in own if name != "provenance.json"]
+    assert found == own + [f"partners/2d/{name}" for name in own]
+    RunFolder(root).copy(root.parent / "copy")
+    assert Predictor.load(root.parent / "copy", "cpu").key == Predictor.load(root, "cpu").key
 
 
 def test_predict_says_what_is_averaged(runs, tmp_path):

@@ -6,11 +6,9 @@ nnU-Net's holds `plans.json`, `dataset.json` and `fold_<number or all>/checkpoin
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from medseg.errors import MedsegError, ModelError, PlanError, Problem, ResourceError, UsageError
+from medseg.errors import MedsegError, ModelError, PlanError, Problem, UsageError
 from medseg.interop.nnunet.checkpoint import Checkpoint, network_state, read_checkpoint, write_checkpoint
 from medseg.interop.nnunet.checks import dataset_problems
 from medseg.interop.nnunet.convert import DATASET, PLANS, plan_of
@@ -30,7 +28,7 @@ from medseg.interop.nnunet.weights import weight_names
 from medseg.models.nnunet import NnUNetSettings
 from medseg.models.weights import load_weights, save_weights
 from medseg.plans import Plan
-from medseg.record import check_writable, write_text
+from medseg.record import write_folder, write_text
 from medseg.tasks.base import find_task
 from medseg.workspace import Provenance, RunFolder, network_file
 
@@ -103,7 +101,7 @@ def import_model(
         for fold, state in states.items():
             save_weights(network_file(run.fold(fold), 0), state, plan.trained_digest())
 
-    _write_whole(out, write)
+    write_folder(out, write)
     return plan, chosen
 
 
@@ -155,7 +153,7 @@ def export_model(run: Path, out: Path, *, ending: str | None = None) -> tuple[st
                 fold=fold if fold == ALL else int(fold),
             )
 
-    _write_whole(out, write)
+    write_folder(out, write)
     return folds
 
 
@@ -262,25 +260,3 @@ def _provenance(plan: Plan, checkpoint: Checkpoint) -> Provenance:
 def _check_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError.of("is not empty", where=str(out), expected="a new or empty folder", fix="Choose another folder with -o.")
-
-
-def _write_whole(out: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder under another name beside its place, then move it there.
-
-    Raises:
-        ResourceError: it cannot be written; nothing half-written is left.
-    """
-    check_writable(out.parent)
-    temporary = out.with_name(f".{os.getpid()}.partial.{out.name}")
-    try:
-        temporary.mkdir()
-        write(temporary)
-        if out.is_dir():
-            out.rmdir()
-        temporary.rename(out)
-    except OSError as error:
-        raise ResourceError.of(
-            "cannot be written", where=str(out), found=error.strerror or str(error), fix="Free disk space or choose another output folder."
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
