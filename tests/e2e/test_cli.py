@@ -154,7 +154,9 @@ def test_folds_all_and_none(tmp_path: Path, cases: Callable[[Path, int], Path]) 
     """Cross-validation reports on every case and is tracked as one parent; `none` works with as few as four cases."""
     data = cases(tmp_path / "data", 4)
     few = ["--epochs", 1, "--memory", 4, "--set", "training.steps=1", "--json"]
-    crossed = json.loads(medseg("run", data, "-o", tmp_path / "all", "--folds", "all", "--set", "training.folds=2", *few).stdout)
+    crossed = json.loads(
+        medseg("run", data, "-o", tmp_path / "all", "--folds", "all", "--configuration", "3d", "--set", "training.folds=2", *few).stdout
+    )
     assert len(crossed["evaluation"]["cases"]) == 4
     assert sorted(p.name for p in (tmp_path / "all").glob("fold_*")) == ["fold_0", "fold_1"]
     database = sqlite3.connect(tmp_path / "all" / "workspace" / "mlflow.db")
