@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -106,10 +107,25 @@ class CaseFiles(Record):
     prior: Path | None = None
 
 
+class Split(Record):
+    """One fold: ids of cases to train on and of cases that the fold's model never sees."""
+
+    train: tuple[str, ...] = Field(min_length=1)
+    val: tuple[str, ...]
+
+
+class Splits(Record):
+    """All folds of a cross-validation; `source` is the name of the user's file that decided them, empty where medseg did."""
+
+    folds: tuple[Split, ...]
+    source: str = ""
+
+
 class Dataset(Record):
     """A dataset as it lies on disk; `task` and `domain` are what its layout says that annotations mean and where data lives.
 
-    The first channel is the reference: a case lies on the grid of its first file. `notes` says what the layout decided, and why.
+    The first channel is the reference: a case lies on the grid of its first file. `notes` says what was decided in reading, and why.
+    `splits` are folds that the user decided; they are not written with the dataset but beside it (`Workspace.splits_file`).
     """
 
     name: str
@@ -124,10 +140,22 @@ class Dataset(Record):
     unlabelled: tuple[CaseFiles, ...] = ()
     licence: str = ""
     notes: tuple[str, ...] = ()
+    splits: Splits | None = Field(default=None, exclude=True)
 
     def case(self, case_id: str) -> CaseFiles:
-        """The case with this id."""
-        return next(c for c in (*self.cases, *self.unlabelled) if c.id == case_id)
+        """The case with this id. Raises KeyError."""
+        return self.by_id[case_id]
+
+    @cached_property
+    def by_id(self) -> dict[str, CaseFiles]:
+        """Case id -> files."""
+        return {c.id: c for c in (*self.unlabelled, *self.cases)}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """See pydantic, which would also copy what is cached of the values that change."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("by_id", None)
+        return copied
 
 
 def file_digest(path: Path) -> str:

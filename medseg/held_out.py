@@ -14,7 +14,7 @@ from medseg.io.images import read_case, read_label
 from medseg.plans import Plan
 from medseg.progress import Progress
 from medseg.record import Record
-from medseg.training.splits import Split, Splits, choose_split, make_splits
+from medseg.training.splits import Split, Splits, choose_split, left_out, make_splits
 from medseg.workspace import RunFolder, Workspace
 
 if TYPE_CHECKING:
@@ -28,22 +28,51 @@ class Learned(Record):
     changed: bool
 
 
-def splits_of(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int | None) -> tuple[Split, ...]:
-    """The splits of a model folder: made once, then read, so that every fold and every resumption sees the same.
+def splits_of(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int | None) -> Splits:
+    """The splits of a model folder: the user's, or made once, then read, so that every fold and every resumption sees the same.
 
     Raises:
         UsageError: there is no such fold.
+        ModelError: the folder has begun with other splits than the user's.
         DatasetError: there are fewer patients than folds.
     """
-    dataset = workspace.dataset()
+    dataset, given = workspace.dataset(), workspace.splits()
+    present = Splits.load(folder.splits_file) if folder.splits_file.is_file() else given
+    if given is not None or (present is not None and present.source):
+        check_splits(folder, present, given)
     if fold is None:
-        return (Split(train=tuple(c.id for c in dataset.cases), val=()),)
-    if folder.splits_file.is_file():
-        splits = Splits.load(folder.splits_file).folds
-    else:
-        splits = make_splits(dataset, workspace.fingerprint(), chosen.training.folds, chosen.training.seed)
-    choose_split(splits, fold)
+        ids = {c.id for c in dataset.cases} if given is None else {i for split in given.folds for i in (*split.train, *split.val)}
+        return Splits(folds=(Split(train=tuple(c.id for c in dataset.cases if c.id in ids), val=()),))
+    splits = present or Splits(folds=make_splits(dataset, workspace.fingerprint(), chosen.training.folds, chosen.training.seed))
+    choose_split(splits.folds, fold)
     return splits
+
+
+def check_splits(folder: RunFolder, present: Splits | None, wanted: Splits | None) -> None:
+    """Refuse to go on with a model of other folds than the wanted ones; None are medseg's own. Raises ModelError."""
+    if (present.folds if present else None) != (wanted.folds if wanted else None):
+        raise ModelError.of(
+            "has begun with other splits",
+            where=str(folder.root),
+            found=_told(present),
+            expected=_told(wanted),
+            fix="Choose another folder for -o, or go on with the splits that this one has.",
+        )
+
+
+def check_continued(folder: RunFolder, workspace: Workspace, given: Splits | None) -> None:
+    """Refuse to go on with a run of other folds than those given; without any it goes on with what it has. Raises ModelError."""
+    if given is None or not (folder.plan_file.is_file() or folder.configurations.is_dir()):
+        return
+    begun = [file for file in (folder.splits_file, *sorted(folder.configurations.glob("*/splits.json"))) if file.is_file()]
+    check_splits(folder, Splits.load(begun[0]) if begun else workspace.splits(), given)
+
+
+def _told(splits: Splits | None) -> str:
+    if splits is None:
+        return "medseg's own"
+    count = len(splits.folds)
+    return f"{f'those of {splits.source}' if splits.source else 'those that medseg made'}, {count} fold{'s' if count > 1 else ''}"
 
 
 def trained_on(folder: RunFolder, ids: Iterable[str]) -> int:
@@ -79,7 +108,7 @@ def report(
     from medseg.evaluation.scoring import evaluate
 
     splits = Splits.load(folder.splits_file).folds
-    held_out = [case for fold in folds for case in choose_split(splits, fold).val]
+    held_out = [case for cases in left_out(splits, folds).values() for case in cases]
     if learn:
         if not folder.learned_file.is_file():
             _learn(folder, dataset, predict_held_out(folder, dataset, folds, device, memory, progress, learned=False), progress)
@@ -139,9 +168,9 @@ def predict_held_out(
 
     found: dict[str, Path] = {}
     splits = Splits.load(folder.splits_file).folds
-    for fold in folds:
+    for fold, ids in left_out(splits, folds).items():
         predictor = Predictor.load(folder.root, device=device, memory=memory, folds=[fold], learned=learned)
-        cases = [dataset.case(case) for case in choose_split(splits, fold).val]
+        cases = [dataset.case(case) for case in ids]
         if learned:
             finish_written(predictor, cases, folder.held_out)
         predicted = predictor.predict(cases, folder.held_out, progress=progress)

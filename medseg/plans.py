@@ -75,7 +75,7 @@ class TrainingPlan(Record):
         ge=0, le=0.5, description="Averaging horizon of the delivered weights, as a fraction of the steps so far; 0 averages nothing."
     )
     foreground: float = Field(ge=0, le=1, description="Fraction of windows that are centred on a foreground voxel, classes taking turns.")
-    folds: int = Field(ge=2, le=20, description="Folds of cross-validation.")
+    folds: int = Field(ge=1, description="Folds of cross-validation. A single one is possible where a file of splits says so.")
     seed: int = Field(ge=0, description="Of splits, first weights, windows and augmentation.")
 
 

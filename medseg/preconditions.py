@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medseg.dataset import Dataset
+from medseg.dataset import Dataset, Split, Splits
 from medseg.errors import ModelError, PlanError, UsageError
 from medseg.fingerprint import Fingerprint
 from medseg.plans import Plan
 from medseg.record import check_writable
-from medseg.training.splits import Split, Splits
 from medseg.workspace import RunFolder, Workspace
 
 
@@ -133,6 +132,18 @@ def check_configurations(names: Sequence[str], several: bool) -> None:
             found=", ".join(names),
             expected="different ones" if several else "one",
             fix="" if several else "Pass --folds all to train several and to select the best.",
+        )
+
+
+def check_fold_count(chosen: Plan, given: Splits | None) -> None:
+    """Refuse a plan, edited by hand, whose folds are not as many as the user's splits have. Raises PlanError."""
+    if given is not None and chosen.training.folds != len(given.folds):
+        raise PlanError.of(
+            "the plan and the splits have different numbers of folds",
+            where=f"plan '{chosen.name}', field 'training.folds'",
+            found=str(chosen.training.folds),
+            expected=f"{len(given.folds)}, as in {given.source}",
+            fix="Leave the field as it is, or plan with other splits.",
         )
 
 

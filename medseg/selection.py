@@ -17,7 +17,7 @@ from medseg.evaluation.selection import Members, Selection, candidates, case_sco
 from medseg.plans import Plan
 from medseg.progress import Progress
 from medseg.record import write_folder
-from medseg.training.splits import Split, Splits
+from medseg.training.splits import Split, Splits, left_out
 from medseg.workspace import Provenance, RunFolder
 
 CANDIDATES = "candidates"  # folder of their predictions, until one is chosen
@@ -195,7 +195,7 @@ def _compared(
     from medseg.inference.predictor import Predictor
     from medseg.tasks.base import find_task
 
-    todo = [(fold, dataset.case(case)) for fold, split in enumerate(splits) for case in split.val]
+    todo = [(fold, dataset.case(case)) for fold, cases in left_out(splits, range(len(splits))).items() for case in cases]
     names = candidates([one.name for one in of])
     taken: dict[Members, float] = dict.fromkeys(names, 0.0)
     problems: list[Problem] = []

@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medseg.dataset import Dataset
+from medseg.dataset import Dataset, Splits
 from medseg.device import Machine, choose_device
 from medseg.errors import PlanError, Problem, ResourceError, UsageError
 from medseg.fingerprint import Fingerprint
 from medseg.held_out import predict_held_out, splits_of, with_priors
 from medseg.io.layouts.base import LayoutOptions, open_dataset
+from medseg.io.layouts.splits import with_splits
 from medseg.io.store import Store
 from medseg.planning.verify import verify
 from medseg.plans import Plan
-from medseg.preconditions import check_begun, check_continuation, check_memory, check_same_splits, check_workspace
+from medseg.preconditions import check_begun, check_continuation, check_fold_count, check_memory, check_same_splits, check_workspace
 from medseg.progress import Progress
 from medseg.record import write_folder
 from medseg.workspace import RunFolder, Workspace
 
 # torch, lightning and mlflow take seconds to import, so what needs them is imported by the step that does.
 if TYPE_CHECKING:
-    from medseg.training.splits import Split
     from medseg.training.train import TrainingResult
 
 PYFUNC = Path(__file__).parent / "inference" / "pyfunc.py"  # logged with each model; MLflow runs it where the model is loaded
@@ -33,13 +33,17 @@ Rules = Callable[[Dataset, Fingerprint, Machine], tuple[Plan, ...]]
 """From a dataset and its fingerprint to one plan per configuration that fits a machine."""
 
 
+def opened(dataset: Path, options: LayoutOptions | None, splits: Path | None) -> Dataset:
+    """What lies on disk, with the folds that the user has decided: those in `splits`, else in the dataset's own `splits_final.json`."""
+    return with_splits(open_dataset(dataset, options or LayoutOptions()), splits)
+
+
 def measured(
-    dataset: Path, workspace: Workspace, options: LayoutOptions | None, workers: int | None, resample_labels: bool, progress: Progress
+    found: Dataset, workspace: Workspace, workers: int | None, resample_labels: bool, progress: Progress
 ) -> tuple[Dataset, Fingerprint]:
     """Verify a dataset and take its fingerprint; refuses a workspace that belongs to something else before it reads a voxel."""
     from medseg.planning.fingerprinting import make_fingerprint
 
-    found = open_dataset(dataset, options or LayoutOptions())
     check_workspace(workspace, found)
     for note in found.notes:
         progress.say(note)
@@ -71,7 +75,13 @@ def planned(
     else:
         plans = rules(found, fingerprint, offered)
     plans = edit_plans(plans, edits or {})
+    for one in plans:
+        check_fold_count(one, found.splits)
     found.save(workspace.dataset_file)
+    if found.splits is not None:
+        found.splits.save(workspace.splits_file)
+    else:
+        workspace.splits_file.unlink(missing_ok=True)
     fingerprint.save(workspace.fingerprint_file)
     for one in plans:
         one.save(workspace.plan_file(one.name))
@@ -117,30 +127,30 @@ def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int 
     """Train one fold, preparing its cases first where that has not been done; of a cascade also the stage before it, all folds."""
     from medseg.training.budget import Budget
     from medseg.training.preflight import adopt
-    from medseg.training.splits import Splits
     from medseg.training.tracking import Tracker
     from medseg.training.train import train
 
     choose_device(how.device)
     predicted = check_memory(chosen)
+    check_fold_count(chosen, workspace.splits())
     splits = splits_of(chosen, workspace, folder, fold)
     adopt(folder, chosen)
     if fold is not None and not folder.splits_file.is_file():
-        Splits(folds=splits).save(folder.splits_file)
+        splits.save(folder.splits_file)
     dataset, previous = workspace.dataset(), ""
     if chosen.previous:
         folds = splits_of(chosen, workspace, folder, 0)
         stage = _train_previous(chosen, workspace, folder.previous, folds, how)
         if not stage.finished:
             return stage
-        predictions = predict_held_out(folder.previous, dataset, range(len(folds)), how.device, None, how.progress)
+        predictions = predict_held_out(folder.previous, dataset, range(len(folds.folds)), how.device, None, how.progress)
         dataset, previous = with_priors(dataset, predictions), folder.previous.digest()
     store = prepared(chosen, workspace, how.workers, how.progress, dataset, previous)
     tracker = Tracker.open(workspace, chosen, workspace.fingerprint())
     result = train(
         chosen,
         store,
-        splits,
+        splits.folds,
         fold,
         folder,
         Budget(how.seconds, how.epochs if how.epochs is not None or how.seconds is not None else chosen.training.epochs),
@@ -157,24 +167,23 @@ def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int 
     return result
 
 
-def _train_previous(chosen: Plan, workspace: Workspace, folder: RunFolder, splits: tuple[Split, ...], how: Training) -> TrainingResult:
+def _train_previous(chosen: Plan, workspace: Workspace, folder: RunFolder, splits: Splits, how: Training) -> TrainingResult:
     """Train all folds of the configuration before a cascade; the result of the last one, or of one that was interrupted.
 
     What is there already is kept: a model that was cross-validated elsewhere, with the same folds, may be put there.
     """
-    from medseg.training.splits import Splits
-
     plan = Plan.load(folder.plan_file if folder.plan_file.is_file() else workspace.plan_file(chosen.previous))
     if not folder.splits_file.is_file():
-        Splits(folds=splits).save(folder.splits_file)
-    check_same_splits(folder, splits)
-    missing = [fold for fold in range(len(splits)) if not folder.finished_file(fold).is_file()]
+        splits.save(folder.splits_file)
+    check_same_splits(folder, splits.folds)
+    count = len(splits.folds)
+    missing = [fold for fold in range(count) if not folder.finished_file(fold).is_file()]
     if missing:
         how.progress.say(
             f"'{chosen.name}' learns from what '{plan.name}' predicts on cases that it has not seen, so that is trained first: {len(missing)} "
             f"fold{'' if len(missing) == 1 else 's'}, each as long as one of '{chosen.name}'"
         )
-    for fold in range(len(splits)):
+    for fold in range(count):
         result = train_fold(plan, workspace, folder, fold, replace(how, resume=True))
         if not result.finished:
             break

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 from medseg.device import choose_device, machine
 from medseg.evaluation.records import Comparison, Evaluation
 from medseg.evaluation.selection import Selection
-from medseg.held_out import report, trained_on
-from medseg.io.layouts.base import LayoutOptions, make_labels, open_dataset
+from medseg.held_out import check_continued, report, trained_on
+from medseg.io.layouts.base import LayoutOptions, make_labels
 from medseg.io.store import Store
 from medseg.planning.difference import Change
 from medseg.planning.difference import difference as plan_difference
@@ -38,6 +38,7 @@ from medseg.steps import (
     begun,
     log_model,
     measured,
+    opened,
     planned,
     prepared,
     train_all,
@@ -60,12 +61,11 @@ def verify(
     *,
     workers: int | None = None,
     resample_labels: bool = False,
+    splits: Path | None = None,
     progress: Progress = SILENT,
 ) -> Verified:
     """Check every file of a dataset. Raises DatasetError with all problems at once."""
-    return verify_dataset(
-        open_dataset(dataset, options or LayoutOptions()), workers=workers, progress=progress, resample_labels=resample_labels
-    )
+    return verify_dataset(opened(dataset, options, splits), workers=workers, progress=progress, resample_labels=resample_labels)
 
 
 def plan(
@@ -81,6 +81,7 @@ def plan(
     options: LayoutOptions | None = None,
     workers: int | None = None,
     resample_labels: bool = False,
+    splits: Path | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Plan, ...]:
     """Verify and fingerprint a dataset, and write one plan per configuration into the workspace `out`.
@@ -90,10 +91,12 @@ def plan(
         memory: GiB that training may use; None takes what the machine has.
         device: what training will run on; with `memory` it need not exist here.
         edits: values to replace in every configuration that has the field (see `medseg.planning.editing.edit_plans`).
+        splits: a file with the folds of cross-validation, nnU-Net's `splits_final.json` or medseg's `splits.json`; None takes the
+            `splits_final.json` of the dataset, where there is one, and else lets medseg decide.
         rules: another program's planner in place of medseg's, for example `medseg.interop.nnunet.planning.Presets("nnunet")`.
     """
     offered, workspace = machine(device, memory), Workspace(out)
-    found, fingerprint = measured(dataset, workspace, options, workers, resample_labels, progress)
+    found, fingerprint = measured(opened(dataset, options, splits), workspace, workers, resample_labels, progress)
     return planned(found, fingerprint, workspace, task, network, offered, edits, rules)
 
 
@@ -290,6 +293,7 @@ def run(
     options: LayoutOptions | None = None,
     workers: int | None = None,
     resample_labels: bool = False,
+    splits: Path | None = None,
     progress: Progress = SILENT,
 ) -> RunResult:
     """Everything from a dataset to a model with its report. Called again with the same `out`, it goes on where it was interrupted.
@@ -302,6 +306,7 @@ def run(
         seconds, epochs: length of each training.
         folds: folds to train, `None` among them for a model of every case; or "all" for cross-validation.
         configuration: names of the plans to train; None takes the recommended one, and for cross-validation all of them.
+        splits: as in `plan`; a run that has begun goes on with the folds it has.
     """
     several = folds == "all"
     names = (configuration,) if isinstance(configuration, str) else tuple(configuration or ())
@@ -311,7 +316,9 @@ def run(
     choose_device(device)  # planning for a device that is not here would only end in a training that cannot begin
     offered, edits = machine(device, memory), dict(edits or {})
     folder, workspace = RunFolder(out), Workspace(out / "workspace")
-    found, fingerprint = measured(dataset, workspace, options, workers, resample_labels, progress)
+    found = opened(dataset, options, splits)
+    check_continued(folder, workspace, found.splits)
+    found, fingerprint = measured(found, workspace, workers, resample_labels, progress)
     chosen = begun(folder, found, fingerprint, names, edits, several, progress)
     if not chosen:
         plans = planned(found, fingerprint, workspace, task, network, offered)
@@ -332,8 +339,8 @@ def run(
         )
     selection = None
     if len(chosen) > 1:
-        of, splits = entrants([one.folder.root for one in chosen])
-        selection = selected(of, splits, workspace.dataset(), folder, device, memory, workers, progress)
+        of, folded = entrants([one.folder.root for one in chosen])
+        selection = selected(of, folded, workspace.dataset(), folder, device, memory, workers, progress)
         plan = Plan.load(folder.plan_file)
     held_out = [fold for fold in wanted if fold is not None]
     optimistic = selection is not None or any(result.patience is not None for result in results)

@@ -3,7 +3,8 @@
     PLANS/  a workspace            RUN/  a model (and how it came to be)
       dataset.json                   plan.json
       fingerprint.json               provenance.json
-      2d.json, 3d.json               splits.json
+      splits.json, if given          splits.json
+      2d.json, 3d.json
       cache/                         fold_0/ network_0.safetensors ... metrics.csv state/
       prepared/<digest>/             held_out/ predictions of the cases that folds left out
       mlflow.db, mlartifacts/        report/ index.html cases.csv summary.json
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from medseg.dataset import Dataset, file_digest
+from medseg.dataset import Dataset, Splits, file_digest
 from medseg.errors import ModelError, Problem
 from medseg.fingerprint import Fingerprint
 from medseg.plans import Plan
@@ -53,6 +54,11 @@ class Workspace:
     def fingerprint_file(self) -> Path:
         """The fingerprint the plans were made from."""
         return self.root / "fingerprint.json"
+
+    @property
+    def splits_file(self) -> Path:
+        """Exists when the user has decided the folds."""
+        return self.root / "splits.json"
 
     @property
     def cache(self) -> Path:
@@ -83,6 +89,10 @@ class Workspace:
     def fingerprint(self) -> Fingerprint:
         """Read the fingerprint."""
         return Fingerprint.load(self.fingerprint_file)
+
+    def splits(self) -> Splits | None:
+        """Read the folds that the user has decided; None where medseg shall decide."""
+        return Splits.load(self.splits_file) if self.splits_file.is_file() else None
 
 
 class Provenance(Record):

@@ -6,18 +6,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from synthetic import make_dataset, make_fingerprint_of
 
 import medseg.steps as steps_module
-from medseg import workflow
+from medseg import held_out, workflow
 from medseg.errors import ModelError, PlanError, UsageError
+from medseg.evaluation import scoring
 from medseg.evaluation.comparison import open_evaluation
 from medseg.evaluation.selection import Selection
-from medseg.held_out import trained_on
+from medseg.held_out import report, splits_of, trained_on
 from medseg.planning.planner import choose_plan
 from medseg.plans import Plan
-from medseg.preconditions import check_apart, check_continuation, check_workspace
+from medseg.preconditions import check_apart, check_continuation, check_fold_count, check_workspace
+from medseg.progress import Silent
 from medseg.steps import Training, begin
-from medseg.training.splits import Split, Splits
+from medseg.training.splits import Split, Splits, left_out
 from medseg.workspace import RunFolder, Workspace
 
 GOLDEN = Path(__file__).parent.parent / "plans" / "golden"
@@ -52,6 +55,7 @@ def steps(monkeypatch, plans, dataset, fingerprint, tmp_path):
         def report(folder, dataset, folds, selected, device, memory, workers, learn, progress):
             reported.append((folds, selected, learn))
 
+        monkeypatch.setattr(workflow, "opened", lambda *arguments: dataset)
         monkeypatch.setattr(workflow, "measured", lambda *arguments: (dataset, fingerprint))
         monkeypatch.setattr(workflow, "planned", lambda *arguments: plans)
         monkeypatch.setattr(steps_module, "train_fold", train_fold)
@@ -224,6 +228,90 @@ def test_a_folder_without_an_evaluation(tmp_path):
     assert str(caught.value) == (
         f"{tmp_path}: holds no evaluation; expected summary.json. Pass a folder that `medseg evaluate` or `medseg run` wrote."
     )
+
+
+GIVEN = Splits(
+    folds=(Split(train=("case_00", "case_01"), val=("case_02",)), Split(train=("case_02",), val=("case_03",))), source="mine.json"
+)
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """A workspace of ten cases, and a model folder."""
+    workspace = Workspace(tmp_path / "plans")
+    data = make_dataset(cases=10)
+    data.save(workspace.dataset_file)
+    make_fingerprint_of(data).save(workspace.fingerprint_file)
+    return workspace, RunFolder(tmp_path / "run")
+
+
+def test_the_users_splits_decide(plans, shelf):
+    workspace, folder = shelf
+    GIVEN.save(workspace.splits_file)
+    assert splits_of(plans[0], workspace, folder, 1) == GIVEN
+    assert splits_of(plans[0], workspace, folder, None).folds == (Split(train=("case_00", "case_01", "case_02", "case_03"), val=()),)
+    with pytest.raises(UsageError, match=r"--fold: there is no such fold; found 2, expected 0 to 1, or none\."):
+        splits_of(plans[0], workspace, folder, 2)
+
+
+def test_medsegs_splits_are_made_once(plans, shelf):
+    workspace, folder = shelf
+    made = splits_of(plans[0], workspace, folder, 0)
+    assert (len(made.folds), made.source) == (5, "")
+    made.save(folder.splits_file)
+    assert splits_of(plans[0].edited({"training.seed": "3"}), workspace, folder, 0) == made
+    assert len(splits_of(plans[0], workspace, folder, None).folds[0].train) == 10
+
+
+@pytest.mark.parametrize("fold", [0, None])
+def test_a_model_that_has_begun_with_other_splits(plans, shelf, fold):
+    workspace, folder = shelf
+    own = splits_of(plans[0], workspace, folder, 0)
+    one = Splits(folds=GIVEN.folds[:1], source="one.json")
+    names = {
+        own: "those that medseg made, 5 folds",
+        one: "those of one.json, 1 fold",
+        GIVEN: "those of mine.json, 2 folds",
+        None: "medseg's own",
+    }
+    for present, wanted in ((own, GIVEN), (GIVEN, None), (GIVEN, one)):
+        present.save(folder.splits_file)
+        workspace.splits_file.unlink(missing_ok=True)
+        if wanted is not None:
+            wanted.save(workspace.splits_file)
+        with pytest.raises(ModelError) as caught:
+            splits_of(plans[0], workspace, folder, fold)
+        assert str(caught.value) == (
+            f"{folder.root}: has begun with other splits; found {names[present]}, expected {names[wanted]}. "
+            "Choose another folder for -o, or go on with the splits that this one has."
+        )
+    one.model_copy(update={"source": "renamed.json"}).save(folder.splits_file)
+    one.save(workspace.splits_file)
+    assert splits_of(plans[0], workspace, folder, 0).folds == one.folds
+
+
+def test_as_many_folds_as_the_splits_have(plans):
+    two = plans[0].edited({"training.folds": "2"})
+    check_fold_count(two, GIVEN)
+    check_fold_count(plans[0], None)
+    with pytest.raises(PlanError) as caught:
+        check_fold_count(plans[0], GIVEN)
+    assert str(caught.value) == (
+        f"plan '{two.name}', field 'training.folds': the plan and the splits have different numbers of folds; found 5, "
+        "expected 2, as in mine.json. Leave the field as it is, or plan with other splits."
+    )
+
+
+def test_cases_that_several_folds_leave_out_are_predicted_once(monkeypatch, tmp_path, dataset):
+    folder = RunFolder(tmp_path)
+    folds = tuple(Split(train=("z",), val=tuple(val)) for val in ("ab", "bc", "a"))
+    Splits(folds=folds, source="x").save(folder.splits_file)
+    monkeypatch.setattr(held_out, "predict_held_out", lambda *arguments, **options: {})
+    monkeypatch.setattr(held_out.Plan, "load", lambda file: None)
+    monkeypatch.setattr(scoring, "evaluate", lambda *arguments, cases, **options: cases)
+    assert report(folder, dataset, [2, 0, 1], False, "cpu", None, 1, False, Silent()) == ["a", "b", "c"]
+    assert left_out(folds, [2, 0, 1]) == {2: ("a",), 0: ("b",), 1: ("c",)}
+    assert left_out(folds, [1]) == {1: ("b", "c")}
 
 
 def test_cases_that_a_model_has_trained_on_are_counted(tmp_path):

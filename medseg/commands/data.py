@@ -23,6 +23,7 @@ from medseg.commands.options import (
     PlanFile,
     ReferenceChannel,
     ResampleLabels,
+    SplitsFile,
     TaskName,
     Workers,
     options,
@@ -44,13 +45,19 @@ def verify(
     reference: ReferenceChannel = None,
     workers: Workers = None,
     resample_labels: ResampleLabels = False,
+    splits: SplitsFile = None,
 ) -> None:
     """Check a dataset and report every problem at once, before anything costs time."""
     from medseg import workflow
 
     with Bars() as progress:
         verified = workflow.verify(
-            dataset, options(classes, labels, modality, reference), workers=workers, resample_labels=resample_labels, progress=progress
+            dataset,
+            options(classes, labels, modality, reference),
+            workers=workers,
+            resample_labels=resample_labels,
+            splits=splits,
+            progress=progress,
         )
     found = verified.dataset
     for note in found.notes:
@@ -89,6 +96,7 @@ def plan(
     reference: ReferenceChannel = None,
     workers: Workers = None,
     resample_labels: ResampleLabels = False,
+    splits: SplitsFile = None,
     network: Network = "unet",
     edits: Edit = None,
     preset: Annotated[
@@ -120,6 +128,10 @@ def plan(
             )
         if program not in (None, "nnunet"):
             raise UsageError.of("no such format", where="--format", found=f"'{program}'", expected="nnunet")
+    if foreign is not None and splits is not None:
+        raise UsageError.of(
+            "--splits has no meaning here: nnU-Net's fingerprint knows no cases", where="--splits", found=str(splits), fix="Leave it out."
+        )
     if (dataset is None) == (foreign is None):
         raise UsageError.of("pass either a dataset or --nnunet-fingerprint", found="both" if dataset else "neither", expected="one of them")
 
@@ -148,6 +160,7 @@ def plan(
             options=options(classes, labels, modality, reference),
             workers=workers,
             resample_labels=resample_labels,
+            splits=splits,
             progress=progress,
         )
     _planned(plans, out, "train {file} --time 20m -o RUN")

@@ -25,6 +25,7 @@ from medseg.commands.options import (
     ResampleLabels,
     RunPath,
     Set,
+    SplitsFile,
     TaskName,
     Time,
     Workers,
@@ -253,6 +254,7 @@ def run(
     reference: ReferenceChannel = None,
     workers: Workers = None,
     resample_labels: ResampleLabels = False,
+    splits: SplitsFile = None,
 ) -> None:
     """Verify, plan, preprocess, train, predict and evaluate. Run it again to go on after an interruption."""
     from medseg import workflow
@@ -275,6 +277,7 @@ def run(
             options=options(classes, labels, modality, reference),
             workers=workers,
             resample_labels=resample_labels,
+            splits=splits,
             progress=progress,
         )
     conclude(result)

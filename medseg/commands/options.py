@@ -39,6 +39,14 @@ ReferenceChannel = Annotated[
 ResampleLabels = Annotated[
     bool, typer.Option("--resample-labels", help="Resample labels that lie on another grid onto their image's grid.")
 ]
+SplitsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--splits",
+        help="Folds of cross-validation: nnU-Net's splits_final.json, or a splits.json of medseg. Default: the dataset's splits_final.json, "
+        "if it has one.",
+    ),
+]
 TaskName = Annotated[
     str | None, typer.Option("--task", help="What the labels mean, see `medseg tasks`. Default: as the dataset's layout says.")
 ]

@@ -40,11 +40,11 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, *, task: str, domain:
     """
     needs = find_task(task).needs(dataset, fingerprint)
     family = find_network(network)
-    patients = len({case.group for case in dataset.cases})
+    folds = rules.cross_validation(dataset)
     fitted: list[tuple[Draft, Plan]] = []
     misfits: list[_Misfit] = []
     for draft in find_domain(domain).drafts(fingerprint, machine):
-        plan = _Search(fingerprint, patients, draft, needs, task, domain, family, machine).result()
+        plan = _Search(fingerprint, folds, draft, needs, task, domain, family, machine).result()
         if isinstance(plan, _Misfit):
             misfits.append(plan)
         else:
@@ -122,7 +122,7 @@ class _Search:
     """The search for window and batch of one configuration."""
 
     fingerprint: Fingerprint
-    patients: int
+    folds: rules.Folds
     draft: Draft
     needs: Needs
     task: str
@@ -176,7 +176,7 @@ class _Search:
 
     def _plan(self, configured: Configured, batch: int, why: str, cost: Cost | None = None, window_because: str = "") -> Plan:
         draft, seen = self.draft, self.fingerprint
-        training, of_training = rules.training(batch, why, configured.window, draft.samples, len(seen.cases), self.patients, self.machine)
+        training, of_training = rules.training(batch, why, configured.window, draft.samples, len(seen.cases), self.folds, self.machine)
         memory, of_memory = rules.memory(math.ceil(cost.memory * 100) / 100 if cost else 0.0, self.machine, cost)
         reasons = {"window": window_because}
         for part, told in (

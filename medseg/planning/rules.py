@@ -6,7 +6,9 @@ Rules about space are the domain's, rules about depth and width the network's, r
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+from medseg.dataset import Dataset
 from medseg.device import Machine
 from medseg.domains.base import Draft
 from medseg.geometry import Shape
@@ -79,15 +81,14 @@ def window_reason(window: Shape, candidates: tuple[Shape, ...], draft: Draft, ma
 
 
 def training(
-    batch: int, batch_why: str, window: Shape, samples: int, cases: int, patients: int, machine: Machine
+    batch: int, batch_why: str, window: Shape, samples: int, cases: int, folds: Folds, machine: Machine
 ) -> tuple[TrainingPlan, dict[str, str]]:
     """The training section, with reasons by field name."""
-    folds, folds_why = cross_validation(patients)
     windows = max(cases, math.ceil(samples / math.prod(window)))
     low, high = EPOCH_STEPS
     steps = min(high, max(low, math.ceil(windows / batch)))
     total = TOTAL_STEPS[machine.kind]
-    turn = math.ceil(windows * (1 - 1 / folds) / batch)
+    turn = math.ceil(windows * folds.share / batch)
     plan = TrainingPlan(
         batch_size=batch,
         steps=steps,
@@ -101,7 +102,7 @@ def training(
         clip=12.0,
         ema=0.03,
         foreground=FOREGROUND,
-        folds=folds,
+        folds=folds.count,
         seed=0,
     )
     reasons = {
@@ -119,20 +120,39 @@ def training(
         "clip": "nnU-Net's bound: only outliers are clipped.",
         "ema": "Averaged over the last 3 % of the steps, weights are better than the last ones, however long training is.",
         "foreground": "nnU-Net's share: rare classes are seen in every epoch, and the rest keeps the background's true frequency.",
-        "folds": folds_why,
+        "folds": folds.why,
         "seed": "Fixed, so that the same call gives the same model.",
     }
     return plan, reasons
 
 
-def cross_validation(patients: int) -> tuple[int, str]:
-    """The number of folds and why; patients are never divided between training and validation, so there cannot be more folds than these."""
+@dataclass(frozen=True)
+class Folds:
+    """The number of folds, the share of the cases that one trains on, and why."""
+
+    count: int
+    share: float
+    why: str
+
+
+def cross_validation(dataset: Dataset) -> Folds:
+    """The folds that the user has decided. Else patients are never divided between training and validation, so there cannot be more folds
+    than these.
+    """
+    if dataset.splits is not None:
+        count = len(dataset.splits.folds)
+        share = sum(len(split.train) for split in dataset.splits.folds) / count / len(dataset.cases)
+        return Folds(count, share, f"As {dataset.splits.source} says: each model trains on {share:.0%} of the cases.")
     fewest, usual = FOLDS
+    patients = len({case.group for case in dataset.cases})
+    count = max(fewest, min(usual, patients))
     if patients >= usual:
-        return usual, f"As in nnU-Net: each of {usual} models trains on about {1 - 1 / usual:.0%} of the cases."
-    if patients >= fewest:
-        return patients, f"As many as there are patients ({patients}): each model leaves one out; nnU-Net takes {usual}."
-    return fewest, "The fewest there can be, but the cases are of one patient: only training on every case (--fold none) is possible."
+        why = f"As in nnU-Net: each of {usual} models trains on about {1 - 1 / usual:.0%} of the cases."
+    elif patients >= fewest:
+        why = f"As many as there are patients ({patients}): each model leaves one out; nnU-Net takes {usual}."
+    else:
+        why = "The fewest there can be, but the cases are of one patient: only training on every case (--fold none) is possible."
+    return Folds(count, 1 - 1 / count, why)
 
 
 def memory(training_gib: float, machine: Machine, cost: Cost | None) -> tuple[MemoryPlan, dict[str, str]]:

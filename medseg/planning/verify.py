@@ -14,6 +14,7 @@ from medseg.device import memory_per_array
 from medseg.errors import DatasetError, Problem
 from medseg.io.digests import Digests
 from medseg.io.grids import moved_channels
+from medseg.io.layouts.splits import odd_splits
 from medseg.parallel import default_workers, map_cases
 from medseg.planning.inspection import SHOWN, CaseReport, inspect_case
 from medseg.progress import Progress, Silent
@@ -85,7 +86,7 @@ def verify(
     occurrences = {name: sum(r.voxels[i] > 0 for r in labelled if r.voxels) for i, name in enumerate(dataset.labels.names)}
     found, odd = _classes(dataset, labelled, occurrences)
     problems += found
-    warnings += [*odd, *_twins(dataset, labelled), *_spacings(labelled), *_size(dataset), *_modalities(dataset)]
+    warnings += [*odd, *_twins(dataset, labelled), *_spacings(labelled), *_size(dataset), *_modalities(dataset), *odd_splits(dataset)]
     moved_warning = moved_channels([m for r in reports for m in r.moved], dataset.channels, len(files))
     if moved_warning is not None:
         warnings.append(moved_warning)

@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from pydantic import Field
-
-from medseg.dataset import Dataset
-from medseg.errors import DatasetError, UsageError
+from medseg.dataset import Dataset, Split, Splits
+from medseg.errors import DatasetError, PlanError, UsageError
 from medseg.fingerprint import Fingerprint
-from medseg.record import Record
-
-
-class Split(Record):
-    """One fold: ids of cases to train on and of cases that the fold's model never sees."""
-
-    train: tuple[str, ...] = Field(min_length=1)
-    val: tuple[str, ...]
-
-
-class Splits(Record):
-    """All folds of a cross-validation."""
-
-    folds: tuple[Split, ...]
 
 
 def make_splits(dataset: Dataset, fingerprint: Fingerprint, folds: int, seed: int) -> tuple[Split, ...]:
@@ -34,8 +18,17 @@ def make_splits(dataset: Dataset, fingerprint: Fingerprint, folds: int, seed: in
     cases; what is still equal is settled by a hash of seed and patient, so the order of the files on disk plays no part.
 
     Raises:
+        PlanError: a single fold cannot be made.
         DatasetError: there are fewer patients than folds.
     """
+    if folds < 2:
+        raise PlanError.of(
+            "one fold alone cannot be made: all cases would be left out",
+            where="field 'training.folds'",
+            found=str(folds),
+            expected="2 or more",
+            fix="Pass the cases of a single fold with --splits, or train on every case (--fold none).",
+        )
     members: dict[str, list[str]] = {}
     for case in dataset.cases:
         members.setdefault(case.group, []).append(case.id)
@@ -82,5 +75,23 @@ def choose_split(splits: Sequence[Split], fold: int | None) -> Split:
     if fold is None:
         return Split(train=tuple(sorted({c for s in splits for c in (*s.train, *s.val)})), val=())
     if not 0 <= fold < len(splits):
-        raise UsageError.of("there is no such fold", where="--fold", found=str(fold), expected=f"0 to {len(splits) - 1}, or none")
+        numbers = f"0 to {len(splits) - 1}" if len(splits) > 1 else "0"
+        raise UsageError.of("there is no such fold", where="--fold", found=str(fold), expected=f"{numbers}, or none")
     return splits[fold]
+
+
+def left_out(splits: Sequence[Split], folds: Iterable[int]) -> dict[int, tuple[str, ...]]:
+    """Fold -> the cases that it leaves out and none before it in `folds` does: a user's folds may overlap.
+
+    Raises:
+        UsageError: there is no such fold.
+    """
+    found: dict[int, tuple[str, ...]] = {}
+    seen: set[str] = set()
+    for fold in folds:
+        found[fold] = tuple(case for case in choose_split(splits, fold).val if case not in seen)
+        seen.update(found[fold])
+    return found
+
+
+__all__ = ["Split", "Splits", "choose_split", "left_out", "make_splits"]

@@ -5,7 +5,7 @@ import re
 import pytest
 from synthetic import REGIONS, TWO, make_dataset, make_fingerprint_of
 
-from medseg.dataset import Labels, Modality
+from medseg.dataset import Labels, Modality, Split, Splits
 from medseg.device import Machine
 from medseg.errors import PlanError, ResourceError
 from medseg.planning import rules
@@ -140,9 +140,25 @@ def test_batch_rule() -> None:
     ],
 )
 def test_folds_rule(patients: int, folds: int, why: str) -> None:
-    found, because = rules.cross_validation(patients)
-    assert found == folds
-    assert why.lower() in because.lower()
+    found = rules.cross_validation(make_dataset(cases=patients))
+    assert (found.count, found.share) == (folds, 1 - 1 / folds)
+    assert why.lower() in found.why.lower()
+
+
+def test_folds_of_the_user() -> None:
+    ids = [case.id for case in make_dataset(cases=10).cases]
+    folds = (
+        Split(train=tuple(ids[:8]), val=tuple(ids[8:])),
+        Split(train=tuple(ids[:4]), val=tuple(ids[4:])),
+        Split(train=(ids[0],), val=(ids[1],)),
+    )
+    for count, share in ((1, "80%"), (2, "60%"), (3, "43%")):
+        dataset = make_dataset(cases=10).model_copy(update={"splits": Splits(folds=folds[:count], source="mine.json")})
+        found = rules.cross_validation(dataset)
+        assert (found.count, found.why) == (count, f"As mine.json says: each model trains on {share} of the cases.")
+    plans = make_plans(dataset, make_fingerprint_of(dataset), task="semantic", domain="grid", network="unet", machine=Machine("cpu", 8.0))
+    assert {plan.training.folds for plan in plans} == {3}
+    assert {plan.reasons["training.folds"] for plan in plans} == {"As mine.json says: each model trains on 43% of the cases."}
 
 
 def test_folds_are_of_patients_not_of_cases() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import TWO, make_dataset, make_fingerprint_of
 
-from medseg.errors import DatasetError, UsageError
+from medseg.errors import DatasetError, PlanError, UsageError
 from medseg.training.splits import choose_split, make_splits
 
 
@@ -56,6 +56,16 @@ def test_order_of_files_plays_no_part_but_the_seed_does():
     first = make_splits(dataset, fingerprint, 5, 0)
     assert make_splits(turned, fingerprint, 5, 0) == first
     assert make_splits(dataset, fingerprint, 5, 1) != first
+
+
+def test_one_fold_cannot_be_made():
+    dataset, fingerprint = build(range(10))
+    with pytest.raises(PlanError) as caught:
+        make_splits(dataset, fingerprint, 1, 0)
+    assert str(caught.value) == (
+        "field 'training.folds': one fold alone cannot be made: all cases would be left out; found 1, expected 2 or more. "
+        "Pass the cases of a single fold with --splits, or train on every case (--fold none)."
+    )
 
 
 def test_choose():

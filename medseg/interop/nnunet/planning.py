@@ -20,6 +20,7 @@ from medseg.interop.nnunet.planner import make_plans
 from medseg.interop.nnunet.presets import PRESETS
 from medseg.interop.nnunet.records import Intensities, NnUNetDataset, NnUNetFingerprint, NnUNetPlans
 from medseg.planning.editing import edit_plans
+from medseg.planning.rules import cross_validation
 from medseg.plans import DataPlan, MemoryPlan, Plan
 
 FILE = "nnUNetPlans.json"
@@ -106,6 +107,7 @@ def _for_dataset(plan: Plan, dataset: Dataset, fingerprint: Fingerprint, offered
             expected=f"at most {offered.memory:g} GiB",
             fix=f"Plan with --memory {math.ceil(needed)} for a larger device, or without --preset, where medseg plans for this one.",
         )
+    folds = cross_validation(dataset)
     canonical = "As in every plan of medseg; nnU-Net's own models see images as they are stored."
     return plan.model_copy(
         update={
@@ -113,10 +115,12 @@ def _for_dataset(plan: Plan, dataset: Dataset, fingerprint: Fingerprint, offered
                 name=dataset.name, digest=fingerprint.digest, ndim=fingerprint.ndim, channels=dataset.channels, labels=dataset.labels
             ),
             "space": plan.space.model_copy(update={"orientation": Orientation.canonical}),
+            "training": plan.training.model_copy(update={"folds": folds.count}),
             "memory": MemoryPlan(budget=offered.memory, training=needed, device=offered.kind),
             "reasons": {
                 **plan.reasons,
                 "space.orientation": canonical,
+                "training.folds": folds.why,
                 "memory.budget": f"What training may use: --memory, or what this machine's {offered.kind.upper()} offers.",
                 "memory.device": "The kind of device that training will run on (--device).",
             },
