@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +37,13 @@ class LabelClass(Record):
     """A foreground class: the voxels whose value is one of `values`. Classes that share values are regions."""
 
     name: str = Field(description="For people, tables and reports.")
-    values: tuple[int, ...] = Field(min_length=1, description="Voxel values in label files.")
+    values: tuple[int, ...] = Field(description="Voxel values in label files.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.values:
+            raise ValueError(f"class '{self.name}' has no values")
+        return self
 
 
 class Labels(Record):
@@ -61,9 +67,12 @@ class Labels(Record):
         if 0 in self.values:
             raise ValueError("value 0 is background and cannot belong to a class")
         if self.ignore is not None and self.ignore in self.values:
-            raise ValueError(f"the ignore value {self.ignore} also belongs to a class")
-        if not self.exclusive and (self.order is None or len(self.order) != len(self.classes)):
+            owners = ", ".join(f"'{c.name}'" for c in self.classes if self.ignore in c.values)
+            raise ValueError(f"the ignore value {self.ignore} also belongs to a class: {owners}")
+        if self.order is None and not self.exclusive:
             raise ValueError("overlapping regions need 'order' (regions_class_order) with one written value per class")
+        if self.order is not None and (wrong := region_problems(self.classes, self.order, self.ignore)):
+            raise ValueError("; ".join(wrong))
         return self
 
     @property
@@ -85,6 +94,38 @@ class Labels(Record):
     def names(self) -> tuple[str, ...]:
         """Class names in output order."""
         return tuple(c.name for c in self.classes)
+
+
+def region_problems(classes: Sequence[LabelClass], order: Sequence[int], ignore: int | None) -> list[str]:
+    """Why no prediction that is written in this order can show every region; empty for an order that is sound."""
+    if len(order) != len(classes):
+        told = f"the region order has {len(order)} values for {len(classes)} classes"
+        return [f"{told}; the ignore value {ignore} does not belong into it" if ignore in order else told]
+    problems = []
+    for one, value in zip(classes, order, strict=True):
+        if value == ignore:
+            problems.append(f"the region order holds the ignore value {value}, for class '{one.name}'")
+        elif value not in one.values:
+            values = ", ".join(map(str, one.values))
+            problems.append(f"the region order writes {value} for class '{one.name}', which has the values {values}")
+    for value in sorted({v for v in order if order.count(v) > 1}):
+        names = " and ".join(f"'{one.name}'" for one, other in zip(classes, order, strict=True) if other == value)
+        problems.append(f"the region order writes {value} for {names}, so a prediction cannot tell them apart")
+    if problems:
+        return problems
+    for one in classes:
+        seen = [shown(value, classes, order) for value in one.values]
+        if not any(value in one.values for value in seen):
+            over = ", ".join(f"'{other.name}'" for other, value in zip(classes, order, strict=True) if value in seen)
+            problems.append(
+                f"class '{one.name}' can never be seen: {over} comes later in the region order and overwrites all of it; larger regions come first"
+            )
+    return problems
+
+
+def shown(value: int, classes: Sequence[LabelClass], order: Sequence[int]) -> int:
+    """What a perfect prediction of regions writes for a voxel of some value: that of the last region with it."""
+    return next(written for one, written in zip(reversed(classes), reversed(order), strict=True) if value in one.values)
 
 
 class CaseFiles(Record):

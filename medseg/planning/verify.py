@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg.dataset import CaseFiles, Dataset, Modality
+from medseg.dataset import CaseFiles, Dataset, Modality, shown
 from medseg.device import memory_per_array
 from medseg.errors import DatasetError, Problem
 from medseg.io.digests import Digests
@@ -86,7 +86,15 @@ def verify(
     occurrences = {name: sum(r.voxels[i] > 0 for r in labelled if r.voxels) for i, name in enumerate(dataset.labels.names)}
     found, odd = _classes(dataset, labelled, occurrences)
     problems += found
-    warnings += [*odd, *_twins(dataset, labelled), *_spacings(labelled), *_size(dataset), *_modalities(dataset), *odd_splits(dataset)]
+    warnings += [
+        *odd,
+        *_twins(dataset, labelled),
+        *_spacings(labelled),
+        *_size(dataset),
+        *_modalities(dataset),
+        *odd_splits(dataset),
+        *_regions(dataset),
+    ]
     moved_warning = moved_channels([m for r in reports for m in r.moved], dataset.channels, len(files))
     if moved_warning is not None:
         warnings.append(moved_warning)
@@ -151,6 +159,24 @@ def _values(dataset: Dataset) -> list[Problem]:
             f"0 to {LARGEST_VALUE}, because training windows hold 16-bit integers",
             "Renumber the labels.",
         )
+    ]
+
+
+def _regions(dataset: Dataset) -> list[Problem]:
+    """Regions that overlap without one holding the other: a voxel of both is written as the later one."""
+    labels = dataset.labels
+    if labels.order is None:
+        return []
+    lost = {one.name: [v for v in one.values if shown(v, labels.classes, labels.order) not in one.values] for one in labels.classes}
+    return [
+        Problem(
+            "a prediction cannot show all of this region, because a later one overwrites it where both are",
+            f"dataset '{dataset.name}', class '{name}'",
+            f"values {', '.join(map(str, values))}",
+            fix="Its scores count these voxels as missed, however good the model is.",
+        )
+        for name, values in lost.items()
+        if values
     ]
 
 

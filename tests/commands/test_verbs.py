@@ -86,7 +86,7 @@ def test_classes_that_cannot_be(verb: str, classes: tuple[str, ...], message: st
 
 def test_classes_that_share_a_value_with_what_is_ignored(cli: Cli, pictures: Path) -> None:
     (pictures / "medseg.json").write_text('{"ignore": 2}')
-    expected = NOT_TOGETHER.format("the ignore value 2 also belongs to a class", "a=1 b=2")
+    expected = NOT_TOGETHER.format("the ignore value 2 also belongs to a class: 'b'", "a=1 b=2")
     assert cli("verify", pictures, "--class", "a=1", "--class", "b=2") == (2, "", expected)
 
 
@@ -96,6 +96,37 @@ def test_classes_of_many_values(cli: Cli, pictures: Path) -> None:
     assert (code, err) == (0, "")
     found = Evaluation.open(out).labels
     assert [(c.name, c.values) for c in found.classes] == [("all", (1, 2, 4)), ("b", (9,))]
+
+
+@pytest.mark.parametrize("verb", ["verify", "plan", "run"])
+def test_splits_that_cannot_be(verb: str, cli: Cli, pictures: Path) -> None:
+    """In the dataset's folder or given, they are refused before anything is read or written."""
+    (pictures / "splits_final.json").write_text('[{"train": ["b"], "val": ["a"]}]')
+    (pictures.parent / "mine.json").write_text('[{"train": ["a"], "val": ["a"]}]')
+    out = () if verb == "verify" else ("-o", pictures.parent / "out")
+    assert cli(verb, pictures, *out) == (
+        2,
+        "",
+        f"error {pictures.resolve() / 'splits_final.json'}, fold 0: names cases that the dataset does not have labelled; found 1 case (b), "
+        "expected case ids such as a. Cases are named as `medseg predict` names them.\n",
+    )
+    assert cli(verb, pictures, *out, "--splits", pictures.parent / "mine.json") == (
+        2,
+        "",
+        f"error {pictures.parent / 'mine.json'}, fold 0: cases are both trained on and left out; found a. "
+        "Remove them from 'train' or from 'val'.\n",
+    )
+    assert not (pictures.parent / "out").exists()
+
+
+def test_regions_of_which_one_is_never_seen(cli: Cli, pictures: Path) -> None:
+    (pictures / "medseg.json").write_text('{"classes": {"core": [2], "whole": [1, 2]}, "order": [2, 1]}')
+    assert cli("verify", pictures) == (
+        2,
+        "",
+        f"error {pictures.resolve() / 'medseg.json'}, labels: class 'core' can never be seen: 'whole' comes later in the region order and "
+        "overwrites all of it; larger regions come first.\n",
+    )
 
 
 @pytest.mark.parametrize("verb", ["demo", "run"])

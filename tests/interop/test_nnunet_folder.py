@@ -15,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from typer.testing import CliRunner
 
-from medseg.commands import app
+from medseg.commands import app, main
 from medseg.domains.grid.settings import Blending, Interpolation, Orientation, Scheme
 from medseg.errors import ModelError, UsageError
 from medseg.inference.predictor import Predictor
@@ -213,6 +213,25 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
 def test_missing_folds_are_named(tmp_path: Path, folds: tuple[int, ...], wanted: Any, words: list[str]) -> None:
     text = refusal(model_folder(tmp_path / "m", folds), tmp_path / "run", folds=wanted)
     assert all(word in text for word in words), text
+
+
+def test_a_missing_fold_and_a_custom_trainer_by_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = model_folder(tmp_path / "m", (0, 2), checkpoint=lambda content: content.update(trainer_name="nnUNetTrainerMine"))
+    monkeypatch.setattr("sys.argv", ["medseg", "import", "nnunet", str(folder), "-o", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "error 2 problems:\n"
+        f"  1. {folder / 'fold_1'}: the fold is missing; found no checkpoint, expected checkpoint_final.pth. "
+        "Finish its training, or choose --folds 0,2.\n"
+        f"  2. {folder / 'fold_0' / 'checkpoint_final.pth'}: the model was trained with a custom trainer, which may build another network or "
+        "predict in another way; found nnUNetTrainerMine, expected nnUNetTrainer, or one of nnU-Net's own that train the same network. "
+        "Predict with nnU-Net and that trainer's code.\n"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_folds_of_two_trainings_are_refused(tmp_path: Path) -> None:

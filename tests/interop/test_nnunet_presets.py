@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from synthetic import make_dataset, make_fingerprint_of
 
 from medseg.commands import main
 from medseg.device import Machine
-from medseg.errors import PlanError, UsageError
+from medseg.errors import ResourceError, UsageError
 from medseg.interop.nnunet.planning import Presets
 from medseg.plans import Plan
 
@@ -41,10 +42,37 @@ def test_plans_of_the_sample(dataset, fingerprint, tmp_path):
 
 
 def test_a_preset_that_does_not_fit_says_what_would(dataset, fingerprint):
-    with pytest.raises(PlanError) as caught:
-        Presets("nnunet")(dataset, fingerprint, Machine("cpu", 0.1))
-    assert str(caught.value).startswith("configuration '2d': what this preset plans does not fit; found 0.1")
-    assert "expected at most 0.1 GiB. Plan with --memory 1 for a larger device" in str(caught.value)
+    with pytest.raises(ResourceError) as caught:
+        Presets("nnunet", 8)(dataset, fingerprint, Machine("cpu", 0.1))
+    flat, volume = caught.value.problems
+    assert str(flat).startswith("configuration '2d': what this preset plans does not fit; found 0.1")
+    assert str(volume).startswith("configuration '3d_fullres': what this preset plans does not fit; found 0.")
+    end = "GiB for a window of 40 x 56 x 40 and a batch of 2, expected at most 0.1 GiB. "
+    assert str(volume).endswith(
+        f"{end}Plan with --memory 1 for a larger device, the smallest with which it fits, or without --preset, where medseg plans for this one."
+    )
+    assert len(Presets("nnunet", 1)(dataset, fingerprint, Machine("cpu", 1))) == 2
+
+
+def test_a_preset_that_aims_at_more_than_there_is():
+    """Its default is 8 GB; aimed at the 2 GiB that there are, it fits."""
+    dataset = make_dataset(ndim=2)
+    fingerprint = make_fingerprint_of(dataset, (1024, 1024), (1.0, 1.0))
+    with pytest.raises(ResourceError) as caught:
+        Presets("nnunet")(dataset, fingerprint, Machine("cuda", 2))
+    assert {p.fix for p in caught.value.problems} == {
+        "Plan with --memory 2, for what there is, or without --preset, where medseg plans for this one."
+    }
+    assert [p.where for p in caught.value.problems] == [f"configuration '{name}'" for name in ("2d",)]
+
+
+def test_configurations_of_a_preset_that_do_not_fit_are_left_out(dataset, fingerprint):
+    least = max(p.memory.training for p in Presets("nnunet")(dataset, fingerprint, MACHINE))
+    (flat,) = Presets("nnunet")(dataset, fingerprint, Machine("cpu", least - 0.01))
+    assert (flat.name, flat.recommended) == ("2d", True)
+    assert flat.reasons["recommended"] == (
+        f"nnU-Net's first choice of those that fit; left out, because it needs more than {least - 0.01:g} GiB: 3d_fullres ({least:g} GiB)."
+    )
 
 
 @pytest.mark.parametrize("case", [c for c in GOLDEN if c["preset"] == "nnunet"][:3], ids=lambda c: c["group"])

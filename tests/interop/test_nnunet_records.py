@@ -88,8 +88,20 @@ def test_unknown_keys_are_kept_and_old_names_read(tmp_path: Path) -> None:
         ),
         (
             {"labels": {"background": 0, "liver": [1, 2], "tumour": 2, "ignore": 3}, "regions_class_order": [1, 2, 3]},
-            "dataset.json, field 'regions_class_order': labels with several values are regions, and nnU-Net must know which value to write "
-            "for each; found 3 values, expected 2 values, for liver, tumour.",
+            "dataset.json, field 'regions_class_order': the region order has 3 values for 2 classes; the ignore value 3 does not belong into "
+            "it; found [1, 2, 3]. Name for each region the value that a prediction writes, one of its own",
+        ),
+        (
+            {"labels": {"background": 0, "tumour": 2, "liver": [1, 2], "ignore": 3}, "regions_class_order": [2, 1]},
+            "dataset.json, field 'regions_class_order': class 'tumour' can never be seen: 'liver' comes later in the region order",
+        ),
+        (
+            {"labels": {"background": 0, "liver": [1, 2], "tumour": 2, "ignore": 3}, "regions_class_order": [1, 3]},
+            "dataset.json, field 'regions_class_order': the region order holds the ignore value 3, for class 'tumour'; found [1, 3]",
+        ),
+        (
+            {"labels": {"background": 0, "liver": [1, 2], "tumour": []}, "regions_class_order": [1, 2]},
+            "dataset.json, field 'labels': label 'tumour' has no values.",
         ),
         (
             {"numTraining": 3},

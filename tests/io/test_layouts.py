@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from medseg.dataset import Modality
+from medseg.dataset import LabelClass, Modality, region_problems
 from medseg.errors import DatasetError, UsageError
 from medseg.io.layouts import LayoutOptions, open_dataset
 from medseg.io.layouts.base import modality_of
@@ -176,6 +176,64 @@ def test_nnunet_refusals(tmp_path):
     text = refusal(root)
     assert "case 'c2' does not have the channels of the dataset; found _0000, _0002, expected _0000, _0001" in text
     assert "stray.nii.gz: the file name has no channel number" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "found"),
+    [
+        ({"regions_class_order": [1]}, "the region order has 1 values for 2 classes", "[1]"),
+        (
+            {"regions_class_order": [1, 2, 3]},
+            "the region order has 3 values for 2 classes; the ignore value 3 does not belong into it",
+            "[1, 2, 3]",
+        ),
+        ({"regions_class_order": [3, 2]}, "the region order holds the ignore value 3, for class 'whole'", "[3, 2]"),
+        ({"regions_class_order": [1, 7]}, "the region order writes 7 for class 'core', which has the values 2", "[1, 7]"),
+        (
+            {"regions_class_order": [2, 2]},
+            "the region order writes 2 for 'whole' and 'core', so a prediction cannot tell them apart",
+            "[2, 2]",
+        ),
+        (
+            {"labels": {"background": 0, "core": 2, "whole": [1, 2]}, "regions_class_order": [2, 1]},
+            "class 'core' can never be seen: 'whole' comes later in the region order and overwrites all of it; larger regions come first",
+            "[2, 1]",
+        ),
+    ],
+)
+def test_nnunet_regions_that_no_prediction_can_show(tmp_path, changes, what, found):
+    root = nnunet(tmp_path, **changes)
+    names = ", ".join(n for n in changes.get("labels", {"whole": 0, "core": 0}) if n != "background")
+    assert refusal(root) == (
+        f"{root.resolve() / 'dataset.json'}, field 'regions_class_order': {what}; found {found}, "
+        f"expected one value per region, in the order of 'labels' ({names}). "
+        "Name for each region the value that a prediction writes, one of its own; later ones overwrite earlier ones."
+    )
+
+
+def test_nnunet_labels_that_cannot_be(tmp_path):
+    labels = {"background": [0, 1], "a": [], "b": [2, 3], "ignore": [4, 5]}
+    text = refusal(nnunet(tmp_path, labels=labels, regions_class_order=[2]))
+    assert text.startswith("3 problems:")
+    for words in (
+        "the background is not 0; found [0, 1], expected 0. Renumber it in the label files.",
+        "label 'a' is no number and no list of numbers; found []",
+        "the label 'ignore' has several values; found [4, 5], expected one. Merge them in the label files.",
+    ):
+        assert words in text
+    plain = nnunet(tmp_path / "b", labels={"background": 0, "a": 1, "b": 2, "ignore": 2})
+    assert "the ignore value 2 also belongs to a class: 'b'" in refusal(plain)
+
+
+def test_regions_that_are_sound():
+    """nnU-Net's examples (BraTS, KiTS), regions side by side, and two that overlap: both are seen somewhere."""
+    for classes, order in (
+        ({"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}, (1, 2, 3)),
+        ({"kidney_and_mass": (1, 2, 3), "mass": (2, 3), "tumor": (2,)}, (1, 3, 2)),
+        ({"a": (1, 2), "b": (3, 4)}, (2, 3)),
+        ({"a": (1, 3), "b": (2, 3)}, (1, 2)),
+    ):
+        assert region_problems([LabelClass(name=n, values=v) for n, v in classes.items()], order, 9) == []
 
 
 def test_nnunet_labels_without_image(tmp_path):
@@ -385,7 +443,16 @@ def test_folders_descriptor(tmp_path):
         ({"groups": "p"}, "has no group in parentheses"),
         ({"groups": "("}, "is not a regular expression"),
         ({"classes": {"a": [0]}}, "value 0 is background"),
-        ({"classes": {"a": [1], "b": [3]}}, "the ignore value 3 also belongs to a class"),
+        ({"classes": {"a": [1], "b": [3]}}, "the ignore value 3 also belongs to a class: 'b'"),
+        ({"classes": {"a": [1], "b": []}}, "class 'b' has no values"),
+        ({"order": [1, 2, 3]}, "the region order has 3 values for 2 classes; the ignore value 3 does not belong into it"),
+        ({"order": [1, 3]}, "the region order holds the ignore value 3, for class 'core'"),
+        ({"order": [2, 2]}, "the region order writes 2 for 'all' and 'core', so a prediction cannot tell them apart"),
+        ({"order": [1, 1]}, "the region order writes 1 for class 'core', which has the values 2; the region order writes 1 for 'all' and"),
+        (
+            {"classes": {"core": [2], "all": [1, 2]}, "order": [2, 1]},
+            "class 'core' can never be seen: 'all' comes later in the region order and overwrites all of it; larger regions come first",
+        ),
         ({"classes": {"a": [1, 2], "b": [2]}, "order": None}, "overlapping regions need 'order'"),
     ]:
         (tmp_path / "medseg.json").write_text(json.dumps({**descriptor, **change}))

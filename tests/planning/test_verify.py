@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from medseg.dataset import LabelClass, Labels
 from medseg.errors import DatasetError
 from medseg.io.images import read_case
 from medseg.io.layouts import LayoutOptions, open_dataset
@@ -305,6 +306,18 @@ def test_same_image_twice_is_a_warning(root):
     shutil.copy(image_of(root, 0), image_of(root, 1))
     (warning,) = verify(open_dataset(root), workers=1).warnings
     assert "cases 'c0' and 'c1': two cases have the same image" in str(warning)
+
+
+def test_regions_that_a_prediction_cannot_show_wholly(root):
+    """`a` and `b` share the value 2, which is written as `b`."""
+    classes = (LabelClass(name="a", values=(1, 2)), LabelClass(name="b", values=(2, 3)))
+    dataset = open_dataset(root)
+    dataset = dataset.model_copy(update={"labels": Labels(classes=classes, order=(1, 3))})
+    (warning,) = [w for w in verify(dataset, workers=1).warnings if "cannot show" in w.what]
+    assert str(warning) == (
+        f"dataset '{dataset.name}', class 'a': a prediction cannot show all of this region, because a later one overwrites it where both "
+        "are; found values 2. Its scores count these voxels as missed, however good the model is."
+    )
 
 
 def test_everything_at_once(root):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medseg.dataset import LabelClass, region_problems
 from medseg.errors import DatasetError, MedsegError, Problem
 from medseg.interop.nnunet.records import NnUNetDataset, NnUNetFingerprint
 
@@ -73,7 +74,9 @@ def _label_problems(dataset: NnUNetDataset, where: str) -> list[Problem]:
                 "Files of nnU-Net 1 map values to names; version 2 maps names to values.",
             )
         ]
-    problems = []
+    problems = [Problem(f"label '{name}' has no values", field) for name, spec in dataset.labels.items() if spec == ()]
+    if problems:
+        return problems
     ignore = dataset.labels.get("ignore")
     values = sorted(
         {v for name, spec in dataset.labels.items() if name != "ignore" for v in (spec if isinstance(spec, tuple) else (spec,))}
@@ -106,13 +109,23 @@ def _region_problems(dataset: NnUNetDataset, where: str) -> list[Problem]:
         return []
     regions = [name for name, spec in dataset.labels.items() if name != "ignore" and spec != 0 and spec != (0,)]
     order = dataset.regions_class_order
-    if order is not None and len(order) == len(regions):
-        return []
+    if order is not None:
+        ignore = dataset.labels.get("ignore")
+        classes = [LabelClass(name=name, values=spec if isinstance(spec := dataset.labels[name], tuple) else (spec,)) for name in regions]
+        return [
+            Problem(
+                wrong,
+                f"{where}, field 'regions_class_order'",
+                str(list(order)),
+                fix="Name for each region the value that a prediction writes, one of its own; later ones overwrite earlier ones.",
+            )
+            for wrong in region_problems(classes, order, ignore if isinstance(ignore, int) else None)
+        ]
     return [
         Problem(
             "labels with several values are regions, and nnU-Net must know which value to write for each",
             f"{where}, field 'regions_class_order'",
-            "nothing" if order is None else f"{len(order)} values",
+            "nothing",
             f"{len(regions)} values, for {', '.join(regions)}",
             "List them in the order of 'labels'; later ones overwrite earlier ones.",
         )

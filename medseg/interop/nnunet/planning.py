@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from medseg.dataset import Channel, Dataset, Modality
 from medseg.device import Machine
 from medseg.domains.grid.settings import Orientation
-from medseg.errors import PlanError, UsageError
+from medseg.errors import Problem, ResourceError, UsageError
 from medseg.fingerprint import Fingerprint
 from medseg.interop.nnunet.checks import read_folder
 from medseg.interop.nnunet.convert import plan_of
@@ -27,6 +28,7 @@ FILE = "nnUNetPlans.json"
 FLAT = 999  # how many times as thick as its pixels are large nnU-Net takes the one slice of a 2D image to be
 CASCADE = "3d_cascade_fullres"
 FULL, FLAT_NAME = "3d_fullres", "2d"
+GPUS = (1, 2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141)  # GiB
 CHANNELS = {Modality.ct: "CT", Modality.rgb: "rgb_to_0_1"}  # names that make nnU-Net normalise them so; all others are z-scored
 
 
@@ -49,16 +51,35 @@ class Presets:
             raise UsageError.of("no such preset", where="--preset", found=f"'{self.preset}'", expected=", ".join(PRESETS))
 
     def __call__(self, dataset: Dataset, fingerprint: Fingerprint, offered: Machine) -> tuple[Plan, ...]:
-        """What nnU-Net's planner would plan for a dataset of medseg, as plans that are trained here.
+        """What nnU-Net's planner would plan for a dataset of medseg, as plans that are trained here; without those that do not fit.
 
         Raises:
-            PlanError: nnU-Net's rules give no network, or what they give does not fit.
+            PlanError: nnU-Net's rules give no network.
+            ResourceError: no configuration fits the machine; says with which --memory one does.
         """
-        described = _described(dataset)
-        theirs = self._planned(described, _measured(fingerprint), dataset.name)
-        plans = tuple(_for_dataset(plan, dataset, fingerprint, offered) for plan in plans_of(theirs, described))
+        described, measured = _described(dataset), _measured(fingerprint)
+        theirs = self._planned(described, measured, dataset.name)
+        planned = plans_of(theirs, described)
+        fitting = [plan for plan in planned if plan.memory.training <= offered.memory]
+        if not fitting:
+            raise ResourceError(_misfits(planned, offered, self._fitting_memory(described, measured, dataset.name, offered)))
         self._write(theirs)
-        return plans
+        fitting = _recommended(fitting, [plan for plan in planned if plan not in fitting], offered)
+        return tuple(_for_dataset(plan, dataset, fingerprint, offered) for plan in fitting)
+
+    def _fitting_memory(self, described: NnUNetDataset, measured: NnUNetFingerprint, name: str, offered: Machine) -> float | None:
+        """What the machine offers, if nnU-Net's rules fit it when they aim at it; else the smallest usual size of a GPU which they fit."""
+
+        def fits(memory: float) -> bool:
+            theirs = replace(self, memory=memory)._planned(described, measured, name)
+            return any(plan.memory.training <= memory for plan in plans_of(theirs, described))
+
+        whole = math.floor(offered.memory * 10) / 10
+        if self.memory is None and whole > 0 and fits(whole):
+            return whole
+        sizes = [size for size in GPUS if size > offered.memory]
+        first = bisect_left(sizes, True, key=fits)
+        return sizes[first] if first < len(sizes) else None
 
     def for_folder(self, folder: Path, out: Path, edits: Mapping[str, str]) -> tuple[Plan, ...]:
         """The same for a folder with nnU-Net's `dataset.json` and `dataset_fingerprint.json`, without any image; written into `out`.
@@ -96,17 +117,41 @@ def plans_of(theirs: NnUNetPlans, described: NnUNetDataset) -> tuple[Plan, ...]:
     return tuple(found)
 
 
+def _recommended(fitting: Sequence[Plan], misfits: Sequence[Plan], offered: Machine) -> list[Plan]:
+    """The plans that fit, one of them recommended; its reason names those that do not."""
+    if not misfits:
+        return list(fitting)
+    best = next((plan for plan in fitting if plan.recommended), fitting[-1])
+    left = ", ".join(f"{plan.name} ({plan.memory.training:g} GiB)" for plan in misfits)
+    told = f"left out, because it needs more than {offered.memory:g} GiB: {left}."
+    found = []
+    for plan in fitting:
+        why = f"nnU-Net's first choice of those that fit; {told}" if plan is best else f"Recommended is {best.name}; {told}"
+        found.append(plan.model_copy(update={"recommended": plan is best, "reasons": {**plan.reasons, "recommended": why}}))
+    return found
+
+
+def _misfits(planned: Sequence[Plan], offered: Machine, fitting: float | None) -> list[Problem]:
+    if fitting is None:
+        how = "No usual GPU has enough; plan"
+    elif fitting <= offered.memory:
+        how = f"Plan with --memory {fitting:g}, for what there is, or"
+    else:
+        how = f"Plan with --memory {fitting:g} for a larger device, the smallest with which it fits, or"
+    return [
+        Problem(
+            "what this preset plans does not fit",
+            f"configuration '{plan.name}'",
+            f"{plan.memory.training:g} GiB for a window of {' x '.join(map(str, plan.window))} and a batch of {plan.training.batch_size}",
+            f"at most {offered.memory:g} GiB",
+            f"{how} without --preset, where medseg plans for this one.",
+        )
+        for plan in planned
+    ]
+
+
 def _for_dataset(plan: Plan, dataset: Dataset, fingerprint: Fingerprint, offered: Machine) -> Plan:
     """A plan that is trained here, on cases in canonical orientation, within what the machine offers."""
-    needed = plan.memory.training
-    if needed > offered.memory:
-        raise PlanError.of(
-            "what this preset plans does not fit",
-            where=f"configuration '{plan.name}'",
-            found=f"{needed:g} GiB for a window of {' x '.join(map(str, plan.window))} and a batch of {plan.training.batch_size}",
-            expected=f"at most {offered.memory:g} GiB",
-            fix=f"Plan with --memory {math.ceil(needed)} for a larger device, or without --preset, where medseg plans for this one.",
-        )
     folds = cross_validation(dataset)
     canonical = "As in every plan of medseg; nnU-Net's own models see images as they are stored."
     return plan.model_copy(
@@ -116,7 +161,7 @@ def _for_dataset(plan: Plan, dataset: Dataset, fingerprint: Fingerprint, offered
             ),
             "space": plan.space.model_copy(update={"orientation": Orientation.canonical}),
             "training": plan.training.model_copy(update={"folds": folds.count}),
-            "memory": MemoryPlan(budget=offered.memory, training=needed, device=offered.kind),
+            "memory": MemoryPlan(budget=offered.memory, training=plan.memory.training, device=offered.kind),
             "reasons": {
                 **plan.reasons,
                 "space.orientation": canonical,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from medseg.dataset import CaseFiles, Dataset
+from medseg.dataset import CaseFiles, Dataset, LabelClass, region_problems
 from medseg.errors import DatasetError, Problem
 from medseg.io.images import SUFFIXES
 from medseg.io.layouts.base import Layout, LayoutOptions, make_channels, make_dataset, make_labels, read_json, refuse_reference, require
@@ -102,6 +102,12 @@ def _classes(
             problems.append(Problem(f"label '{name}' is no number and no list of numbers", str(where), str(spec)))
         elif name == "ignore":
             ignore = values[0]
+            if len(values) > 1:
+                problems.append(
+                    Problem("the label 'ignore' has several values", str(where), str(spec), "one", "Merge them in the label files.")
+                )
+        elif name == "background" and values != [0]:
+            problems.append(Problem("the background is not 0", str(where), str(spec), "0", "Renumber it in the label files."))
         elif name != "background" and values != [0]:
             classes[name] = tuple(values)
     if labels and not classes and not problems:
@@ -110,7 +116,7 @@ def _classes(
     regions = any(isinstance(labels[name], list) and len(labels[name]) > 1 for name in classes)
     if not regions:
         return classes, ignore, None
-    if not isinstance(order, list) or len(order) != len(classes) or not all(isinstance(v, int) for v in order):
+    if not isinstance(order, list) or not all(isinstance(v, int) for v in order):
         problems.append(
             Problem(
                 "regions need 'regions_class_order'",
@@ -121,7 +127,17 @@ def _classes(
             )
         )
         return classes, ignore, None
-    return classes, ignore, tuple(order)
+    for wrong in region_problems([LabelClass(name=name, values=values) for name, values in classes.items()], order, ignore):
+        problems.append(
+            Problem(
+                wrong,
+                f"{where}, field 'regions_class_order'",
+                str(order),
+                f"one value per region, in the order of 'labels' ({', '.join(classes)})",
+                "Name for each region the value that a prediction writes, one of its own; later ones overwrite earlier ones.",
+            )
+        )
+    return classes, ignore, None if problems else tuple(order)
 
 
 def _found(images: Path, labels: Path | None, ending: str, channels: int, problems: list[Problem]) -> list[CaseFiles]:
