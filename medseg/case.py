@@ -26,6 +26,8 @@ class Case:
         grid: where the arrays lie now.
         trail: the steps from the native grid to `grid`, in order.
         prior: `(*shape)` integer voxel values that an earlier stage predicted, a further input of the network; or None.
+        fields: for each channel, the grid it was resampled from when it was read, None where that was the native one. Beyond it there are
+            no measured values. Empty: none was resampled.
     """
 
     id: str
@@ -34,6 +36,11 @@ class Case:
     grid: Grid
     trail: tuple[Step, ...] = ()
     prior: Array | None = None
+    fields: tuple[Grid | None, ...] = ()
+
+    def field(self, channel: int) -> Grid | None:
+        """The grid that a channel was resampled from, or None."""
+        return self.fields[channel] if self.fields else None
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,17 @@ def standardise(
     return result
 
 
-def zscore(channel: NDArray[Any], mask: NDArray[np.bool_] | None = None, out: Image | None = None) -> Image:
+def zscore(
+    channel: NDArray[Any], mask: NDArray[np.bool_] | None = None, out: Image | None = None, measured: NDArray[np.bool_] | None = None
+) -> Image:
     """Subtract the mean and divide by the standard deviation of this channel (float32, a new array or `out`).
 
-    With a `mask` both are taken inside it and everything outside becomes 0. A constant channel becomes 0. Works slab by slab.
+    With a `mask` both are taken inside it and everything outside becomes 0. Voxels that were not `measured` count in neither. A constant
+    channel becomes 0. Works slab by slab.
     """
     result = np.empty(channel.shape, dtype=np.float32) if out is None else out
-    mean, std = moments(channel, mask if mask is not None and mask.any() else None)
+    counted = measured if mask is None else mask if measured is None else mask & measured
+    mean, std = moments(channel, counted if counted is not None and counted.any() else None)
     if std < SMALLEST_STD:
         result[...] = 0
         return result

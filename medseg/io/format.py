@@ -46,11 +46,12 @@ class Header:
 
 @dataclass(frozen=True)
 class Image:
-    """An image in memory: `array` is `(C, *grid.shape)` of any real type, `grid` is in LPS millimetres."""
+    """An image in memory: `array` is `(C, *grid.shape)` of any real type, `grid` is in LPS millimetres; `fields` as in `Case`."""
 
     array: Array
     grid: Grid
     native: Native
+    fields: tuple[Grid | None, ...] = ()
 
 
 class Format(ABC):

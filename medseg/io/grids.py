@@ -17,7 +17,7 @@ from medseg.dataset import Channel
 from medseg.errors import Problem
 from medseg.geometry import Array, Grid
 from medseg.io.format import Image, Native, numbers
-from medseg.scratch import release, row_slabs
+from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
 TOLERANCE = 0.1  # of the smallest spacing: how far two grids of one case may lie apart
 LOOKED_AT = 64  # positions along each axis at which it is seen how much of a grid another one covers
@@ -155,6 +155,18 @@ def resample(values: Array, source: Grid, target: Grid, out: Array) -> None:
         out[rows] = slab
         release(values)
         release(out)
+
+
+def field_of_view(source: Grid, target: Grid, scratch: Scratch = IN_MEMORY) -> NDArray[np.bool_]:
+    """Which voxels of `target` `resample` takes from `source`; `(*target.shape)`, in `scratch`, slab by slab."""
+    matrix = _between(source, target)
+    inside = scratch.zeros(target.shape, np.bool_)
+    for rows in row_slabs(target.shape):
+        positions = [np.arange(n, dtype=np.float64) for n in target.shape]
+        positions[0] = positions[0][rows]
+        inside[rows] = _inside(matrix, source, positions)
+        release(inside)
+    return inside
 
 
 def nearest(image: Image, grid: Grid) -> Array:

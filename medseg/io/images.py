@@ -129,7 +129,8 @@ def read_stack(paths: Sequence[Path], scratch: Scratch = IN_MEMORY) -> Image:
                 resample(channel, image.grid, first.grid, target)
             else:
                 copy(channel, target)
-    return Image(stack, first.grid, first.native)
+    fields = tuple(image.grid if away else None for image, away in zip(images, moved, strict=True) for _ in image.array)
+    return Image(stack, first.grid, first.native, fields)
 
 
 def read_label(path: Path) -> Image:
@@ -272,6 +273,7 @@ def read_case(files: CaseFiles, with_label: bool = True, scratch: Scratch = IN_M
         None if label is None else label.array[0],
         image.grid,
         prior=None if prior is None else prior.array[0],
+        fields=image.fields,
     )
 
 

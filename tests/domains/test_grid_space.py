@@ -23,6 +23,45 @@ def space(ndim=3, spacing=None, crop=False, axes=None, channels=(ZSCORE,)):
     return GridSettings(axes=axes or tuple(range(ndim)), spacing=spacing or (None,) * ndim, crop=crop, channels=channels)
 
 
+def half_seen(seed=0):
+    """A flipped case of two channels; the second was measured in about half of the volume, beyond which it is 0."""
+    rng = np.random.default_rng(seed)
+    affine = np.diag([-1.0, 2.0, -3.0, 1.0])[:, [2, 1, 0, 3]]
+    grid = Grid((8, 10, 12), affine)
+    field = Grid((4, 10, 12), affine)
+    image = rng.normal((500, 300), (50, 40), (8, 10, 12, 2)).transpose(3, 0, 1, 2).astype(np.float32)
+    image[1, 4:] = 0
+    image[:, :, :2] = 0  # cropped away
+    label = np.zeros(grid.shape, np.uint8)
+    label[2:6, 4:6, 3:5] = 1
+    return Case("c", image, label, grid, fields=(None, field))
+
+
+def test_only_measured_voxels_decide_how_a_channel_is_normalised():
+    """Tissue looks the same however little of the volume the channel covers, with and without cropping and masking."""
+    case = half_seen()
+    seen, masked = case.image[1, :4, 2:], Normalization(scheme=Scheme.masked)
+    for crop, scheme in itertools.product((False, True), (ZSCORE, masked)):
+        prepared = prepare_case(case, space(crop=crop, channels=(ZSCORE, scheme)))
+        back = restore_array(prepared.image, prepared.trail)
+        values = seen if crop or scheme is masked else case.image[1, :4]
+        expected = (seen - values.mean()) / values.std()
+        np.testing.assert_allclose(back[1, :4, 2:], expected, rtol=1e-4, atol=1e-4)
+        assert np.unique(back[1, 4:, 2:]) == pytest.approx(-values.mean() / values.std(), rel=1e-4)
+        whole = prepare_case(Case("c", case.image, None, case.grid), space(crop=crop, channels=(ZSCORE, scheme)))
+        np.testing.assert_array_equal(prepared.image[0], whole.image[0])
+        assert np.abs(prepared.image[1] - whole.image[1]).max() > 0.5
+
+
+def test_only_measured_voxels_count_in_the_fingerprint():
+    case = half_seen()
+    stats = measure_case(case, LABELS, "x")
+    assert [c.count for c in stats.channels] == [16, 8]
+    assert stats.channels[1].mean == pytest.approx(case.image[1, 2:4, 4:6, 3:5].mean(), rel=1e-5)
+    bare = measure_case(Case("c", case.image, None, case.grid, fields=case.fields), LABELS, "x")
+    assert [c.count for c in bare.channels] == [8 * 10 * 12, 4 * 10 * 12]
+
+
 @st.composite
 def worlds(draw):
     """An oblique, permuted, flipped 3D grid and a label map with a border of empty image."""

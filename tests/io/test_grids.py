@@ -11,7 +11,7 @@ from medseg.dataset import CaseFiles, Channel, Modality, case_digest
 from medseg.errors import ImageError
 from medseg.geometry import Grid
 from medseg.io.digests import Digests
-from medseg.io.grids import Moved, coverage, moved_channels, resample
+from medseg.io.grids import Moved, coverage, field_of_view, moved_channels, resample
 from medseg.io.images import read_case, read_stack
 from medseg.scratch import Scratch
 
@@ -76,6 +76,13 @@ def test_a_case_lies_on_the_grid_of_its_first_channel(tmp_path):
     assert (case.image.dtype, case.image.shape) == (np.float32, (3, *CT.shape))
     np.testing.assert_array_equal(case.image[0], np.rint(field(CT)))
     known = between_centres(PET, CT)
+    assert case.field(0) is None
+    assert [case.field(k).distance(PET) < 1e-3 for k in (1, 2)] == [True, True]
+    seen = field_of_view(case.field(1), case.grid)
+    assert seen[known].all()
+    assert 0 < seen.mean() < 1
+    np.testing.assert_array_equal(case.image[1][~seen], case.image[1].min())
+    np.testing.assert_array_equal(field_of_view(case.field(1), case.grid, Scratch(0)), seen)
     for channel, sign in ((1, 1), (2, -1)):
         assert np.abs(case.image[channel] - sign * field(CT))[known].max() < 1e-3  # the header holds float32
     np.testing.assert_array_equal(read_case(files, scratch=Scratch(0)).image, case.image)

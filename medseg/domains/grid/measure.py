@@ -12,6 +12,7 @@ from medseg.dataset import Labels
 from medseg.fingerprint import QUANTILES, CaseStats, ClassStats, Intensities
 from medseg.imaging.components import component_sizes
 from medseg.imaging.crop import bounding_box, nonzero
+from medseg.io.grids import field_of_view
 
 MOST_VALUES = 2**22  # values per channel that quantiles are taken of; more change no decision
 
@@ -32,14 +33,20 @@ def measure_case(case: Case, labels: Labels, digest: str) -> CaseStats:
         spacing=tuple(round(s, 6) for s in grid.spacing),
         cropped=tuple(b - a for a, b in box) or grid.shape,
         zeros=round(1 - float(mask.mean()), 6),
-        channels=tuple(_intensities(channel, foreground) for channel in image),
+        channels=tuple(
+            _intensities(channel, foreground, None if (source := case.field(k)) is None else field_of_view(source, grid))
+            for k, channel in enumerate(image)
+        ),
         classes=tuple(_class(label, c.values, float(np.prod(grid.spacing))) for c in labels.classes),
     )
 
 
-def _intensities(channel: NDArray[Any], foreground: NDArray[np.bool_] | None) -> Intensities:
-    """Of the foreground, or of the whole channel where there is none."""
-    values = channel[foreground] if foreground is not None and foreground.any() else channel.reshape(-1)
+def _intensities(channel: NDArray[Any], foreground: NDArray[np.bool_] | None, measured: NDArray[np.bool_] | None) -> Intensities:
+    """Of the foreground within the channel's field of view, or of the whole field of view where there is none."""
+    if foreground is not None and measured is not None:
+        foreground = foreground & measured
+    counted = foreground if foreground is not None and foreground.any() else measured
+    values = channel.reshape(-1) if counted is None else channel[counted]
     quantiles = np.quantile(values[:: max(1, values.size // MOST_VALUES)].astype(np.float64), np.linspace(0, 1, QUANTILES))
     quantiles[0], quantiles[-1] = values.min(), values.max()
     return Intensities(

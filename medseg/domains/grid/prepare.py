@@ -14,6 +14,7 @@ from medseg.geometry import Crop, Grid, Reorient, Resample, Shape, Step
 from medseg.imaging.crop import bounding_box, nonzero
 from medseg.imaging.normalize import body_mask, standardise, to_range, zscore
 from medseg.imaging.resample import coarse_axis, resample_image, resample_label, thick_axis
+from medseg.io.grids import field_of_view
 from medseg.scratch import IN_MEMORY, Scratch, copy
 
 LARGEST = 2**33  # prepared voxels; above it the spacing is wrong rather than the image large
@@ -41,8 +42,9 @@ def prepare_case(case: Case, settings: GridSettings, scratch: Scratch = IN_MEMOR
 
     normal = scratch.zeros(image.shape, np.float32)
     body = body_mask(inside) if inside is not None and any(c.scheme is Scheme.masked for c in settings.channels) else None
-    for channel, how, out in zip(image, settings.channels, normal, strict=True):
-        _normalise(channel, how, body, out)
+    for k, (channel, how, out) in enumerate(zip(image, settings.channels, normal, strict=True)):
+        source = case.field(k)
+        _normalise(channel, how, body, out, None if source is None else field_of_view(source, grid, scratch))
     image = normal
 
     shape = prepared_shape(grid, settings)
@@ -110,7 +112,13 @@ def _orient(grid: Grid, settings: GridSettings) -> Reorient:
     return Reorient(axes=tuple(canonical.axes[a] for a in settings.axes), flips=tuple(flips[a] for a in settings.axes))
 
 
-def _normalise(channel: NDArray[Any], how: Normalization, body: NDArray[np.bool_] | None, out: NDArray[np.float32]) -> None:
+def _normalise(
+    channel: NDArray[Any],
+    how: Normalization,
+    body: NDArray[np.bool_] | None,
+    out: NDArray[np.float32],
+    measured: NDArray[np.bool_] | None,
+) -> None:
     if how.scheme is Scheme.fixed:
         assert how.mean is not None
         assert how.std is not None
@@ -118,7 +126,7 @@ def _normalise(channel: NDArray[Any], how: Normalization, body: NDArray[np.bool_
     elif how.scheme is Scheme.range:
         to_range(channel, out=out)
     else:
-        zscore(channel, body if how.scheme is Scheme.masked else None, out=out)
+        zscore(channel, body if how.scheme is Scheme.masked else None, out=out, measured=measured)
 
 
 def _fits(case: Case, settings: GridSettings) -> None:
