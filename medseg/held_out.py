@@ -75,6 +75,13 @@ def _told(splits: Splits | None) -> str:
     return f"{f'those of {splits.source}' if splits.source else 'those that medseg made'}, {count} fold{'s' if count > 1 else ''}"
 
 
+def trained_with(folder: RunFolder) -> dict[str, frozenset[str]]:
+    """Case -> the cases that the fold which leaves it out trains on; empty where the model folder does not say."""
+    if not folder.splits_file.is_file():
+        return {}
+    return {case: frozenset(split.train) for split in reversed(Splits.load(folder.splits_file).folds) for case in split.val}
+
+
 def trained_on(folder: RunFolder, ids: Iterable[str]) -> int:
     """How many of these cases some network of a model has trained on; 0 where the model folder does not say."""
     if not folder.splits_file.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medseg import registry
 from medseg.dataset import Dataset, Split, Splits
 from medseg.errors import ModelError, PlanError, UsageError
 from medseg.fingerprint import Fingerprint
@@ -144,6 +145,25 @@ def check_fold_count(chosen: Plan, given: Splits | None) -> None:
             found=str(chosen.training.folds),
             expected=f"{len(given.folds)}, as in {given.source}",
             fix="Leave the field as it is, or plan with other splits.",
+        )
+
+
+def check_names(task: str | None, network: str) -> None:
+    """Refuse what is not registered before data are read. Raises PlanError."""
+    if task is not None:
+        registry.tasks.get(task)
+    registry.networks.get(network)
+
+
+def check_fold_numbers(folds: Sequence[int | None] | str, count: int) -> None:
+    """Refuse a fold beyond the last before data are read. Raises UsageError."""
+    beyond = [] if isinstance(folds, str) else [str(fold) for fold in folds if fold is not None and fold >= count]
+    if beyond:
+        raise UsageError.of(
+            "there is no such fold",
+            where="--folds",
+            found=", ".join(beyond),
+            expected=f"{f'0 to {count - 1}' if count > 1 else '0'}, or none",
         )
 
 

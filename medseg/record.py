@@ -78,7 +78,7 @@ def section(registry: Registry[Any]) -> Any:
             try:
                 settings: type[Section] = registry.get(str(value["kind"])).Settings
             except PlanError as error:
-                raise ValueError(str(error)) from None
+                raise ValueError(str(error).removesuffix(".")) from None
             return settings.model_validate(value)
         return value
 
@@ -88,7 +88,12 @@ def section(registry: Registry[Any]) -> Any:
 def problems_of(model: type[BaseModel], error: ValidationError, where: str) -> list[Problem]:
     """A pydantic error as problems, each with the nearest field name for an unknown key."""
     problems = []
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
+        if item["type"] == "too_short" and any(
+            len(other["loc"]) > len(item["loc"]) and other["loc"][: len(item["loc"])] == item["loc"] for other in items
+        ):
+            continue  # entries are missing only because they are wrong, and it is told of each what is wrong
         path = ".".join(str(part) for part in item["loc"])
         fix = ""
         if item["type"] == "extra_forbidden":
@@ -96,9 +101,8 @@ def problems_of(model: type[BaseModel], error: ValidationError, where: str) -> l
             fix = f"Did you mean '{near[0]}'?" if near else "Remove this key."
         told = item["type"] in ("missing", "extra_forbidden") or isinstance(item.get("input"), (dict, BaseModel))
         found = "" if told else _short(item.get("input"))
-        problems.append(
-            Problem(item["msg"].removeprefix("Value error, "), where=f"{where}, field '{path}'" if path else where, found=found, fix=fix)
-        )
+        what = item["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+        problems.append(Problem(what, where=f"{where}, field '{path}'" if path else where, found=found, fix=fix))
     return problems
 
 

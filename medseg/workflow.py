@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from medseg.device import choose_device, machine
 from medseg.evaluation.records import Comparison, Evaluation
 from medseg.evaluation.selection import Selection
-from medseg.held_out import check_continued, report, trained_on
+from medseg.held_out import check_continued, report, trained_on, trained_with
 from medseg.io.layouts.base import LayoutOptions, make_labels
 from medseg.io.store import Store
 from medseg.planning.difference import Change
@@ -25,7 +25,7 @@ from medseg.planning.explain import explain as explain_plan
 from medseg.planning.verify import Verified
 from medseg.planning.verify import verify as verify_dataset
 from medseg.plans import Plan
-from medseg.preconditions import check_apart, check_configurations, check_folds, check_length
+from medseg.preconditions import check_apart, check_configurations, check_fold_numbers, check_folds, check_length, check_names
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.sample import sample_dataset
@@ -95,6 +95,7 @@ def plan(
             `splits_final.json` of the dataset, where there is one, and else lets medseg decide.
         rules: another program's planner in place of medseg's, for example `medseg.interop.nnunet.planning.Presets("nnunet")`.
     """
+    check_names(task, network)
     offered, workspace = machine(device, memory), Workspace(out)
     found, fingerprint = measured(opened(dataset, options, splits), workspace, workers, resample_labels, progress)
     return planned(found, fingerprint, workspace, task, network, offered, edits, rules)
@@ -181,13 +182,15 @@ def evaluate(
     run: Path | None = None,
     images: Path | None = None,
     metrics: Sequence[str] | None = None,
+    channel: str | None = None,
     workers: int | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Score a folder of predictions against a dataset or a folder of labels; writes JSON, CSV and an HTML page into `out`.
 
     Classes come from `classes`, else from the model `run` (which also gives the page its plan and training curves), else from the
-    dataset, else from the values found in the references.
+    dataset, else from the values found in the references. `channel` is the one on whose grid the cases of a dataset are read, as in
+    `LayoutOptions.reference`; without it that of the model `run`.
     """
     from medseg.evaluation.scoring import evaluate as score_folder
 
@@ -205,6 +208,7 @@ def evaluate(
         plan=Plan.load(model.plan_file) if model else None,
         metrics=metrics,
         images=images,
+        channel=channel,
         curves=model.curves() if model else (),
     )
     if model is not None and (seen := trained_on(model, found.ids)):
@@ -220,7 +224,11 @@ def compare(first: Path, second: Path) -> Comparison:
     from medseg.evaluation.comparison import compare as compare_evaluations
     from medseg.evaluation.comparison import open_evaluation
 
-    return compare_evaluations(open_evaluation(first), open_evaluation(second))
+    found = compare_evaluations(open_evaluation(first), open_evaluation(second))
+    a, b = (trained_with(RunFolder(path if RunFolder(path).report.is_dir() else path.parent)) for path in (first, second))
+    return (
+        found.model_copy(update={"trained_apart": tuple(case for case in found.cases if a.get(case) != b.get(case))}) if a and b else found
+    )
 
 
 class SelectResult(Record):
@@ -308,16 +316,23 @@ def run(
         configuration: names of the plans to train; None takes the recommended one, and for cross-validation all of them.
         splits: as in `plan`; a run that has begun goes on with the folds it has.
     """
+    from medseg.planning.rules import cross_validation
+
     several = folds == "all"
     names = (configuration,) if isinstance(configuration, str) else tuple(configuration or ())
     check_length(seconds, epochs)
     check_folds(folds)
     check_configurations(names, several)
+    check_names(task, network)
     choose_device(device)  # planning for a device that is not here would only end in a training that cannot begin
     offered, edits = machine(device, memory), dict(edits or {})
     folder, workspace = RunFolder(out), Workspace(out / "workspace")
     found = opened(dataset, options, splits)
     check_continued(folder, workspace, found.splits)
+    if "training.folds" not in edits:
+        check_fold_numbers(
+            folds, Plan.load(folder.plan_file).training.folds if folder.plan_file.is_file() else cross_validation(found).count
+        )
     found, fingerprint = measured(found, workspace, workers, resample_labels, progress)
     chosen = begun(folder, found, fingerprint, names, edits, several, progress)
     if not chosen:

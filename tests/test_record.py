@@ -18,6 +18,18 @@ class Thing(Record):
     size: int = 0
 
 
+def test_what_is_wrong_with_entries_is_told_once(plans: tuple[Plan, ...]) -> None:
+    """pydantic also calls a list too short whose only entry is wrong."""
+    plan = plans[0]
+    with pytest.raises(PlanError) as caught:
+        plan.edited({"space.channels.0.scheme": "z"})
+    assert str(caught.value) == (
+        "--set, field 'space.channels.0.scheme': Input should be 'fixed', 'zscore', 'masked' or 'range'; found \"z\"."
+    )
+    with pytest.raises(PlanError, match=r"field 'network.features': Input should be a list; found 3\."):
+        plan.edited({"network.features": "3"})
+
+
 def test_an_unknown_key_names_the_nearest_field() -> None:
     with pytest.raises(PlanError) as caught:
         Thing.parse({"name": "x", "siez": 3}, where="thing.json")

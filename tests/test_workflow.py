@@ -11,10 +11,11 @@ from synthetic import make_dataset, make_fingerprint_of
 import medseg.steps as steps_module
 from medseg import held_out, workflow
 from medseg.errors import ModelError, PlanError, UsageError
-from medseg.evaluation import scoring
+from medseg.evaluation import comparison, scoring
 from medseg.evaluation.comparison import open_evaluation
+from medseg.evaluation.records import Comparison
 from medseg.evaluation.selection import Selection
-from medseg.held_out import report, splits_of, trained_on
+from medseg.held_out import report, splits_of, trained_on, trained_with
 from medseg.planning.planner import choose_plan
 from medseg.plans import Plan
 from medseg.preconditions import check_apart, check_continuation, check_fold_count, check_workspace
@@ -80,6 +81,21 @@ def test_run_trains_every_fold_and_reports_on_those_that_leave_cases_out(steps, 
     assert (how.seconds, how.epochs, how.patience, how.resume, how.devices, how.workers) == (60, None, 4, True, 1, 2)
     assert reported == [([1, 0], False, False)]
     assert (done.plan, done.folds, done.tracking, done.interrupted) == (best, (1, None, 0), "sqlite:///x", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"folds": (0, 5)}, "--folds: there is no such fold; found 5, expected 0 to 4, or none."),
+        ({"network": "unett"}, "unknown name in 'medseg.networks'; found 'unett', expected one of"),
+        ({"task": "panoptic?"}, "unknown name in 'medseg.tasks'; found 'panoptic?', expected one of"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_data_are_read(steps, monkeypatch, options, words):
+    monkeypatch.setattr(workflow, "verify_dataset", None)
+    with pytest.raises((UsageError, PlanError)) as caught:
+        steps([], **options)
+    assert words in str(caught.value)
 
 
 def test_run_ends_with_the_fold_that_is_interrupted(steps, plans):
@@ -312,6 +328,24 @@ def test_cases_that_several_folds_leave_out_are_predicted_once(monkeypatch, tmp_
     assert report(folder, dataset, [2, 0, 1], False, "cpu", None, 1, False, Silent()) == ["a", "b", "c"]
     assert left_out(folds, [2, 0, 1]) == {2: ("a",), 0: ("b",), 1: ("c",)}
     assert left_out(folds, [1]) == {1: ("b", "c")}
+
+
+def test_models_that_have_trained_on_different_cases(tmp_path, monkeypatch):
+    """Of runs and of their report folders; a folder of which nothing is known is not called different."""
+    first, other = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")
+    Splits(folds=(Split(train=("x", "y"), val=("a", "b")), Split(train=("a", "b"), val=("a", "x")))).save(first.splits_file)
+    Splits(folds=(Split(train=("y", "x"), val=("a", "c")), Split(train=("x", "z"), val=("b",)))).save(other.splits_file)
+    assert trained_with(first) == {"a": {"x", "y"}, "b": {"x", "y"}, "x": {"a", "b"}}
+    assert trained_with(RunFolder(tmp_path)) == {}
+    for folder in (first, other):
+        folder.report.mkdir()
+    found = Comparison(a="", b="", cases=("a", "b"), only_a=(), only_b=(), differences=())
+    monkeypatch.setattr(comparison, "open_evaluation", lambda path: None)
+    monkeypatch.setattr(comparison, "compare", lambda *evaluations: found)
+    for a, b in ((first.root, other.root), (first.report, other.report)):
+        assert workflow.compare(a, b).trained_apart == ("b",)
+        assert workflow.compare(a, tmp_path).trained_apart == ()
+    assert workflow.compare(first.root, first.report).trained_apart == ()
 
 
 def test_cases_that_a_model_has_trained_on_are_counted(tmp_path):

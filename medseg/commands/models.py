@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -149,6 +150,7 @@ def evaluate(
     metrics: Annotated[
         str | None, typer.Option("--metrics", help="Comma-separated, e.g. dice,hd95,nsd@1 (NSD at 1 mm). Default: all.")
     ] = None,
+    reference_channel: ReferenceChannel = None,
     workers: Workers = None,
 ) -> None:
     """Score predictions against references: JSON, CSV and one self-contained HTML page."""
@@ -163,6 +165,7 @@ def evaluate(
             run=run,
             images=images,
             metrics=metrics.split(",") if metrics else None,
+            channel=reference_channel,
             workers=workers,
             progress=progress,
         )
@@ -176,23 +179,34 @@ def compare(
 ) -> None:
     """Compare two evaluations case by case: paired differences, 95 % bootstrap intervals, Wilcoxon test."""
     from medseg import workflow
+    from medseg.evaluation.comparison import ALL
 
     result = workflow.compare(first, second)
-    rows = [
-        (
-            d.cls,
-            d.metric,
-            d.n,
-            _number(d.mean_a),
-            _number(d.mean_b),
-            f"{d.difference:+.4f}" + _range(d.low, d.high),
-            "" if d.p is None else f"{d.p:.2g}",
+    compared = [d for d in result.differences if d.difference is not None]
+    for metric, group in groupby(compared, key=lambda d: d.metric):
+        rows = [
+            (
+                "mean" if d.cls == ALL else d.cls,
+                d.n,
+                _number(d.mean_a),
+                _number(d.mean_b),
+                f"{d.difference:+.4f}",
+                _range(d.low, d.high).strip(),
+                "" if d.p is None else f"{d.p:.2g}",
+            )
+            for d in group
+        ]
+        table(metric, ("class", "n", "first", "second", "change", "95 % interval", "p"), rows)
+    say(
+        f"First: {first}. Second: {second}. Over n of the {len(result.cases)} cases in both: change is second - first with its bootstrap "
+        "interval, p is Wilcoxon's."
+    )
+    if result.trained_apart:
+        apart = result.trained_apart
+        warn(
+            f"the two models have trained on different cases: {len(apart)} of the compared ones ({', '.join(apart[:3])}"
+            f"{' ...' if len(apart) > 3 else ''}) were left out by folds with other training cases, so a change may come from these"
         )
-        for d in result.differences
-        if d.difference is not None
-    ]
-    columns = ("class", "metric", "cases", "first", "second", "second - first (95 %)", "Wilcoxon p")
-    table(f"{second} against {first}, {len(result.cases)} cases in both", columns, rows)
     for name, alone in ((first, result.only_a), (second, result.only_b)):
         if alone:
             warn(f"{len(alone)} cases only in {name}, left out: {', '.join(alone[:5])}{' ...' if len(alone) > 5 else ''}")

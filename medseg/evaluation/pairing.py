@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.dataset import CaseFiles, Dataset, Labels
+from medseg.dataset import CaseFiles, Channel, Dataset, Labels
 from medseg.errors import ImageError, Problem, UsageError
 from medseg.io.format import Image
 from medseg.io.images import SUFFIXES, image_stem, read_label
-from medseg.io.layouts import open_dataset
+from medseg.io.layouts import LayoutOptions, open_dataset
 
 ALLOWED = 0.1
 """How far corners of prediction and reference may lie apart, in voxels of the finest axis: float32 headers move them a little."""
@@ -51,20 +51,29 @@ class Pairs:
     extra: tuple[str, ...]
 
 
-def find_references(source: Path | Dataset) -> References:
+def find_references(source: Path | Dataset, channel: str | None = None, channels: Sequence[Channel] = ()) -> References:
     """The references in a dataset, in a dataset's folder, or in a folder of label files.
 
+    Args:
+        channel: on whose grid the cases of a dataset's folder are read; None: as the layout chooses.
+        channels: those of a model; where the dataset's are the same in another order, its first is taken.
+
     Raises:
-        UsageError: the folder does not exist, or two files have one case id.
+        UsageError: the folder does not exist, two files have one case id, or label files were asked for a channel.
         DatasetError: the folder holds neither label files nor a dataset.
     """
     if isinstance(source, Path):
         if not source.is_dir():
             raise UsageError.of("no such folder of references", where=str(source), fix="Pass a folder of label files or a dataset.")
         files = image_files(source, "references")
+        if files and channel is not None:
+            raise UsageError.of("label files have no channels", where="--reference", found=f"'{channel}'", fix="Leave it out.")
         if files:
             return References(files, {}, None, source.name)
-        source = open_dataset(source)
+        folder, source = source, open_dataset(source, LayoutOptions(reference=channel))
+        names, wanted = [c.name for c in source.channels], [c.name for c in channels]
+        if channel is None and sorted(names) == sorted(wanted) and names[0] != wanted[0]:
+            source = open_dataset(folder, LayoutOptions(reference=wanted[0]))
     cases = {case.id: case for case in source.cases if case.label is not None}
     return References({i: c.label for i, c in cases.items() if c.label is not None}, cases, source.labels, source.name)
 

@@ -133,13 +133,19 @@ class Difference(Record):
 
 
 class Comparison(Record):
-    """Two evaluations of the same cases, paired. `only_a` and `only_b` are cases that the other one lacks."""
+    """Two evaluations of the same cases, paired.
+
+    Attributes:
+        only_a, only_b: cases that the other one lacks.
+        trained_apart: cases that are predicted by models which have trained on different cases, as far as the model folders say.
+    """
 
     a: str
     b: str
     cases: tuple[str, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    trained_apart: tuple[str, ...] = ()
     differences: tuple[Difference, ...]
 
 

@@ -45,6 +45,7 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     cases: Collection[str] | None = None,
     images: Path | None = None,
+    channel: str | None = None,
     curves: Sequence[Path] = (),
     title: str = "",
     selected: bool = False,
@@ -64,6 +65,7 @@ def evaluate(
         metrics: names, the leading one first; `nsd@1` is NSD at 1 mm. None means all.
         cases: ids that should have been predicted; other predictions count as extra. None means every reference.
         images: folder of images to show under the overlays, where `references` is not a dataset (which knows its images).
+        channel: on whose grid the cases of a dataset's folder are read (`LayoutOptions.reference`); None: the plan's first, if there is one.
         curves: `metrics.csv` files of the training, for the page.
         title: what is evaluated; empty takes the name of the dataset.
         selected: something of the model was chosen by its scores on these cases; the page says so.
@@ -80,7 +82,7 @@ def evaluate(
     if images is not None and not images.is_dir():
         raise UsageError.of("no such folder of images", where=str(images), fix="Pass the folder of the images that were predicted.")
     names = _metrics(metrics, plan)
-    known = find_references(references)
+    known = find_references(references, channel, plan.data.channels if plan is not None else ())
     pairs = pair(predictions, known, cases)
     classes = plan.data.labels if plan is not None else labels or known.classes
     if classes is None:

@@ -74,7 +74,12 @@ def misfit(window: Shape, strides: tuple[Shape, ...]) -> str:
     if len(window) != len(total):
         return f"the window has {len(window)} axes but the network has {len(total)}"
     if any(n % t for n, t in zip(window, total, strict=True)):
-        return f"window {list(window)} is not a multiple of the network's total stride {list(total)}"
+        low, high = ([t * (n // t + more) for n, t in zip(window, total, strict=True)] for more in (0, 1))
+        near = [max(a, t) if n % t else n for n, a, t in zip(window, low, total, strict=True)]
+        far = [b if n % t else n for n, b, t in zip(window, high, total, strict=True)]
+        return f"window {list(window)} is not a multiple of the network's total stride {list(total)}; " + (
+            f"{far} is" if near == far else f"{near} and {far} are"
+        )
     if all(n == t for n, t in zip(window, total, strict=True)):
         return f"window {list(window)} leaves one voxel at the bottleneck, which cannot be normalised; use a larger one"
     return ""

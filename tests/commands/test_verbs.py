@@ -13,7 +13,7 @@ from PIL import Image
 from medseg import workflow
 from medseg.commands import main
 from medseg.dataset import LabelClass, Labels
-from medseg.evaluation.records import CaseScores, Evaluation
+from medseg.evaluation.records import CaseScores, Comparison, Difference, Evaluation
 from medseg.evaluation.summary import summarise
 from medseg.workflow import RunResult
 
@@ -96,6 +96,25 @@ def test_classes_of_many_values(cli: Cli, pictures: Path) -> None:
     assert (code, err) == (0, "")
     found = Evaluation.open(out).labels
     assert [(c.name, c.values) for c in found.classes] == [("all", (1, 2, 4)), ("b", (9,))]
+
+
+def test_a_comparison_fits_80_columns(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    differences = [
+        Difference(cls=cls, metric=metric, n=12, mean_a=0.8, mean_b=0.81, difference=0.01, low=-0.002, high=0.022, better_a=3, better_b=9,
+                   p=0.0312, p_holm=0.06)
+        for metric in ("dice", "hd95") for cls in ("Anterior", "mean of classes")
+    ]  # fmt: skip
+    found = Comparison(a="A", b="B", cases=("a", "b"), only_a=(), only_b=(), trained_apart=("b",), differences=tuple(differences))
+    monkeypatch.setattr(workflow, "compare", lambda *arguments: found)
+    code, out, err = cli("compare", tmp_path / "one", tmp_path / "two")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    rows = [" ".join(line.replace("│", " ").split()) for line in lines if line.startswith("│")]
+    assert rows == [f"{cls} 12 0.800 0.810 +0.0100 -0.0020 to 0.022 0.031" for cls in ("Anterior", "mean")] * 2
+    assert all(len(line) <= 80 for line in lines if line[:1] in "┏┃┡│└")
+    assert "change is second - first with its bootstrap interval" in out
+    assert "the two models have trained on different cases: 1 of the compared ones (b) were left out by folds" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("verb", ["verify", "plan", "run"])

@@ -7,7 +7,8 @@ import pytest
 from world import oblique, save
 
 from medseg.dataset import Modality
-from medseg.errors import DatasetError
+from medseg.errors import DatasetError, UsageError
+from medseg.evaluation.pairing import find_references
 from medseg.geometry import Grid
 from medseg.io.images import read_case
 from medseg.io.layouts import LayoutOptions, open_dataset
@@ -43,6 +44,21 @@ def modalities(root, cases=("S_1", "S_2", "S_3")):
             volume(root / case / f"{name}_image.nii.gz", grid)
             volume(root / case / f"{name}_mask.nii.gz", grid, label=True)
     return root
+
+
+def test_predictions_are_scored_on_the_grid_of_the_models_reference(tmp_path):
+    """The rule chooses CT; a model whose first channel is PET has predicted on PET's grid."""
+    root = modalities(tmp_path)
+
+    def labels(*arguments):
+        return {path.name for path in find_references(root, *arguments).labels.values()}
+
+    turned = open_dataset(root, LayoutOptions(reference="PET")).channels
+    assert labels() == labels(None, open_dataset(root).channels) == {"CT_mask.nii.gz"}
+    assert labels(None, turned) == labels("PET") == labels("PET", open_dataset(root).channels) == {"PET_mask.nii.gz"}
+    assert labels(None, turned[:2]) == {"CT_mask.nii.gz"}
+    with pytest.raises(UsageError, match=r"--reference: label files have no channels; found 'PET'\. Leave it out\."):
+        find_references(volume(tmp_path / "flat" / "a.nii.gz", label=True).parent, "PET")
 
 
 def refusal(root, **options):

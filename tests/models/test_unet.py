@@ -94,7 +94,9 @@ def test_samples_of_a_batch_do_not_mix() -> None:
 def test_check_names_what_is_wrong() -> None:
     assert UNetFamily.check(settings(), (4, 12, 16)) == ""
     assert "2 axes but the network has 3" in UNetFamily.check(settings(), (12, 16))
-    assert "[5, 12, 16] is not a multiple of the network's total stride [2, 4, 4]" in UNetFamily.check(settings(), (5, 12, 16))
+    assert "[5, 12, 16] is not a multiple of the network's total stride [2, 4, 4]; [4, 12, 16] and [6, 12, 16] are" in UNetFamily.check(
+        settings(), (5, 12, 16)
+    )
     assert "one voxel at the bottleneck" in UNetFamily.check(settings(), (2, 4, 4))
 
 

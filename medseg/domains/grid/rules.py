@@ -31,6 +31,7 @@ DIRECTIONS = (  # words in class names, by canonical axis (z, y, x)
     frozenset({"anterior", "posterior", "ventral", "dorsal", "front", "back"}),
     frozenset({"left", "right", "l", "r", "lt", "rt", "lh", "rh"}),
 )
+CAPITALS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<![A-Za-z])([LR])(?=[A-Z][a-z])")  # where a word begins: `kidneyLeft`, `lKidney`, `LKidney`
 TYPICAL = 128**3  # voxels of a 3D window that common machines train with
 WHOLE = 75  # per cent of cases that a covering window holds along each axis; the last quarter would double its size
 
@@ -152,7 +153,7 @@ def mirror_axes(labels: Labels, order: tuple[int, ...], window_axes: int, device
 def _directed(labels: Labels, axis: int, ndim: int) -> list[str]:
     """Classes whose names hold a direction along a canonical axis."""
     directions = DIRECTIONS[axis] if ndim == 3 else (DIRECTIONS[0] | DIRECTIONS[1], DIRECTIONS[2])[axis]
-    spaced = {name: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower() for name in labels.names}
+    spaced = {name: CAPITALS.sub(r"\1 ", name).lower() for name in labels.names}
     return [name for name, text in spaced.items() if directions & _words(text)]
 
 
@@ -188,7 +189,7 @@ def window_candidates(shapes: list[Shape], spacing: tuple[float, ...], largest: 
             if not room:
                 break
             axis = min(room, key=lambda a: bound[a] * spacing[a])
-            grown = tuple(n + QUANTUM if a == axis else n for a, n in enumerate(bound))
+            grown = tuple(min(n + QUANTUM, _up(middle[axis])) if a == axis else n for a, n in enumerate(bound))
             if np.prod(grown) > largest:
                 break
             bound = grown
