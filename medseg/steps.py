@@ -276,16 +276,20 @@ def train_all(chosen: Sequence[Configuration], workspace: Workspace, folds: Sequ
     """
     from medseg.training.budget import length
 
-    count = len(chosen) * len(folds)
+    homes = {one.plan.name: one.folder for one in chosen}
+    stages = [one for one in chosen if one.plan.previous and one.plan.previous not in homes]
+    trainings = [one.folder.finished_file(fold) for one in chosen for fold in folds]
+    trainings += [one.folder.previous.finished_file(fold) for one in stages for fold in range(one.plan.training.folds)]
+    count = len(trainings)
     if count > 1:
         epochs = sorted({how.epochs if how.epochs is not None else one.plan.training.epochs for one in chosen})
         each = length(how.seconds, None) if how.seconds is not None else " or ".join(length(None, n) for n in epochs)
         total = "" if how.seconds is None else f", {length(how.seconds * count, None)} in all"
-        what = "" if len(chosen) == 1 else f"{len(chosen)} configurations ({', '.join(one.plan.name for one in chosen)}): "
-        done = sum(one.folder.finished_file(fold).is_file() for one in chosen for fold in folds)
+        names = ", ".join([*(one.plan.name for one in chosen), *(f"{one.plan.previous} for {one.plan.name}" for one in stages)])
+        what = "" if len(chosen) + len(stages) == 1 else f"{len(chosen) + len(stages)} configurations ({names}): "
+        done = sum(file.is_file() for file in trainings)
         how.progress.say(f"{what}{count} trainings of {each}{total}" + (f"; {done} of them are done" if done else ""))
     results: list[TrainingResult] = []
-    homes = {one.plan.name: one.folder for one in chosen}
     for one in chosen:
         if one.plan.previous in homes and not one.folder.previous.plan_file.is_file():
             _copy_trained(homes[one.plan.previous], one.folder.previous)

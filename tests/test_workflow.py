@@ -174,7 +174,15 @@ def test_a_cascade_follows_its_earlier_stage_and_takes_it_from_there(monkeypatch
 
     monkeypatch.setattr(steps_module, "train_fold", train_fold)
     monkeypatch.setattr("medseg.workspace._networks", lambda fold: 1)
-    assert len(steps_module.train_all(chosen, workspace, (0, 1), Training(5, None, None, True, "cpu", 1, 1, Talk()))) == 4
+    how = Training(5, None, None, True, "cpu", 1, 1, Talk())
+    assert len(steps_module.train_all(chosen, workspace, (0, 1), how)) == 4
+    assert how.progress.lines[0] == "2 configurations (3d_low, 3d_cascade): 4 trainings of 5 seconds, 20 seconds in all"
+    # Alone it trains the earlier stage, too, with all folds.
+    (alone,) = begin(RunFolder(tmp_path / "alone"), stages, ("3d_cascade",), {}, True)
+    monkeypatch.setattr(steps_module, "train_fold", lambda *arguments: result())
+    how = Training(60, None, None, True, "cpu", 1, 1, Talk())
+    steps_module.train_all([alone], workspace, (0,), how)
+    assert how.progress.lines[0] == "2 configurations (3d_cascade, 3d_low for 3d_cascade): 6 trainings of 60 seconds, 6 minutes in all"
 
 
 class Talk:
