@@ -22,6 +22,7 @@ from medseg.plans import Plan
 from medseg.progress import Progress, Silent
 from medseg.scratch import Scratch
 
+FORMAT = 2  # of prepared cases; raise it when the same plan prepares them otherwise
 SPARE = 2**28  # bytes left free on the disk: filling it to the last byte harms every other program
 ARRAYS = 4  # large arrays that exist at once while a case is prepared
 
@@ -112,7 +113,7 @@ def _prepare_case(files: CaseFiles, plan: Plan, folder: Path, scratch: Scratch, 
 
 def preparation_digest(files: CaseFiles, plan: Plan, digests: Digests) -> str:
     """Changes with any byte of the case's files and with whatever the plan does to them."""
-    key = f"{digests.case(files)} {plan.space.preparation_key()} {plan.data.labels.to_json()}"
+    key = f"{FORMAT} {digests.case(files)} {plan.space.preparation_key()} {plan.data.labels.to_json()}"
     return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
 
 
