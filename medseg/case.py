@@ -50,7 +50,8 @@ class PreparedCase:
     Attributes:
         image: `(C, *shape)` float16 or float32, normalised, on the target spacing.
         label: `(*shape)` integer voxel values, or None.
-        locations: for each foreground class, sampled voxel indices `(n, d)` int32, for foreground oversampling (may be empty).
+        locations: voxel indices `(n, d)` int32 to centre windows on: of each foreground class and, where labels have an ignore value, of
+            annotated voxels (`Domain.locations`); none without a label.
         native: the grid of the files.
         trail: the steps from the native grid to the prepared one.
         prior: `(*shape)` integer voxel values that an earlier stage predicted, or None.

@@ -99,11 +99,15 @@ class Domain(ABC):
 
     @abstractmethod
     def locations(self, label: NDArray[Any]) -> tuple[NDArray[np.int32], ...]:
-        """For each foreground class, at most a few thousand voxel indices `(n, d)` of a prepared label map, chosen deterministically."""
+        """Where windows of a prepared label map may be centred: at most a few thousand voxel indices `(n, d)` per entry, chosen by a fixed rule.
+
+        One entry for each foreground class, in order, in which every one of its separate objects is represented (as long as there is room),
+        then, where labels have an ignore value, one for annotated voxels.
+        """
 
     @abstractmethod
     def sample(self, case: PreparedCase, rng: np.random.Generator, focus: int | None) -> Window:
-        """One training window; `focus` is the class index to centre on.
+        """One training window; `focus` is the entry of `locations` to centre on.
 
         `source` is the plan's window plus whatever margin `augment` needs around it, the same for every call.
         Reads no more of the (memory-mapped) case than the window. Where the case is smaller than the window the image is padded with

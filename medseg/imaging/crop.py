@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
@@ -32,3 +34,24 @@ def nonzero(image: NDArray[Any], scratch: Scratch = IN_MEMORY) -> NDArray[np.boo
             mask[rows] |= channel[rows] != 0
             release(image)
     return mask
+
+
+def value_boxes(array: NDArray[Any], values: tuple[int, ...]) -> dict[int, tuple[slice, ...]]:
+    """The bounding box of each of `values` (not 0) that occurs in an integer array, in one pass over it."""
+    if array.dtype == np.bool_:
+        array = array.view(np.uint8)
+    if max(values) > 65535 or min(values) < 0:  # a list with an entry for every number up to the largest would not be small
+        order = tuple(sorted(values))
+        array = np.searchsorted(order, array) * np.isin(array, order) + np.isin(array, order)
+        values_at = {i + 1: value for i, value in enumerate(order)}
+    else:
+        values_at = {value: value for value in values}
+    found = ndimage.find_objects(array, max_label=max(values_at))
+    return {value: found[at - 1] for at, value in values_at.items() if found[at - 1] is not None}
+
+
+def union(boxes: Sequence[tuple[slice, ...]], ndim: int) -> tuple[slice, ...]:
+    """The smallest box that holds all of `boxes`; an empty one where there is none."""
+    if not boxes:
+        return (slice(0, 0),) * ndim
+    return tuple(slice(min(b[a].start for b in boxes), max(b[a].stop for b in boxes)) for a in range(ndim))

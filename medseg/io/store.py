@@ -3,7 +3,7 @@
 <folder>/<case id>/image.npy      (C, *shape) float16 or float32
                    label.npy      (*shape) smallest integer type
                    prior.npy      (*shape) smallest integer type; what an earlier stage predicted
-                   locations.npy  (n, d) int32, the classes one after another
+                   locations.npy  (n, d) int32, the entries one after another
                    meta.json      native grid, trail, digest
 """
 
@@ -30,9 +30,9 @@ META = "meta.json"
 
 
 class StoredCase(Record):
-    """`meta.json` of a prepared case: `affine` by rows, `counts` the number of locations of each class."""
+    """`meta.json` of a prepared case: `affine` by rows, `counts` the number of locations of each entry (see `Domain.locations`)."""
 
-    format: int = Field(default=1, ge=1, le=1)
+    format: int = Field(default=2, ge=2, le=2)  # what an earlier version prepared is prepared again
     id: str
     digest: str
     native: Shape
@@ -55,7 +55,7 @@ class Store:
         Args:
             case: prepared; the image finite, in float16 range where it is to be stored as float16.
             native: the grid of its files.
-            locations: voxel indices `(n, d)` per foreground class.
+            locations: voxel indices `(n, d)`, as `Domain.locations` gives them.
             digest: of whatever the prepared case depends on; `has` compares it.
 
         Raises:
@@ -114,6 +114,14 @@ class Store:
         """Everything but the arrays. Raises PlanError where it cannot be read."""
         return StoredCase.load(self.folder / _folder_name(case_id) / META)
 
+    def counts(self, case_id: str) -> tuple[int, ...]:
+        """How many locations a case has of each entry, without reading an array. Raises as `read`."""
+        folder = self.folder / _folder_name(case_id)
+        try:
+            return self.meta(case_id).counts
+        except MedsegError as error:
+            raise _unreadable(folder, error) from None
+
     def read(self, case_id: str) -> PreparedCase:
         """A case whose arrays are memory-mapped, read-only.
 
@@ -129,15 +137,7 @@ class Store:
             prior = _map(folder / "prior.npy") if meta.staged else None
             points = np.load(folder / "locations.npy", allow_pickle=False)
         except (MedsegError, OSError, ValueError, EOFError) as error:
-            if _out_of_descriptors(error):
-                raise ResourceError.of(
-                    "cannot be opened: too many files are open",
-                    where=str(folder),
-                    fix="Raise the limit of open files, for example with `ulimit -n 4096`.",
-                ) from None
-            raise DatasetError.of(
-                "a prepared case is missing or damaged", where=str(folder), found=str(error), fix="Run `medseg preprocess` again."
-            ) from None
+            raise _unreadable(folder, error) from None
         ends = np.cumsum(meta.counts, dtype=np.int64)
         locations = tuple(points[end - n : end] for end, n in zip(ends, meta.counts, strict=True))
         return PreparedCase(case_id, image, label, locations, Grid(meta.native, np.array(meta.affine)), meta.trail, prior)
@@ -155,6 +155,18 @@ def _folder_name(case_id: str) -> str:
             "a case id cannot be a folder name", where=f"case '{case_id}'", expected='no leading dot and none of / \\ : * ? " < > |'
         )
     return case_id
+
+
+def _unreadable(folder: Path, error: Exception) -> MedsegError:
+    if _out_of_descriptors(error):
+        return ResourceError.of(
+            "cannot be opened: too many files are open",
+            where=str(folder),
+            fix="Raise the limit of open files, for example with `ulimit -n 4096`.",
+        )
+    return DatasetError.of(
+        "a prepared case is missing or damaged", where=str(folder), found=str(error), fix="Run `medseg preprocess` again."
+    )
 
 
 def _out_of_descriptors(error: BaseException | None) -> bool:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medseg.dataset import Labels
 from medseg.errors import UsageError
+from medseg.imaging.crop import union, value_boxes
 from medseg.metrics.lesions import lesion_f1
 from medseg.metrics.overlap import Counts, Mask
 from medseg.metrics.surface import Surfaces
@@ -120,10 +120,10 @@ def score_classes(
         keep = truth != labels.ignore
         prediction, truth = np.where(keep, prediction, 0), np.where(keep, truth, 0)
     diagonal = math.hypot(*((n - 1) * s for n, s in zip(truth.shape, spacing, strict=True)))
-    boxes = (_boxes(prediction, labels.values), _boxes(truth, labels.values))
+    boxes = (value_boxes(prediction, labels.values), value_boxes(truth, labels.values))
     scores: Scores = {}
     for cls in labels.classes:
-        box = _union([b[value] for b in boxes for value in cls.values if value in b], truth.ndim)
+        box = union([b[value] for b in boxes for value in cls.values if value in b], truth.ndim)
         pair = _Pair(_mask(prediction[box], cls.values), _mask(truth[box], cls.values), tuple(map(float, spacing)), diagonal)
         scores[cls.name] = {name: compute(pair) for name, compute in computations.items()}
     return scores
@@ -168,25 +168,6 @@ def _computation(name: str) -> Callable[[_Pair], float]:
         "hd95": lambda p: p.surface(p.diagonal, lambda s: s.hausdorff(95)),
         "assd": lambda p: p.surface(p.diagonal, lambda s: s.average),
     }[base]
-
-
-def _boxes(array: NDArray[Any], values: tuple[int, ...]) -> dict[int, tuple[slice, ...]]:
-    """The bounding box of each of `values` that occurs, in one pass over the array."""
-    if array.dtype == np.bool_:
-        array = array.view(np.uint8)
-    if max(values) > 65535 or min(values) < 0:  # a list with an entry for every number up to the largest would not be small
-        array = np.searchsorted(values, array) * np.isin(array, values) + np.isin(array, values)
-        values_at = {i + 1: value for i, value in enumerate(values)}
-    else:
-        values_at = {value: value for value in values}
-    found = ndimage.find_objects(array, max_label=max(values_at))
-    return {value: found[at - 1] for at, value in values_at.items() if found[at - 1] is not None}
-
-
-def _union(boxes: list[tuple[slice, ...]], ndim: int) -> tuple[slice, ...]:
-    if not boxes:
-        return (slice(0, 0),) * ndim
-    return tuple(slice(min(b[a].start for b in boxes), max(b[a].stop for b in boxes)) for a in range(ndim))
 
 
 def _mask(array: NDArray[Any], values: tuple[int, ...]) -> Mask:

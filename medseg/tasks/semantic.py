@@ -10,14 +10,15 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from scipy.special import expit
 from torch import Tensor
 
 from medseg.case import Batch
 from medseg.dataset import Dataset, Labels
 from medseg.fingerprint import Fingerprint
-from medseg.losses.dice import IGNORED, exclusive_loss, region_loss
+from medseg.losses.blobs import number_blobs
+from medseg.losses.dice import IGNORED, Form, exclusive_loss, region_loss
 from medseg.metrics.classes import METRICS, score_classes
 from medseg.models.base import Head, Outputs
 from medseg.plans import TargetSection
@@ -31,6 +32,7 @@ SURE = 12.0  # logit of a perfect network: e^-12 of doubt
 RARE = 20.0  # a foreground class this many times rarer than the most frequent one gets weight
 FAINTEST = 1e-4  # a class is never taken to be rarer, so that its first logits are not out of reach
 HEAVIEST = 5.0  # more would make the cross entropy of a rare class drown all others
+VARIANTS = ("missed", "blob", "focal", "hardest")  # fields of the loss that most plans leave as they are
 
 
 class SemanticSettings(TargetSection):
@@ -44,10 +46,44 @@ class SemanticSettings(TargetSection):
         description="Weight of each class in the cross entropy, in the order of the network's channels; empty: all alike."
     )
     batch_dice: bool = Field(description="Dice over all windows of a batch together instead of window by window.")
-    dice: float = Field(ge=0, le=10, description="Factor of the soft Dice loss.")
+    dice: float = Field(ge=0, le=10, description="Factor of the overlap: soft Dice, or Tversky (see `missed`).")
     cross_entropy: float = Field(ge=0, le=10, description="Factor of the cross entropy.")
-
+    missed: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="Weight of missed voxels in the overlap, against 1 minus it of invented ones: 0.5 is the Dice, others are the Tversky "
+        "index. Written where it is not 0.5.",
+    )
+    blob: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="Factor of the blob loss: the overlap of each connected component by itself, in which small ones count as much as large "
+        "ones. Written where it is not 0.",
+    )
+    focal: float = Field(
+        default=0.0,
+        ge=0,
+        le=5,
+        description="Exponent by which the cross entropy of voxels that are nearly right fades (focal loss; 2 is usual). Written where it is "
+        "not 0.",
+    )
+    hardest: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the voxels, the hardest ones, that the cross entropy is the mean of (top-k loss; 0.1 is usual). Written where it "
+        "is not 1.",
+    )
     cleaning: tuple[Cleaning, ...] = Field(default=(), description="What is done to predicted label maps; learned of held-out predictions.")
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without variants of the loss that are not chosen: files and digests of other plans stay what they were."""
+        fields = type(self).model_fields
+        plain = {name for name in VARIANTS if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in handler(self).items() if name not in plain}
 
     def training_key(self) -> str:
         """Cleaning comes after training."""
@@ -111,22 +147,31 @@ class Semantic(Task):
         return _heads(self.labels, self.settings)
 
     def targets(self, batch: Batch) -> dict[str, Tensor]:
-        """`classes` `(N, *window)` int64 with `IGNORED`; or `regions` `(N, K, *window)` uint8 and `valid` `(N, *window)` bool."""
+        """`classes` `(N, *window)` int64 with `IGNORED`; or `regions` `(N, K, *window)` uint8 and `valid` `(N, *window)` bool.
+
+        Where the loss asks for them, `blobs`: the number of each voxel's component, `(N, *window)` or `(N, K, *window)` int16.
+        """
         if batch.label is None:
             raise ValueError("targets need labels")
         label = batch.label
         if self.labels.exclusive:
-            return {"classes": self._table.to(label.device)[label.long() - self._lowest]}
+            targets = {"classes": self._table.to(label.device)[label.long() - self._lowest]}
+            return targets | {"blobs": number_blobs(targets["classes"])} if self.settings.blob else targets
         regions = [torch.isin(label, torch.tensor(c.values, device=label.device, dtype=label.dtype)) for c in self.labels.classes]
         valid = torch.ones_like(label, dtype=torch.bool) if self.labels.ignore is None else label != self.labels.ignore
-        return {"regions": torch.stack(regions, 1).to(torch.uint8), "valid": valid}
+        targets = {"regions": torch.stack(regions, 1).to(torch.uint8), "valid": valid}
+        if self.settings.blob:
+            seen = targets["regions"] * valid[:, None]
+            targets["blobs"] = number_blobs(seen.flatten(0, 1)).view(seen.shape)
+        return targets
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`dice` and `cross_entropy`, each over all supervised resolutions with weights 1, 1/2, 1/4, ... that sum to 1 (nnU-Net)."""
+        """`dice`, `cross_entropy` and, where it is chosen, `blob`: each over all supervised resolutions with weights 1, 1/2, 1/4, ... that
+        sum to 1 (nnU-Net)."""
         settings = self.settings
         maps = outputs[HEAD]
         shares = [0.5**level for level in range(len(maps))]
-        factors = {"dice": settings.dice, "cross_entropy": settings.cross_entropy}
+        factors = {"dice": settings.dice, "cross_entropy": settings.cross_entropy} | ({"blob": settings.blob} if settings.blob else {})
         sums: dict[str, Tensor] = {}
         for share, logits in zip(shares, maps, strict=True):
             terms = self._terms(logits, {name: _at(target, logits.shape[2:]) for name, target in targets.items()})
@@ -224,9 +269,10 @@ class Semantic(Task):
     def _terms(self, logits: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         settings = self.settings
         weights = torch.tensor(settings.class_weights, device=logits.device) if settings.class_weights else None
+        form = Form(settings.batch_dice, settings.missed, settings.focal, settings.hardest)
         if self.labels.exclusive:
-            return exclusive_loss(logits, targets["classes"], weights, settings.batch_dice)
-        return region_loss(logits, targets["regions"], targets["valid"], weights, settings.batch_dice)
+            return exclusive_loss(logits, targets["classes"], weights, form, targets.get("blobs"))
+        return region_loss(logits, targets["regions"], targets["valid"], weights, form, targets.get("blobs"))
 
     @cached_property
     def _lowest(self) -> int:

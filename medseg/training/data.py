@@ -1,12 +1,15 @@
 """Training windows: which window comes at which step depends on the seed and the step alone, so any step can be repeated.
 
-There is no shuffled state to save: item `i` of training is a function of `(seed, fold, i)`. Each pass visits every case once, in an order
-of its own; focused windows (`TrainingPlan.foreground`) are spread evenly over the items and take the classes in turn.
+There is no shuffled state to save: item `i` of training is a function of `(seed, fold, i)`. Focused windows (`TrainingPlan.foreground`) are
+spread evenly over the items; they take the classes in turn, so that a class that few cases hold comes as often as any other, and for each
+class the cases that hold it. All other windows take all cases in turn. Turns pass through all cases before they repeat one, each time in
+another order. Where annotations are sparse, windows that are not focused are centred on annotated voxels: others would teach nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from medseg.case import PreparedCase, Window
 from medseg.device import Kind
 from medseg.domains.base import Domain, find_domain
-from medseg.errors import MedsegError
+from medseg.errors import DatasetError, MedsegError
 from medseg.io.store import Store
 from medseg.parallel import default_workers
 from medseg.plans import Plan
@@ -52,6 +55,21 @@ def open_cases() -> int:
     return max(1, min(OPEN_CASES, limit // 4 // DESCRIPTORS))
 
 
+@dataclass(frozen=True)
+class _Holders:
+    """Which training cases windows come from.
+
+    Attributes:
+        classes: index of each class that occurs in some case, with the cases that hold it.
+        everywhere: cases of windows that are not focused.
+        entry: of `Domain.locations` that these are centred on; None: anywhere.
+    """
+
+    classes: tuple[tuple[int, tuple[str, ...]], ...]
+    everywhere: tuple[str, ...]
+    entry: int | None
+
+
 class Windows(Dataset[Window]):
     """Training windows by item number. Opened lazily, so it travels to worker processes as a few strings."""
 
@@ -60,18 +78,18 @@ class Windows(Dataset[Window]):
         self._domain: Domain | None = None
         self._open: dict[str, PreparedCase] = {}
         self._most = 0
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._known: _Holders | None = None
+        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_domain": None, "_open": {}, "_most": 0, "_order": None}
+        return {**self.__dict__, "_domain": None, "_open": {}, "_most": 0, "_known": None, "_orders": {}}
 
     def __getitem__(self, item: int) -> Window:
-        training = self.plan.training
-        rng = stream(training.seed, fold_key(self.fold), 1, item)
-        case = self._case(self._id(item))
+        rng = stream(self.plan.training.seed, fold_key(self.fold), 1, item)
+        case_id, focus = self.place(item)
         if self._domain is None:
             self._domain = find_domain(self.plan.domain)(self.plan)
-        return self._domain.sample(case, rng, self._focus(item, case))
+        return self._domain.sample(self._case(case_id), rng, focus)
 
     def __getitems__(self, items: Sequence[int]) -> list[Window] | MedsegError:
         """A batch, or the error that a user can mend: torch would re-raise that of a worker process as a text without its problems."""
@@ -80,20 +98,50 @@ class Windows(Dataset[Window]):
         except MedsegError as error:
             return error
 
-    def _id(self, item: int) -> str:
-        turn, place = divmod(item, len(self.ids))
-        if self._order is None or self._order[0] != turn:
-            rng = stream(self.plan.training.seed, fold_key(self.fold), 0, turn)
-            self._order = (turn, rng.permutation(len(self.ids)))
-        return self.ids[int(self._order[1][place])]
+    def place(self, item: int) -> tuple[str, int | None]:
+        """The case of an item, and which of its locations (`Domain.locations`) the window is centred on; None where it lies anywhere.
 
-    def _focus(self, item: int, case: PreparedCase) -> int | None:
+        Raises:
+            DatasetError: a case is not prepared, or none has annotated voxels.
+        """
         fraction = self.plan.training.foreground
-        focused = int((item + 1) * fraction + 1e-9)
-        if focused == int(item * fraction + 1e-9):
-            return None
-        present = [k for k, found in enumerate(case.locations) if len(found)]
-        return present[focused % len(present)] if present else None
+        before, focused = int(item * fraction + 1e-9), int((item + 1) * fraction + 1e-9)
+        holders = self._holders
+        if not holders.classes:
+            return self._next(holders.everywhere, item, 0), holders.entry
+        if focused == before:
+            return self._next(holders.everywhere, item - before, 0), holders.entry
+        turn, place = divmod(before, len(holders.classes))
+        index, ids = holders.classes[place]
+        return self._next(ids, turn, index + 1), index
+
+    @property
+    def _holders(self) -> _Holders:
+        if self._known is None:
+            store, labels = Store(self.folder), self.plan.data.labels
+            counts = {case_id: store.counts(case_id) for case_id in self.ids}
+            entries = [
+                tuple(i for i in self.ids if counts[i] and counts[i][k]) for k in range(len(labels.classes) + (labels.ignore is not None))
+            ]
+            classes = tuple((k, ids) for k, ids in enumerate(entries[: len(labels.classes)]) if ids)
+            self._known = _Holders(classes, self.ids, None)
+            if labels.ignore is not None and any(counts.values()):
+                if not entries[-1]:
+                    raise DatasetError.of(
+                        "no training case has annotated voxels",
+                        where=f"{len(self.ids)} cases in {self.folder}",
+                        found=f"only the value {labels.ignore}, which is ignored",
+                    )
+                self._known = _Holders(classes, entries[-1], len(labels.classes))
+        return self._known
+
+    def _next(self, ids: tuple[str, ...], number: int, key: int) -> str:
+        """The case of the turn `number` through `ids`; `key` is 0 for all cases, else 1 + the class."""
+        turn, place = divmod(number, len(ids))
+        known = self._orders.get(key)
+        if known is None or known[0] != turn:
+            known = self._orders[key] = (turn, stream(self.plan.training.seed, fold_key(self.fold), 0, turn, key).permutation(len(ids)))
+        return ids[int(known[1][place])]
 
     def _case(self, case_id: str) -> PreparedCase:
         found = self._open.get(case_id)

@@ -10,8 +10,13 @@ from medseg.case import Batch, PreparedCase
 from medseg.dataset import LabelClass, Labels
 from medseg.domains.grid.augment import augment_batch
 from medseg.domains.grid.maps import BlendedMap, ResampledMap
+<<<<<<< HEAD
 from medseg.domains.grid.sampling import PER_CLASS, class_locations, sample_window, source_window
 from medseg.domains.grid.settings import Augmentation, PriorChanges
+=======
+from medseg.domains.grid.sampling import PER_CLASS, sample_window, source_window, window_locations
+from medseg.domains.grid.settings import Augmentation
+>>>>>>> c634c30 (Windows: classes and the cases that hold them in turn, components alike, annotated voxels only; loss variants)
 from medseg.domains.grid.stitch import stitch_case
 from medseg.geometry import Grid
 from medseg.models.base import Head
@@ -26,7 +31,7 @@ def prepared(shape, seed=0, channels=1):
     label[tuple(n // 3 for n in shape)] = 1
     label[tuple(slice(n - 1 - n // 4, n) for n in shape)] = 3
     image = rng.normal(size=(channels, *shape)).astype(np.float16)
-    return PreparedCase("c", image, label, class_locations(label, LABELS), Grid.plain(shape), ())
+    return PreparedCase("c", image, label, window_locations(label, LABELS), Grid.plain(shape), ())
 
 
 def whole(dense):
@@ -37,15 +42,15 @@ def whole(dense):
 
 def test_locations_are_voxels_of_the_class_and_bounded():
     label = np.random.default_rng(0).integers(0, 4, (30, 30, 30)).astype(np.uint8)
-    first, second = class_locations(label, LABELS)
+    first, second = window_locations(label, LABELS)
     assert first.dtype == np.int32
     assert first.shape == second.shape == (PER_CLASS, 3)
     assert (label[tuple(first.T)] == 1).all()
     assert set(np.unique(label[tuple(second.T)])) == {2, 3}
     assert len(np.unique(first, axis=0)) == PER_CLASS
-    again = class_locations(label, LABELS)
+    again = window_locations(label, LABELS)
     assert all(np.array_equal(a, b) for a, b in zip((first, second), again, strict=True))
-    assert class_locations(np.zeros((4, 4), np.uint8), LABELS)[0].shape == (0, 2)
+    assert window_locations(np.zeros((4, 4), np.uint8), LABELS)[0].shape == (0, 2)
 
 
 @given(

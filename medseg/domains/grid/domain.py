@@ -19,7 +19,7 @@ from medseg.domains.grid.drafts import make_drafts
 from medseg.domains.grid.maps import MeanMap, ResampledMap
 from medseg.domains.grid.measure import measure_case
 from medseg.domains.grid.prepare import prepare_case, restore_array
-from medseg.domains.grid.sampling import class_locations, sample_window, source_window
+from medseg.domains.grid.sampling import sample_window, source_window, window_locations
 from medseg.domains.grid.settings import Blending, GridSettings
 from medseg.domains.grid.stitch import layout, stitch_as_nnunet, stitch_case
 from medseg.fingerprint import CaseStats, Fingerprint
@@ -79,7 +79,7 @@ class GridDomain(Domain):
 
     def locations(self, label: NDArray[Any]) -> tuple[NDArray[np.int32], ...]:
         """See `Domain.locations`."""
-        return class_locations(label, self.plan.data.labels)
+        return window_locations(label, self.plan.data.labels)
 
     def sample(self, case: PreparedCase, rng: np.random.Generator, focus: int | None) -> Window:
         """See `Domain.sample`; the margin is what augmentation can move into the window."""

@@ -12,20 +12,64 @@ from medseg.case import PreparedCase, Window
 from medseg.dataset import Labels
 from medseg.domains.grid.settings import Augmentation
 from medseg.geometry import Shape
+from medseg.imaging.components import label_components
+from medseg.imaging.crop import union, value_boxes
 from medseg.imaging.windows import cut
 
 PER_CLASS = 4096  # locations kept per class and case: enough that no two windows of an epoch share one by necessity
 
 
-def class_locations(label: NDArray[Any], labels: Labels) -> tuple[NDArray[np.int32], ...]:
-    """For each class up to `PER_CLASS` voxel indices `(n, d)`, drawn evenly over the class by a fixed seed, in index order."""
+def window_locations(label: NDArray[Any], labels: Labels) -> tuple[NDArray[np.int32], ...]:
+    """See `Domain.locations`: up to `PER_CLASS` voxel indices `(n, d)` per entry, drawn by fixed seeds, in index order.
+
+    Half of a class's locations are drawn evenly over its voxels, half evenly over its connected components, each of which has the same share,
+    one location at least while there are fewer than `PER_CLASS`; so large components do not hide small ones. Small components give the same
+    voxel several times.
+    """
+    boxes = value_boxes(label, labels.values)
     found = []
     for index, item in enumerate(labels.classes):
-        flat = np.flatnonzero(np.isin(label, item.values))
-        if flat.size > PER_CLASS:
-            flat = np.sort(np.random.default_rng(index).choice(flat, PER_CLASS, replace=False))
-        found.append(np.stack(np.unravel_index(flat, label.shape), axis=1).astype(np.int32))
+        box = union([boxes[value] for value in item.values if value in boxes], label.ndim)
+        within = _of_class(np.isin(label[box], item.values), np.random.default_rng(index))
+        found.append(within + np.array([part.start for part in box], dtype=np.int32))
+    if labels.ignore is not None:
+        found.append(_drawn(label != labels.ignore, np.random.default_rng(len(found))))
     return tuple(found)
+
+
+def _of_class(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int32]:
+    """Half evenly over voxels, half evenly over components; voxels where there is one component only."""
+    labelled, count = label_components(mask)
+    if count < 2:
+        return _drawn(mask, rng)
+    flat = np.flatnonzero(labelled)
+    numbers = labelled.reshape(-1)[flat]
+    flat, sizes = flat[np.argsort(numbers, kind="stable")], np.bincount(numbers)[1:]
+    half = min(flat.size, PER_CLASS // 2)
+    share = max(1, half // count)
+    chosen = rng.choice(count, PER_CLASS, replace=False) if count > PER_CLASS else np.arange(count)
+    # The same number for each component, spread evenly over its voxels from a random one on.
+    steps = (np.arange(share) + rng.random((chosen.size, 1))) / share
+    places = (np.cumsum(sizes) - sizes)[chosen, None] + np.minimum((steps * sizes[chosen, None]).astype(np.int64), sizes[chosen, None] - 1)
+    even = rng.choice(flat.size, min(half, PER_CLASS - places.size), replace=False)
+    return _indices(np.sort(flat[np.concatenate([places.reshape(-1), even])]), mask.shape)
+
+
+def _drawn(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int32]:
+    """Up to `PER_CLASS` true elements, evenly; memory is that of one row of the first axis."""
+    counts = np.count_nonzero(mask.reshape(len(mask), -1), axis=1) if mask.size else np.zeros(0, dtype=np.int64)
+    total = int(counts.sum())
+    ranks = np.sort(rng.choice(total, PER_CLASS, replace=False)) if total > PER_CLASS else np.arange(total)
+    ends = np.cumsum(counts)
+    flat, row_size = [np.zeros(0, dtype=np.int64)], math.prod(mask.shape[1:])
+    for row in np.unique(np.searchsorted(ends, ranks, side="right")):
+        wanted = ranks[(ranks >= ends[row] - counts[row]) & (ranks < ends[row])] - (ends[row] - counts[row])
+        flat.append(np.flatnonzero(mask[row])[wanted] + row * row_size)
+    return _indices(np.concatenate(flat), mask.shape)
+
+
+def _indices(flat: NDArray[np.int64], shape: Shape) -> NDArray[np.int32]:
+    return np.stack(np.unravel_index(flat, shape) if flat.size else [flat] * len(shape), axis=1).astype(np.int32)
 
 
 def source_window(window: Shape, how: Augmentation) -> Shape:
@@ -47,10 +91,9 @@ def source_window(window: Shape, how: Augmentation) -> Shape:
 
 
 def sample_window(case: PreparedCase, window: Shape, source: Shape, rng: np.random.Generator, focus: int | None) -> Window:
-    """A window centred on a voxel of class `focus`, or anywhere, enlarged evenly to `source`.
+    """A window centred on one of the locations of entry `focus`, or anywhere, enlarged evenly to `source`.
 
-    The window itself stays within the case where it fits; only its margin may leave it. Where the class does not occur in the case,
-    another one that does is taken; in a case without any class the window lies anywhere.
+    The window itself stays within the case where it fits; only its margin may leave it. Where the entry is empty the window lies anywhere.
     """
     full_window = (1,) * (len(case.shape) - len(window)) + window
     full_source = (1,) * (len(case.shape) - len(window)) + source
@@ -71,12 +114,7 @@ def sample_window(case: PreparedCase, window: Shape, source: Shape, rng: np.rand
 
 
 def _centre(case: PreparedCase, rng: np.random.Generator, focus: int | None) -> NDArray[np.int32] | None:
-    if focus is None:
+    if focus is None or not len(case.locations[focus]):
         return None
     places = case.locations[focus]
-    if not len(places):
-        others = [found for found in case.locations if len(found)]
-        if not others:
-            return None
-        places = others[int(rng.integers(len(others)))]
     return np.asarray(places[int(rng.integers(len(places)))])
