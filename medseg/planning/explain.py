@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pydantic_core import to_jsonable_python
+
 from medseg.fingerprint import Fingerprint
-from medseg.plans import Plan
+from medseg.plans import Plan, lookup
 from medseg.record import Record, compact_json
 
 DECIDED = ("window", "recommended")
@@ -29,11 +31,8 @@ class Decision(Record):
 def explain(plan: Plan, fingerprint: Fingerprint | None = None) -> tuple[Decision, ...]:
     """All decisions of a plan in the order of its fields, after the evidence from the fingerprint (when given)."""
     decisions = [] if fingerprint is None else [Decision(field=f, value=v, reason=r) for f, v, r in _evidence(fingerprint)]
-    data = plan.model_dump(mode="json")
     for path in _told(plan):
-        value = data
-        for part in path.split("."):
-            value = value[int(part)] if isinstance(value, list) else value[part]
+        value = to_jsonable_python(lookup(plan, path))  # also of a field that is not written, because it is as in most plans
         decisions.append(Decision(field=path, value=compact_json(value, width=10**6), reason=plan.reasons.get(path, "")))
     return tuple(decisions)
 

@@ -5,18 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from medseg.case import Batch, PreparedCase
 from medseg.dataset import LabelClass, Labels
 from medseg.domains.grid.augment import augment_batch
 from medseg.domains.grid.maps import BlendedMap, ResampledMap
-<<<<<<< HEAD
-from medseg.domains.grid.sampling import PER_CLASS, class_locations, sample_window, source_window
-from medseg.domains.grid.settings import Augmentation, PriorChanges
-=======
 from medseg.domains.grid.sampling import PER_CLASS, sample_window, source_window, window_locations
 from medseg.domains.grid.settings import Augmentation
->>>>>>> c634c30 (Windows: classes and the cases that hold them in turn, components alike, annotated voxels only; loss variants)
 from medseg.domains.grid.stitch import stitch_case
 from medseg.geometry import Grid
 from medseg.models.base import Head
@@ -40,17 +36,104 @@ def whole(dense):
     return np.concatenate([v for _, v in parts], 1)
 
 
+def components_of(label, places):
+    """How many locations lie in each component of the nonzero voxels."""
+    labelled, count = ndimage.label(label, structure=np.ones((3,) * label.ndim))
+    return np.bincount(labelled[tuple(places.T)], minlength=count + 1)
+
+
 def test_locations_are_voxels_of_the_class_and_bounded():
     label = np.random.default_rng(0).integers(0, 4, (30, 30, 30)).astype(np.uint8)
+    label[:3] = 0
     first, second = window_locations(label, LABELS)
     assert first.dtype == np.int32
-    assert first.shape == second.shape == (PER_CLASS, 3)
+    assert first.shape[1] == second.shape[1] == 3
+    assert PER_CLASS / 2 < len(first) <= PER_CLASS
     assert (label[tuple(first.T)] == 1).all()
     assert set(np.unique(label[tuple(second.T)])) == {2, 3}
-    assert len(np.unique(first, axis=0)) == PER_CLASS
     again = window_locations(label, LABELS)
     assert all(np.array_equal(a, b) for a, b in zip((first, second), again, strict=True))
+    assert [len(places) for places in window_locations(np.zeros((4, 4), np.uint8), LABELS)] == [0, 0]
     assert window_locations(np.zeros((4, 4), np.uint8), LABELS)[0].shape == (0, 2)
+
+
+@pytest.mark.parametrize("size", [10, 30])
+def test_one_component_has_each_voxel_once(size):
+    label = np.zeros((40, 40, 40), np.int16)
+    label[5 : 5 + size, 3 : 3 + size, 2 : 2 + size] = 1
+    places = window_locations(label, LABELS)[0]
+    assert len(places) == min(PER_CLASS, size**3) == len(np.unique(places, axis=0))
+    assert np.allclose(places.mean(0), np.array([5, 3, 2]) + (size - 1) / 2, atol=0.5)
+
+
+def test_half_of_the_locations_are_shared_evenly_by_components():
+    """One lesion of 27 000 voxels and ten of one voxel: drawn over voxels alone, these would have 0.04 % of the windows."""
+    label = np.zeros((40, 40, 60), np.uint8)
+    label[4:34, 4:34, 4:34] = 2
+    label[5:35:3, 6, 50] = 3
+    places = window_locations(label, LABELS)[1]
+    large, *small = components_of(label, places)[1:]
+    assert len(small) == 10
+    share = PER_CLASS // 2 // 11
+    assert all(share <= n <= share + 2 for n in small)
+    assert large == pytest.approx(PER_CLASS / 2 + share, abs=12)
+    assert (label[tuple(places.T)] > 0).all()
+
+
+@given(seed=st.integers(0, 10**6), density=st.floats(0.001, 0.2), dims=st.sampled_from([2, 3]))
+@settings(max_examples=30, deadline=None)
+def test_every_component_has_a_location(seed, density, dims):
+    shape = (60, 60) if dims == 2 else (20, 18, 16)
+    label = (np.random.default_rng(seed).random(shape) < density).astype(np.uint8)
+    places = window_locations(label, LABELS)[0]
+    counts = components_of(label, places)
+    assert counts[0] == 0
+    assert (counts[1:] > 0).all()
+    assert len(places) <= PER_CLASS
+
+
+def test_more_components_than_locations():
+    label = np.zeros((200, 200), np.uint8)
+    label[::2, ::2] = 1  # 10 000 of them
+    places = window_locations(label, LABELS)[0]
+    assert len(places) == PER_CLASS == len(np.unique(places, axis=0))
+    label[60:] = 0
+    label[100:] = 1  # now 3001, of which one is large
+    places = window_locations(label, LABELS)[0]
+    assert len(places) == PER_CLASS
+    small = places[places[:, 0] < 100]
+    assert len(np.unique(small, axis=0)) == 3000
+
+
+def test_annotated_voxels_are_the_last_entry():
+    """Values that are no class, but annotated, among them background; and an ignored value below 0."""
+    for ignore in (255, -1):
+        labels = Labels(classes=LABELS.classes, order=(1, 2), ignore=ignore)
+        label = np.full((12, 50, 50), ignore, np.int16)
+        label[3, 10:20] = 0
+        label[3, 12, 5:9] = 1
+        *classes, annotated = window_locations(label, labels)
+        assert [len(places) for places in classes] == [4, 0]
+        assert np.array_equal(annotated, np.argwhere(label != ignore))
+        label[:] = 0
+        places = window_locations(label, labels)[-1]
+        assert len(places) == PER_CLASS == len(np.unique(places, axis=0))
+        assert np.allclose(places.mean(0), (np.array(label.shape) - 1) / 2, atol=1)
+
+
+def test_scribbles_are_in_every_window():
+    """Thin lines of annotation in a volume that is ignored otherwise: of windows that lie anywhere most would hold none."""
+    labels = Labels(classes=LABELS.classes, order=(1, 2), ignore=9)
+    label = np.full((60, 60, 60), 9, np.uint8)
+    label[30, 5:50, 20] = 1
+    label[31, 20, 3:40] = 0
+    case = PreparedCase("c", np.ones((1, 60, 60, 60), np.float16), label, window_locations(label, labels), Grid.plain(label.shape), ())
+    found = [
+        (sample_window(case, (12,) * 3, (12,) * 3, np.random.default_rng(s), entry)[1] != 9).any() for s in range(40) for entry in (0, 2)
+    ]
+    assert all(found)
+    anywhere = [(sample_window(case, (12,) * 3, (12,) * 3, np.random.default_rng(s), None)[1] != 9).any() for s in range(40)]
+    assert np.mean(anywhere) < 0.3
 
 
 @given(
@@ -86,16 +169,11 @@ def test_sampling_repeats_with_the_same_generator_and_varies_with_another():
     assert not np.array_equal(draws[0], draws[2])
 
 
-def test_an_absent_class_gives_way_to_one_that_is_there():
+def test_without_a_location_the_window_lies_anywhere():
     case = prepared((40, 40, 40))
-    only_b = PreparedCase(
-        "c", case.image, np.where(case.label == 1, 0, case.label), (case.locations[0][:0], case.locations[1]), case.native, ()
-    )
-    for seed in range(5):
-        _, label, _ = sample_window(only_b, (4, 4, 4), (4, 4, 4), np.random.default_rng(seed), 0)
-        assert (label == 3).any()
-    empty = PreparedCase("c", case.image, np.zeros_like(case.label), (case.locations[0][:0],) * 2, case.native, ())
-    assert sample_window(empty, (4, 4, 4), (4, 4, 4), np.random.default_rng(0), 0)[0].shape == (1, 4, 4, 4)
+    empty = PreparedCase("c", case.image, case.label, (case.locations[0][:0], case.locations[1]), case.native, ())
+    absent, anywhere = (sample_window(empty, (4, 4, 4), (4, 4, 4), np.random.default_rng(0), focus)[0] for focus in (0, None))
+    assert np.array_equal(absent, anywhere)
 
 
 def test_only_the_window_is_read():

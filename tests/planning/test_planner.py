@@ -210,3 +210,10 @@ def test_explain_covers_every_decision_in_order(plan: Plan) -> None:
 def test_edits_are_explained(plan: Plan) -> None:
     edited = plan.edited({"training.seed": "7"})
     assert next(d for d in explain(edited) if d.field == "training.seed").reason == "set by hand (--set training.seed=7)"
+
+
+def test_values_set_by_hand_to_what_most_plans_have_are_explained(plan: Plan) -> None:
+    """They are not written into the file, but their reason is."""
+    edited = plan.edited({"space.blending": "centred", "target.focal": "0"})
+    assert {d.field: d.value for d in explain(edited) if "by hand" in d.reason} == {"space.blending": '"centred"', "target.focal": "0.0"}
+    assert Plan.parse(edited.model_dump(mode="json"), where="here") == edited

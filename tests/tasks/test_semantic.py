@@ -14,9 +14,13 @@ from synthetic import REGIONS, TWO, make_dataset, make_fingerprint_of, make_plan
 
 from medseg.case import Batch
 from medseg.dataset import LabelClass, Labels
+from medseg.losses.blobs import number_blobs
 from medseg.losses.dice import IGNORED
+from medseg.planning.memory import training_memory
+from medseg.plans import Plan
 from medseg.prediction import Prediction
 from medseg.scratch import Scratch
+from medseg.tasks import semantic
 from medseg.tasks.semantic import HEAD, Semantic, SemanticSettings
 
 SPARSE = Labels(classes=(LabelClass(name="liver", values=(7,)), LabelClass(name="tumour", values=(300,))), ignore=255)
@@ -24,6 +28,14 @@ PARTIAL = Labels(classes=REGIONS.classes, order=REGIONS.order, ignore=9)
 ONE = Labels(classes=(LabelClass(name="polyp", values=(1, 2, 3)),), order=(1,))
 MERGED = Labels(classes=(LabelClass(name="polyp", values=(1, 2, 3)), LabelClass(name="tool", values=(5,))))
 ALL = {"merged": MERGED, "two": TWO, "regions": REGIONS, "sparse": SPARSE, "partial": PARTIAL, "one": ONE}
+
+VARIANTS_OF_LOSS: list[dict[str, str]] = [
+    {"target.missed": "0.7"},
+    {"target.focal": "2"},
+    {"target.hardest": "0.1"},
+    {"target.blob": "1"},
+    {"target.blob": "2", "target.missed": "0.8", "target.focal": "1", "target.hardest": "0.3"},
+]
 
 
 class Slabs:
@@ -61,8 +73,9 @@ def test_oracle_law(name: str, data: st.DataObject, tasks: dict[str, Semantic]) 
     prediction = task.decode({HEAD: Slabs(outputs[HEAD][0].numpy())}, "case")
     for scores in task.score(prediction.labels, label, (1.0, 1.0), ("dice", "iou")).values():
         assert all(v == 1.0 or math.isnan(v) for v in scores.values())
-    terms = task.loss({HEAD: [outputs[HEAD]]}, task.targets(batch_of(label)))
-    assert sum(float(t) for t in terms.values()) < 1e-3
+    for variant in (task, Semantic(task.plan.edited(data.draw(st.sampled_from(VARIANTS_OF_LOSS))))):
+        terms = variant.loss({HEAD: [outputs[HEAD]]}, variant.targets(batch_of(label)))
+        assert sum(float(t) for t in terms.values()) < 1e-3
 
 
 def test_targets_of_exclusive_classes(tasks: dict[str, Semantic]) -> None:
@@ -143,6 +156,67 @@ def test_loss_factors_and_class_weights(tasks: dict[str, Semantic]) -> None:
     assert float(changed["cross_entropy"]) == 0
 
 
+@pytest.mark.parametrize("edits", VARIANTS_OF_LOSS)
+@pytest.mark.parametrize("name", ["sparse", "partial"])
+def test_variants_of_the_loss_learn_at_every_resolution(name: str, edits: dict[str, str], tasks: dict[str, Semantic]) -> None:
+    """Softmax and regions, with ignored voxels and deep supervision: finite, and down to nothing by gradient descent alone."""
+    plain = tasks[name]
+    task = Semantic(plain.plan.edited(edits))
+    label = np.zeros((16, 16), np.int16)
+    label[2:9, 2:9], label[4:6, 4:6], label[12, 12] = ALL[name].classes[0].values[0], ALL[name].classes[-1].values[0], ALL[name].values[-1]
+    label[:, 14:] = ALL[name].ignore
+    targets = task.targets(batch_of(label))
+    torch.manual_seed(0)
+    maps = [torch.zeros(1, task.heads[0].channels, n, n, requires_grad=True) for n in (16, 8)]
+    optimizer = torch.optim.Adam(maps, lr=0.5)
+    history = []
+    for _ in range(60):
+        terms = task.loss({HEAD: maps}, targets)
+        total = torch.stack(list(terms.values())).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append(total.item())
+    assert list(terms) == ["dice", "cross_entropy", *(["blob"] if task.settings.blob else [])]
+    assert all(math.isfinite(value) for value in history)
+    assert history[-1] < 0.05 * history[0]
+    assert all((m.grad[..., -1] == 0).all() for m in maps if m.grad is not None)  # ignored
+    prediction = task.decode({HEAD: Slabs(maps[0][0].detach().numpy())}, "case")
+    assert all(scores["dice"] == 1 for scores in task.score(prediction.labels, label, (1.0, 1.0), ("dice",)).values())
+
+
+def test_components_are_numbered_once_and_seen_at_every_resolution(tasks: dict[str, Semantic], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(semantic, "number_blobs", lambda classes: calls.append(classes.shape) or number_blobs(classes))
+    task = Semantic(tasks["two"].plan.edited({"target.blob": "0.5"}))
+    label = np.zeros((8, 8), np.int16)
+    label[0:4, 0:4] = label[6:, 6:] = 1
+    targets = task.targets(batch_of(label))
+    assert calls == [(1, 8, 8)]
+    perfect = task.oracle(targets)[HEAD]
+    missed = perfect.clone()
+    missed[:, :, 6:, 6:] = -missed[:, :, 6:, 6:]  # the smaller of two components, at full resolution only
+    found = task.loss({HEAD: [missed, perfect[..., ::2, ::2]]}, targets)
+    assert float(found["blob"]) == pytest.approx(0.5 * 2 / 3 * 1 / 2, abs=0.02)
+    assert calls == [(1, 8, 8)]
+
+
+def test_variants_of_the_loss_are_written_where_they_are_chosen(tasks: dict[str, Semantic]) -> None:
+    plain = tasks["two"].plan
+    assert not {"missed", "blob", "focal", "hardest"} & set(plain.target.model_dump())
+    chosen = plain.edited({"target.blob": "1"})
+    assert chosen.target.model_dump()["blob"] == 1
+    assert "hardest" not in chosen.target.model_dump()
+    assert Plan.parse(chosen.model_dump(mode="json"), "here") == chosen
+    assert chosen.trained_digest() != plain.trained_digest()
+    assert plain.edited({"target.blob": "0"}).trained_digest() == plain.trained_digest()
+
+
+def test_memory_of_the_blob_loss_is_measured(tasks: dict[str, Semantic]) -> None:
+    plan = tasks["regions"].plan
+    assert training_memory(plan.edited({"target.blob": "1"})) > training_memory(plan)
+
+
 @pytest.mark.parametrize(
     ("labels", "voxels", "weights"),
     [
@@ -157,7 +231,7 @@ def test_class_weights_follow_imbalance(labels: Labels, voxels: tuple[int, ...],
     needs = Semantic.needs(dataset, make_fingerprint_of(dataset, voxels=voxels))
     assert isinstance(needs.target, SemanticSettings)
     assert needs.target.class_weights == weights
-    assert set(needs.reasons) == set(SemanticSettings.model_fields)
+    assert set(needs.reasons) == set(needs.target.model_dump())
 
 
 def said(*chances: list[float], labels: list[int] | None = None) -> Prediction:
@@ -228,6 +302,10 @@ def test_plan_and_needs_agree_on_heads(tasks: dict[str, Semantic]) -> None:
         ({"class_weights": (1.0, 2.0)}, "class_weights needs 3 positive values"),
         ({"frequencies": (0.9, 0.1, 0.0)}, "between 0 and 1"),
         ({"dice": 0, "cross_entropy": 0}, "cannot both be 0"),
+        ({"missed": 1}, "less than 1"),
+        ({"hardest": 0}, "greater than 0"),
+        ({"focal": -1}, "greater than or equal to 0"),
+        ({"blob": 11}, "less than or equal to 10"),
     ],
 )
 def test_impossible_settings(changes: dict[str, object], text: str) -> None:

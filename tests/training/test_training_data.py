@@ -8,7 +8,10 @@ import pytest
 import torch
 from tiny_training import Tiny
 
+from medseg.case import Case
 from medseg.errors import DatasetError, ResourceError
+from medseg.geometry import Grid
+from medseg.io.store import Store
 from medseg.training import data as module
 from medseg.training.data import Steps, TrainingData, Windows, collate, open_cases
 
@@ -31,22 +34,94 @@ def test_an_item_depends_on_its_number_only(tiny):
     assert any(not np.array_equal(forward[i][0], windows(tiny, fold=1)[i][0]) for i in range(10))
 
 
-def test_every_pass_visits_every_case_once(tiny):
-    data = windows(tiny)
-    n = len(data.ids)
-    passes = [[data._id(i) for i in range(n * k, n * (k + 1))] for k in range(6)]
-    assert all(sorted(p) == sorted(data.ids) for p in passes)
-    assert len({tuple(p) for p in passes}) > 1
+class Made:
+    """A store of cases that hold the given classes, and nothing but what `Windows.place` may look at."""
+
+    def __init__(self, root, plan, holds):
+        self.plan, self.root, self.ids = plan, root, tuple(holds)
+        entries = len(plan.data.labels.classes) + (plan.data.labels.ignore is not None)
+        for case_id, found in holds.items():
+            label = np.zeros((4, 4, 4), np.uint8)
+            places = [np.zeros((found.count(k), 3), np.int32) for k in range(entries)]
+            grid = Grid.plain(label.shape)
+            Store(root).write(Case(case_id, label[None].astype(np.float32), label, grid), grid, places, "digest")
+            for file in ("image", "label", "locations"):
+                (root / case_id / f"{file}.npy").unlink()
+
+    def windows(self, fold=0):
+        return Windows(self.plan, self.root, self.ids, fold)
 
 
-def test_focus_is_spread_and_classes_take_turns(tiny):
-    data = windows(tiny)
-    case = tiny.store.read(data.ids[0])
-    fraction = tiny.plan.training.foreground
-    focus = [data._focus(i, case) for i in range(300)]
-    chosen = [f for f in focus if f is not None]
-    assert len(chosen) == pytest.approx(300 * fraction, abs=1)
-    assert chosen[:6] in ([0, 1] * 3, [1, 0] * 3)
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory, tiny):
+    """One of 20 cases holds the second class."""
+    holds = {f"c{i:02}": [0] for i in range(20)} | {"c13": [0, 1], "c17": []}
+    return Made(tmp_path_factory.mktemp("rare"), tiny.plan, holds)
+
+
+def test_classes_have_equal_shares_however_few_cases_hold_them(rare):
+    data, fraction = rare.windows(), rare.plan.training.foreground
+    places = [data.place(i) for i in range(300)]
+    focused = [(case_id, k) for case_id, k in places if k is not None]
+    assert len(focused) == pytest.approx(300 * fraction, abs=1)
+    assert [k for _, k in focused[:6]] == [0, 1] * 3
+    assert {case_id for case_id, k in focused if k == 1} == {"c13"}
+    turns = [case_id for case_id, k in focused if k == 0]
+    holders = sorted(set(rare.ids) - {"c17"})
+    assert sorted(turns[:19]) == sorted(turns[19:38]) == holders  # all of them before one comes again
+    assert turns[:19] != turns[19:38]
+
+
+def test_windows_without_focus_go_through_all_cases(rare):
+    data = rare.windows()
+    visited = [case_id for case_id, k in (data.place(i) for i in range(300)) if k is None]
+    passes = [visited[n : n + 20] for n in range(0, 180, 20)]
+    assert all(sorted(p) == sorted(rare.ids) for p in passes)
+    assert len({tuple(p) for p in passes}) == 9
+
+
+def test_places_are_a_function_of_seed_fold_and_item(rare):
+    forward = [rare.windows().place(i) for i in range(100)]
+    data = pickle.loads(pickle.dumps(rare.windows()))
+    assert all(data.place(i) == forward[i] for i in (99, 3, 0, 41, 40, 99))
+    assert forward != [rare.windows(fold=1).place(i) for i in range(100)]
+    other = Made.__new__(Made)
+    other.__dict__ = rare.__dict__ | {"plan": rare.plan.edited({"training.seed": "7"})}
+    assert forward != [other.windows().place(i) for i in range(100)]
+
+
+def test_a_class_that_no_training_case_holds_leaves_its_turns_to_the_others(tmp_path, tiny):
+    places = [Made(tmp_path / "a", tiny.plan, {"a": [1], "b": [1]}).windows().place(i) for i in range(30)]
+    assert {k for _, k in places} == {None, 1}
+    nothing = [Made(tmp_path / "b", tiny.plan, {"a": [], "b": []}).windows().place(i) for i in range(30)]
+    assert {k for _, k in nothing} == {None}
+    assert sum(case_id == "a" for case_id, _ in nothing) == 15
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.33, 0.5, 1.0])
+def test_focus_is_spread_evenly(rare, fraction):
+    data = Windows(rare.plan.edited({"training.foreground": str(fraction)}), rare.root, rare.ids, 0)
+    focused = np.cumsum([data.place(i)[1] is not None for i in range(200)])
+    assert (np.abs(focused - fraction * np.arange(1, 201)) <= 1).all()
+
+
+def test_sparse_annotations_centre_every_window(tmp_path, tiny):
+    plan = tiny.plan.edited({"data.labels.ignore": "9"})
+    data = Made(tmp_path / "a", plan, {"a": [2], "b": [], "c": [0, 2]}).windows()
+    places = [data.place(i) for i in range(60)]
+    assert {case_id for case_id, _ in places} == {"a", "c"}  # nothing of b is annotated
+    assert {k for _, k in places} == {0, 2}
+    with pytest.raises(
+        DatasetError, match=r"2 cases in .*: no training case has annotated voxels; found only the value 9, which is ignored"
+    ):
+        Made(tmp_path / "b", plan, {"a": [], "b": []}).windows().place(0)
+
+
+def test_cases_without_labels_give_windows_anywhere(tmp_path, tiny):
+    plan = tiny.plan.edited({"data.labels.ignore": "9"})
+    grid = Grid.plain((4, 4, 4))
+    Store(tmp_path).write(Case("a", np.zeros((1, 4, 4, 4), np.float32), None, grid), grid, (), "digest")
+    assert Windows(plan, tmp_path, ["a"], 0).place(0) == ("a", None)
 
 
 def test_ranks_share_every_batch():
