@@ -33,7 +33,7 @@ def window_locations(label: NDArray[Any], labels: Labels) -> tuple[NDArray[np.in
         within = _of_class(np.isin(label[box], item.values), np.random.default_rng(index))
         found.append(within + np.array([part.start for part in box], dtype=np.int32))
     if labels.ignore is not None:
-        found.append(_drawn(label != labels.ignore, np.random.default_rng(len(found))))
+        found.append(_drawn(label != labels.ignore, PER_CLASS, np.random.default_rng(len(found))))
     return tuple(found)
 
 
@@ -41,25 +41,41 @@ def _of_class(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.i
     """Half evenly over voxels, half evenly over components; voxels where there is one component only."""
     labelled, count = label_components(mask)
     if count < 2:
-        return _drawn(mask, rng)
-    flat = np.flatnonzero(labelled)
-    numbers = labelled.reshape(-1)[flat]
-    flat, sizes = flat[np.argsort(numbers, kind="stable")], np.bincount(numbers)[1:]
-    half = min(flat.size, PER_CLASS // 2)
-    share = max(1, half // count)
-    chosen = rng.choice(count, PER_CLASS, replace=False) if count > PER_CLASS else np.arange(count)
-    # The same number for each component, spread evenly over its voxels from a random one on.
+        return _drawn(mask, PER_CLASS, rng)
+    half = min(int(np.count_nonzero(mask)), PER_CLASS // 2)
+    alike = _of_components(labelled, count, max(1, half // count), rng)
+    places = np.concatenate([alike, _drawn(mask, min(half, PER_CLASS - len(alike)), rng)])
+    return places[np.lexsort(places.T[::-1])]
+
+
+def _of_components(labelled: NDArray[np.int32], count: int, share: int, rng: np.random.Generator) -> NDArray[np.int32]:
+    """`share` voxels of every component, spread evenly over it from a random one on; of `PER_CLASS` random components where there are more."""
+    sizes, seen = np.zeros(count + 1, dtype=np.int64), np.zeros(count + 1, dtype=np.int64)
+    for row in labelled:  # one by one: a list of all voxels of a large class would take several times its memory
+        sizes += np.bincount(row.reshape(-1), minlength=count + 1)
+    chosen = (np.sort(rng.choice(count, PER_CLASS, replace=False)) if count > PER_CLASS else np.arange(count)) + 1
     steps = (np.arange(share) + rng.random((chosen.size, 1))) / share
-    places = (np.cumsum(sizes) - sizes)[chosen, None] + np.minimum((steps * sizes[chosen, None]).astype(np.int64), sizes[chosen, None] - 1)
-    even = rng.choice(flat.size, min(half, PER_CLASS - places.size), replace=False)
-    return _indices(np.sort(flat[np.concatenate([places.reshape(-1), even])]), mask.shape)
+    ranks = np.minimum((steps * sizes[chosen, None]).astype(np.int64), sizes[chosen, None] - 1).reshape(-1)
+    owners = np.repeat(chosen, share)
+    flat = []
+    for index, row in enumerate(labelled):
+        inside = np.flatnonzero(row)
+        numbers = row.reshape(-1)[inside]
+        here = np.bincount(numbers, minlength=count + 1)
+        wanted = np.flatnonzero((ranks >= seen[owners]) & (ranks < seen[owners] + here[owners]))
+        if wanted.size:
+            starts = np.cumsum(here) - here - seen
+            order = np.argsort(numbers, kind="stable")
+            flat.append(inside[order[starts[owners[wanted]] + ranks[wanted]]] + index * row.size)
+        seen += here
+    return _indices(np.concatenate(flat), labelled.shape)
 
 
-def _drawn(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int32]:
-    """Up to `PER_CLASS` true elements, evenly; memory is that of one row of the first axis."""
-    counts = np.count_nonzero(mask.reshape(len(mask), -1), axis=1) if mask.size else np.zeros(0, dtype=np.int64)
+def _drawn(mask: NDArray[np.bool_], most: int, rng: np.random.Generator) -> NDArray[np.int32]:
+    """Up to `most` true elements, evenly, in index order."""
+    counts = np.count_nonzero(mask, axis=tuple(range(1, mask.ndim)))
     total = int(counts.sum())
-    ranks = np.sort(rng.choice(total, PER_CLASS, replace=False)) if total > PER_CLASS else np.arange(total)
+    ranks = np.sort(rng.choice(total, most, replace=False)) if total > most else np.arange(total)
     ends = np.cumsum(counts)
     flat, row_size = [np.zeros(0, dtype=np.int64)], math.prod(mask.shape[1:])
     for row in np.unique(np.searchsorted(ends, ranks, side="right")):
