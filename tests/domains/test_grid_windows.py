@@ -12,7 +12,7 @@ from medseg.dataset import LabelClass, Labels
 from medseg.domains.grid.augment import augment_batch
 from medseg.domains.grid.maps import BlendedMap, ResampledMap
 from medseg.domains.grid.sampling import PER_CLASS, sample_window, source_window, window_locations
-from medseg.domains.grid.settings import Augmentation
+from medseg.domains.grid.settings import Augmentation, PriorChanges
 from medseg.domains.grid.stitch import stitch_case
 from medseg.geometry import Grid
 from medseg.models.base import Head
