@@ -133,3 +133,15 @@ def test_2d(tmp_path):
     read = Store(tmp_path).read("p")
     assert (read.native, read.shape, read.trail) == (grid, (5, 6), ())
     assert read.locations[0].tolist() == [[1, 2]]
+
+
+def test_what_an_earlier_version_prepared_is_prepared_again(tmp_path):
+    store = Store(tmp_path)
+    store.write(case(), NATIVE, POINTS, "digest")
+    assert store.has("a", "digest")
+    assert store.counts("a") == tuple(len(points) for points in POINTS)
+    meta = tmp_path / "a" / "meta.json"
+    meta.write_text(meta.read_text().replace('"format": 2', '"format": 1'))
+    assert not store.has("a", "digest")
+    with pytest.raises(DatasetError, match="a prepared case is missing or damaged"):
+        store.counts("a")
