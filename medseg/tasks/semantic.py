@@ -31,6 +31,7 @@ HEAD = "segmentation"
 SURE = 12.0  # logit of a perfect network: e^-12 of doubt
 RARE = 20.0  # a foreground class this many times rarer than the most frequent one gets weight
 FAINTEST = 1e-4  # a class is never taken to be rarer, so that its first logits are not out of reach
+MANY = 5  # components per case from which a single one hardly shows in the Dice of its class
 HEAVIEST = 5.0  # more would make the cross entropy of a rare class drown all others
 VARIANTS = ("missed", "blob", "focal", "hardest")  # fields of the loss that most plans leave as they are
 
@@ -122,7 +123,7 @@ class Semantic(Task):
             "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background.",
             "class_weights": why,
             "batch_dice": "Small objects may be missing from a window; over the whole batch their Dice is stable.",
-            "dice": "Optimises the score itself, whatever the class imbalance.",
+            "dice": " ".join(("Optimises the score itself, whatever the class imbalance.", *_many_small(fingerprint))),
             "cross_entropy": "Smooth gradients where the Dice has none; the sum of both is nnU-Net's loss.",
             "cleaning": "None yet: `medseg run --folds all` learns it of the predictions of held-out cases.",
         }
@@ -321,6 +322,23 @@ def _class_weights(fingerprint: Fingerprint) -> tuple[tuple[float, ...], str]:
     weights = tuple(round(min(HEAVIEST, math.sqrt(max(seen) / v)), 3) if v else 1.0 for v in voxels)
     why = f"{ratio}: square roots of the inverse frequencies, at most {HEAVIEST:g}."
     return ((1.0, *weights) if labels.exclusive else weights), why
+
+
+def _many_small(fingerprint: Fingerprint) -> tuple[str, ...]:
+    """What is to be said of classes that are many separate objects."""
+    told = []
+    for k, name in enumerate(fingerprint.labels.names):
+        found = [case.classes[k] for case in fingerprint.cases if case.classes[k].components]
+        number = float(np.median([c.components for c in found])) if found else 0.0
+        if number >= MANY:
+            size = float(np.median([c.sizes[len(c.sizes) // 2] for c in found]))
+            told.append(f"'{name}' is {number:g} components in the median case, half of them below {size:g} voxels")
+    if not told:
+        return ()
+    return (
+        "; ".join(told) + ": windows are shared evenly by them.",
+        "Tversky, blob, focal and top-k losses (missed, blob, focal, hardest) brought no consistent gain on such data (benchmarks/losses.py).",
+    )
 
 
 def _at(target: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -14,6 +14,7 @@ from synthetic import REGIONS, TWO, make_dataset, make_fingerprint_of, make_plan
 
 from medseg.case import Batch
 from medseg.dataset import LabelClass, Labels
+from medseg.fingerprint import ClassStats
 from medseg.losses.blobs import number_blobs
 from medseg.losses.dice import IGNORED
 from medseg.planning.memory import training_memory
@@ -278,6 +279,26 @@ def test_combining_takes_memory_for_slabs_only(tasks: dict[str, Semantic], monke
 def test_combining_needs_probabilities(tasks: dict[str, Semantic]) -> None:
     with pytest.raises(ValueError, match="combined by their probabilities"):
         tasks["two"].combine([said([1.0], [0.0], [0.0]), Prediction("x", np.zeros((1, 1)))], "x")
+
+
+def test_many_small_components_are_told() -> None:
+    """The reason for the loss names classes that are many separate objects; others leave it as it is."""
+    dataset = make_dataset(TWO)
+    fingerprint = make_fingerprint_of(dataset)
+    plain = Semantic.needs(dataset, fingerprint).reasons["dice"]
+    assert plain == "Optimises the score itself, whatever the class imbalance."
+
+    def lesions(components: int) -> str:
+        stats = ClassStats(voxels=900, volume=900, components=components, sizes=(1, 5, 17, 55, 210), box=((0, 9),) * 3)
+        absent = ClassStats(voxels=0, volume=0, components=0)
+        cases = [c.model_copy(update={"classes": (c.classes[0], stats if i < 3 else absent)}) for i, c in enumerate(fingerprint.cases)]
+        needs = Semantic.needs(dataset, fingerprint.model_copy(update={"cases": tuple(cases)}))
+        assert isinstance(needs.target, SemanticSettings)
+        assert (needs.target.missed, needs.target.blob, needs.target.focal, needs.target.hardest) == (0.5, 0, 0, 1)
+        return needs.reasons["dice"]
+
+    assert lesions(4) == plain
+    assert "'posterior' is 5 components in the median case, half of them below 17 voxels: windows are shared evenly" in lesions(5)
 
 
 def test_heads_start_at_the_frequencies() -> None:
