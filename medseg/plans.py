@@ -10,9 +10,9 @@ import difflib
 import hashlib
 import json
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from medseg import registry
 from medseg.dataset import Channel, Labels
@@ -101,6 +101,8 @@ class Plan(Record):
     (`medseg explain` prints them).
     """
 
+    seldom: ClassVar[tuple[str, ...]] = ("previous",)
+
     format: Literal[1] = Field(default=1, description="Version of this file format.")
     name: str = Field(description="Name of the configuration, for example 3d.")
     task: str = Field(description="Registered name of the task.")
@@ -120,11 +122,6 @@ class Plan(Record):
     )
     recommended: bool = Field(default=False, description="Whether `medseg run` takes this configuration where it trains only one.")
     reasons: dict[str, str] = Field(description="Why: dotted field name to one sentence with the evidence from the fingerprint.")
-
-    @model_serializer(mode="wrap")
-    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `previous` where there is none: few plans have one, and the files and digests of all others stay what they were."""
-        return {name: value for name, value in handler(self).items() if name != "previous" or value}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 from scipy.special import expit
 from torch import Tensor
 
@@ -33,11 +33,12 @@ RARE = 20.0  # a foreground class this many times rarer than the most frequent o
 FAINTEST = 1e-4  # a class is never taken to be rarer, so that its first logits are not out of reach
 MANY = 5  # components per case from which a single one hardly shows in the Dice of its class
 HEAVIEST = 5.0  # more would make the cross entropy of a rare class drown all others
-VARIANTS = ("missed", "blob", "focal", "hardest")  # fields of the loss that most plans leave as they are
 
 
 class SemanticSettings(TargetSection):
     """What the loss asks of the network."""
+
+    seldom: ClassVar[tuple[str, ...]] = ("missed", "blob", "focal", "hardest")
 
     kind: Literal["semantic"] = "semantic"
     frequencies: tuple[float, ...] = Field(
@@ -78,13 +79,6 @@ class SemanticSettings(TargetSection):
         "is not 1.",
     )
     cleaning: tuple[Cleaning, ...] = Field(default=(), description="What is done to predicted label maps; learned of held-out predictions.")
-
-    @model_serializer(mode="wrap")
-    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without variants of the loss that are not chosen: files and digests of other plans stay what they were."""
-        fields = type(self).model_fields
-        plain = {name for name in VARIANTS if getattr(self, name) == fields[name].default}
-        return {name: value for name, value in handler(self).items() if name not in plain}
 
     def training_key(self) -> str:
         """Cleaning comes after training."""

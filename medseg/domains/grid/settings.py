@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from medseg.plans import SpaceSection
 from medseg.record import Record
@@ -115,6 +115,8 @@ class PriorChanges(Record):
 class GridSettings(SpaceSection):
     """How cases become prepared arrays, and how windows of them are varied in training."""
 
+    seldom: ClassVar[tuple[str, ...]] = ("orientation", "interpolation", "blending", "prior")
+
     kind: Literal["grid"] = "grid"
     axes: tuple[int, ...] = Field(description="Order of the oriented axes (z, y, x) in prepared arrays; the coarsest comes first.")
     spacing: tuple[float | None, ...] = Field(description="Target spacing in mm along the prepared axes; null leaves an axis as it is.")
@@ -149,13 +151,6 @@ class GridSettings(SpaceSection):
         if any(s is not None and s <= 0 for s in self.spacing):
             raise ValueError(f"spacing must be positive, got {list(self.spacing)}")
         return self
-
-    @model_serializer(mode="wrap")
-    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the choices that plans of medseg do not make: their files, and the digests of these, stay what they were."""
-        fields = type(self).model_fields
-        plain = {name for name in ("orientation", "interpolation", "blending", "prior") if getattr(self, name) is fields[name].default}
-        return {name: value for name, value in handler(self).items() if name not in plain}
 
     def preparation_key(self) -> str:
         """Random changes happen in training and blending in prediction: plans that differ in them share prepared cases."""
