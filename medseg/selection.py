@@ -17,11 +17,12 @@ from medseg.evaluation.selection import Members, Selection, candidates, case_sco
 from medseg.plans import Plan
 from medseg.progress import Progress
 from medseg.record import write_folder
-from medseg.training.splits import Split, Splits, left_out
+from medseg.training.splits import Splits, left_out
 from medseg.workspace import Provenance, RunFolder
 
-CANDIDATES = "candidates"  # folder of their predictions, until one is chosen
+CANDIDATES = ".candidates"  # folder of their predictions, until one is chosen
 STAGED = ".selected"  # the chosen model, until it is whole
+WRITTEN = ("plan.json", "provenance.json", "splits.json", "learned.json", "fold_*", "partners", "held_out", "report")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Entrant:
     plan: Plan
 
 
-def entrants(runs: Sequence[Path]) -> tuple[tuple[Entrant, ...], tuple[Split, ...]]:
+def entrants(runs: Sequence[Path]) -> tuple[tuple[Entrant, ...], Splits]:
     """The models in these folders, and the splits that they all have.
 
     Raises:
@@ -51,7 +52,7 @@ def entrants(runs: Sequence[Path]) -> tuple[tuple[Entrant, ...], tuple[Split, ..
             "there is nothing to select of", found=", ".join(map(str, runs)), expected="two different model folders or more"
         )
     problems: list[Problem] = []
-    found: list[tuple[RunFolder, Plan, tuple[Split, ...]]] = []
+    found: list[tuple[RunFolder, Plan, Splits]] = []
     for run in runs:
         try:
             found.append(_opened(RunFolder(run)))
@@ -71,7 +72,7 @@ def entrants(runs: Sequence[Path]) -> tuple[tuple[Entrant, ...], tuple[Split, ..
 
 def selected(
     of: Sequence[Entrant],
-    splits: Sequence[Split],
+    splits: Splits,
     dataset: Dataset,
     out: RunFolder,
     device: str,
@@ -104,7 +105,7 @@ def selected(
     return selection
 
 
-def _opened(folder: RunFolder) -> tuple[RunFolder, Plan, tuple[Split, ...]]:
+def _opened(folder: RunFolder) -> tuple[RunFolder, Plan, Splits]:
     """A model of which every fold is trained. Raises ModelError or PlanError."""
     trained = {file.parent for file in folder.weights()}
     plan = Plan.load(folder.plan_file)
@@ -117,12 +118,12 @@ def _opened(folder: RunFolder) -> tuple[RunFolder, Plan, tuple[Split, ...]]:
             expected=folder.splits_file.name,
             fix="Pass a folder in which `medseg run` or `medseg train` trained every fold.",
         )
-    splits = Splits.load(folder.splits_file).folds
-    missing = [number for number in range(len(splits)) if folder.fold(number) not in trained]
+    splits = Splits.load(folder.splits_file)
+    missing = [number for number in range(len(splits.folds)) if folder.fold(number) not in trained]
     if missing:
         raise ModelError(
             Problem(
-                f"{len(missing)} of {len(splits)} folds are not trained",
+                f"{len(missing)} of {len(splits.folds)} folds are not trained",
                 str(folder.root),
                 f"no {', '.join(f'fold_{number}' for number in missing)}",
                 "every fold",
@@ -133,17 +134,15 @@ def _opened(folder: RunFolder) -> tuple[RunFolder, Plan, tuple[Split, ...]]:
     return folder, plan, splits
 
 
-def _differences(
-    folder: RunFolder, plan: Plan, splits: tuple[Split, ...], first: RunFolder, other: Plan, others: tuple[Split, ...]
-) -> list[Problem]:
+def _differences(folder: RunFolder, plan: Plan, splits: Splits, first: RunFolder, other: Plan, others: Splits) -> list[Problem]:
     """In what two models differ that keeps them from being compared."""
     pairs = (
         ("the task", plan.task, other.task),
         ("the dataset", f"'{plan.data.name}', digest {plan.data.digest}", f"'{other.data.name}', digest {other.data.digest}"),
         ("the classes", ", ".join(plan.data.labels.names), ", ".join(other.data.labels.names)),
         ("the classes' values", plan.data.labels, other.data.labels),
-        ("the splits", f"{len(splits)} folds", f"{len(others)} folds"),
-        ("the cases of the folds", splits, others),
+        ("the splits", f"{len(splits.folds)} folds", f"{len(others.folds)} folds"),
+        ("the cases of the folds", splits.folds, others.folds),
     )
     for what, here, there in pairs:
         if here != there:
@@ -160,9 +159,9 @@ def _differences(
     return []
 
 
-def _key(of: Sequence[Entrant], splits: Sequence[Split]) -> str:
+def _key(of: Sequence[Entrant], splits: Splits) -> str:
     parts = [f"{one.name} {one.plan.trained_digest()} {' '.join(map(file_digest, one.folder.weights()))}" for one in of]
-    return hashlib.blake2b("/".join([*sorted(parts), Splits(folds=tuple(splits)).to_json()]).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b("/".join([*sorted(parts), Splits(folds=splits.folds).to_json()]).encode(), digest_size=8).hexdigest()
 
 
 def _check_out(out: RunFolder, of: Sequence[Entrant], key: str) -> None:
@@ -173,13 +172,14 @@ def _check_out(out: RunFolder, of: Sequence[Entrant], key: str) -> None:
             raise UsageError.of("the output would lie in one of the models", where=str(out.root), fix="Choose another folder for -o.")
     if out.selection_file.is_file() and Selection.load(out.selection_file).key != key:
         raise UsageError.of("holds a model that was selected of others", where=str(out.root), fix="Choose another folder for -o.")
-    if out.plan_file.is_file() and not out.selection_file.is_file():
-        raise UsageError.of("holds a model already", where=str(out.root), found="plan.json", fix="Choose another folder for -o.")
+    taken = [path.name for pattern in WRITTEN for path in sorted(out.root.glob(pattern))]
+    if taken and not out.selection_file.is_file() and not (out.root / STAGED).is_dir():
+        raise UsageError.of("holds a model already", where=str(out.root), found=", ".join(taken), fix="Choose another folder for -o.")
 
 
 def _compared(
     of: Sequence[Entrant],
-    splits: Sequence[Split],
+    splits: Splits,
     dataset: Dataset,
     out: RunFolder,
     key: str,
@@ -195,7 +195,7 @@ def _compared(
     from medseg.inference.predictor import Predictor
     from medseg.tasks.base import find_task
 
-    todo = [(fold, dataset.case(case)) for fold, cases in left_out(splits, range(len(splits))).items() for case in cases]
+    todo = [(fold, dataset.case(case)) for fold, cases in left_out(splits.folds, range(len(splits.folds))).items() for case in cases]
     names = candidates([one.name for one in of])
     taken: dict[Members, float] = dict.fromkeys(names, 0.0)
     problems: list[Problem] = []
@@ -224,7 +224,7 @@ def _compared(
     return choose(scores, {name: seconds / len(todo) for name, seconds in taken.items()}, metric, key)
 
 
-def _assemble(selection: Selection, of: Sequence[Entrant], splits: Sequence[Split], out: RunFolder) -> None:
+def _assemble(selection: Selection, of: Sequence[Entrant], splits: Splits, out: RunFolder) -> None:
     """Copy the chosen models into one model folder. Until it is whole there is no `plan.json`, so nothing takes it for a model."""
     staged = RunFolder(out.root / STAGED)
     shutil.rmtree(staged.root, ignore_errors=True)
@@ -238,7 +238,7 @@ def _assemble(selection: Selection, of: Sequence[Entrant], splits: Sequence[Spli
     staged.root.rmdir()
 
 
-def _stage(selection: Selection, of: Mapping[str, Entrant], splits: Sequence[Split], staged: RunFolder) -> None:
+def _stage(selection: Selection, of: Mapping[str, Entrant], splits: Splits, staged: RunFolder) -> None:
     from medseg.tasks.base import unlearned
 
     (root, *partners) = (of[name] for name in selection.chosen)
@@ -247,5 +247,5 @@ def _stage(selection: Selection, of: Mapping[str, Entrant], splits: Sequence[Spl
         unlearned(one.plan).save(target.plan_file)
     digests = {one.name: one.plan.trained_digest() for one in partners}
     Provenance.load(staged.provenance_file).model_copy(update={"partners": digests}).save(staged.provenance_file)
-    Splits(folds=tuple(splits)).save(staged.splits_file)
+    splits.save(staged.splits_file)
     selection.save(staged.selection_file)

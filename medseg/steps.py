@@ -274,10 +274,27 @@ def train_all(chosen: Sequence[Configuration], workspace: Workspace, folds: Sequ
 
     A cascade whose earlier stage is among them takes it from there.
     """
+    homes = {one.plan.name: one.folder for one in chosen}
+    several = _foretell(chosen, folds, how)
+    results: list[TrainingResult] = []
+    for one in chosen:
+        if one.plan.previous in homes and not one.folder.previous.plan_file.is_file():
+            _copy_trained(homes[one.plan.previous], one.folder.previous)
+        for fold in folds:
+            if several:
+                how.progress.say(f"{one.plan.name}, {one.folder.fold(fold).name}")
+            results.append(train_fold(one.plan, workspace, one.folder, fold, how))
+            if not results[-1].finished:
+                return results
+    return results
+
+
+def _foretell(chosen: Sequence[Configuration], folds: Sequence[int | None], how: Training) -> bool:
+    """Say what trainings will take, and whether there are several."""
     from medseg.training.budget import length
 
-    homes = {one.plan.name: one.folder for one in chosen}
-    stages = [one for one in chosen if one.plan.previous and one.plan.previous not in homes]
+    names = [one.plan.name for one in chosen]
+    stages = [one for one in chosen if one.plan.previous and one.plan.previous not in names]
     trainings = [one.folder.finished_file(fold) for one in chosen for fold in folds]
     trainings += [one.folder.previous.finished_file(fold) for one in stages for fold in range(one.plan.training.folds)]
     count = len(trainings)
@@ -285,21 +302,11 @@ def train_all(chosen: Sequence[Configuration], workspace: Workspace, folds: Sequ
         epochs = sorted({how.epochs if how.epochs is not None else one.plan.training.epochs for one in chosen})
         each = length(how.seconds, None) if how.seconds is not None else " or ".join(length(None, n) for n in epochs)
         total = "" if how.seconds is None else f", {length(how.seconds * count, None)} in all"
-        names = ", ".join([*(one.plan.name for one in chosen), *(f"{one.plan.previous} for {one.plan.name}" for one in stages)])
-        what = "" if len(chosen) + len(stages) == 1 else f"{len(chosen) + len(stages)} configurations ({names}): "
+        names += [f"{one.plan.previous} for {one.plan.name}" for one in stages]
+        what = "" if len(names) == 1 else f"{len(names)} configurations ({', '.join(names)}): "
         done = sum(file.is_file() for file in trainings)
         how.progress.say(f"{what}{count} trainings of {each}{total}" + (f"; {done} of them are done" if done else ""))
-    results: list[TrainingResult] = []
-    for one in chosen:
-        if one.plan.previous in homes and not one.folder.previous.plan_file.is_file():
-            _copy_trained(homes[one.plan.previous], one.folder.previous)
-        for fold in folds:
-            if count > 1:
-                how.progress.say(f"{one.plan.name}, {one.folder.fold(fold).name}")
-            results.append(train_fold(one.plan, workspace, one.folder, fold, how))
-            if not results[-1].finished:
-                return results
-    return results
+    return count > 1
 
 
 def _copy_trained(folder: RunFolder, target: RunFolder) -> None:

@@ -265,7 +265,7 @@ def select(
     workspace = workspace_of(runs, plans, of[0].plan)
     dataset = workspace.dataset()
     selection = selected(of, splits, dataset, folder, device, memory, workers, progress)
-    evaluation = report(folder, dataset, range(len(splits)), True, device, memory, workers, True, progress)
+    evaluation = report(folder, dataset, range(len(splits.folds)), True, device, memory, workers, True, progress)
     log_model(workspace, folder, progress)
     return SelectResult(model=out, selection=selection, report=folder.report, evaluation=evaluation)
 

@@ -14,6 +14,7 @@ from medseg import workflow
 from medseg.commands import main
 from medseg.dataset import LabelClass, Labels
 from medseg.evaluation.records import CaseScores, Comparison, Difference, Evaluation
+from medseg.evaluation.selection import Candidate, Selection
 from medseg.evaluation.summary import summarise
 from medseg.workflow import RunResult
 
@@ -169,3 +170,53 @@ def test_a_finished_demo_shows_its_scores(cli: Cli, tmp_path: Path, monkeypatch:
         f"Report: {tmp_path / 'index.html'}\nOpen the report in a browser. The same on your data: medseg run DATASET -o RUN --time 20m\n"
     )
     assert "0.500" in out
+
+
+SELECTION = Selection(
+    key="k",
+    metric="dice",
+    cases=12,
+    candidates=(
+        Candidate(
+            members=("3d", "2d"), mean=0.9, low=0.88, high=0.92, difference=0.01, difference_low=0.004, difference_high=0.016, seconds=3.5
+        ),
+        Candidate(members=("3d",), mean=0.89, low=0.87, high=0.91, seconds=2),
+        Candidate(members=("2d",), mean=0.8, low=None, high=None, difference=-0.09, seconds=1.5),
+    ),
+    chosen=("3d", "2d"),
+    reason="Together they are better.",
+)
+
+
+def test_select_prints_all_candidates_and_the_choice(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = {}
+    case = CaseScores(id="a", scores={"edge": {"dice": 0.5}}, reference={"edge": 1}, predicted={"edge": 1})
+    evaluation = summarise([case], Labels(classes=(LabelClass(name="edge", values=(1,)),)), ("dice",), "Held out")
+
+    def select(runs, out, **options):
+        asked.update(runs=runs, out=out, **options)
+        return workflow.SelectResult(model=out, selection=SELECTION, report=out / "report", evaluation=evaluation)
+
+    monkeypatch.setattr(workflow, "select", select)
+    code, out, _ = cli("select", "a", "b", "-o", tmp_path / "model", "--plans", "p", "--memory", 3)
+    assert code == 0
+    assert (asked["runs"], asked["plans"], asked["memory"]) == ([Path("a"), Path("b")], Path("p"), 3)
+    rows = [" ".join(line.replace("\u2502", " ").split()) for line in out.splitlines()]
+    for row in ("* 3d + 2d 0.9000 +0.0100 3.500", "3d 0.8900 2.000", "2d 0.8000 -0.0900 1.500", "0.880 to 0.920 0.0040 to 0.016"):
+        assert row in rows
+    assert "* 3d + 2d. Together they are better." in rows
+
+
+def test_configurations_are_named_one_by_one_or_together(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def run(*arguments, **options):
+        asked.append(options["configuration"])
+        return RunResult(model=tmp_path, plan="3d", folds=(0,), selection=SELECTION, report=None, evaluation=None, tracking="")
+
+    monkeypatch.setattr(workflow, "run", run)
+    for options in ((), ("--configuration", "2d,3d"), ("--configuration", "2d", "--configuration", "3d")):
+        code, out, _ = cli("run", "d", "-o", tmp_path, "--folds", "all", *options)
+        assert code == 0
+    assert asked == [(), ("2d", "3d"), ("2d", "3d")]
+    assert "Selected on 12 cases left out of training, before any cleaning" in out

@@ -249,8 +249,11 @@ def test_where_a_model_may_not_be_written_and_where_its_data_is(trained, runs, t
         select(runs, trained, runs[0] / "model")
     other = tmp_path / "other"
     shutil.copytree(runs[0], other)
-    with pytest.raises(UsageError, match=r"other: holds a model already; found plan\.json"):
+    with pytest.raises(UsageError, match=r"other: holds a model already; found plan\.json, "):
         select(runs, trained, other)
+    (tmp_path / "mine" / "partners").mkdir(parents=True)
+    with pytest.raises(UsageError, match="mine: holds a model already; found partners"):
+        select(runs, trained, tmp_path / "mine")
     with pytest.raises(UsageError, match=r"the dataset of these models is not known.*--plans"):
         workflow.select(runs, tmp_path / "model", device="cpu")
     select(runs, trained, tmp_path / "model")
