@@ -51,12 +51,20 @@ def plan(recorded: dict[str, Any]) -> Plan:
 
 def prepare(plan: Plan, recorded: dict[str, Any]) -> Case:
     image = recorded["image"].numpy()
-    case = Case("x", image, None, Grid.plain(image.shape[1:], tuple(recorded["spacing"])))
+    case = Case("x", image, None, Grid.plain(image.shape[1:], tuple(recorded["spacing"])), (), recorded["prior"].numpy())
     return find_domain(plan.domain)(plan).prepare(case)
 
 
 def test_prepared_cases_are_equal(plan: Plan, recorded: dict[str, Any]) -> None:
     np.testing.assert_allclose(prepare(plan, recorded).image, recorded["prepared"].numpy(), atol=1e-4)
+
+
+def test_priors_are_equal(plan: Plan, recorded: dict[str, Any]) -> None:
+    """What an earlier stage predicted, as input channels of a cascade; to the voxel."""
+    prior = prepare(plan, recorded).prior
+    assert prior is not None
+    found = np.stack([prior == value for value in plan.data.labels.values])
+    np.testing.assert_array_equal(found, recorded["staged"].numpy())
 
 
 def test_stitched_logits_are_equal(plan: Plan, recorded: dict[str, Any]) -> None:

@@ -41,7 +41,9 @@ def prepare_case(case: Case, settings: GridSettings, scratch: Scratch = IN_MEMOR
             maps = {name: crop.apply(values) for name, values in maps.items()}
 
     normal = scratch.zeros(image.shape, np.float32)
-    body = body_mask(inside) if inside is not None and any(c.scheme is Scheme.masked for c in settings.channels) else None
+    as_nnunet = settings.interpolation is Interpolation.nnunet
+    asked = any(c.scheme is Scheme.masked for c in settings.channels) or (as_nnunet and maps)
+    body = body_mask(inside) if inside is not None and asked else None
     for k, (channel, how, out) in enumerate(zip(image, settings.channels, normal, strict=True)):
         source = case.field(k)
         _normalise(channel, how, body, out, None if source is None else field_of_view(source, grid, scratch))
@@ -58,8 +60,8 @@ def prepare_case(case: Case, settings: GridSettings, scratch: Scratch = IN_MEMOR
             )
         resample, apart = _resampling(grid, shape, settings)
         steps.append(resample)
-        image = resample_image(image, shape, apart, scratch=scratch, clip=settings.interpolation is Interpolation.nnunet)
-        maps = {name: resample_label(np.ascontiguousarray(values), shape, apart) for name, values in maps.items()}
+        image = resample_image(image, shape, apart, scratch=scratch, clip=as_nnunet)
+        maps = {name: resample_label(values, shape, apart, body if as_nnunet else None) for name, values in maps.items()}
         grid = resample.grid(grid)
     maps = {name: np.ascontiguousarray(values) for name, values in maps.items()}
     return Case(case.id, np.ascontiguousarray(image), maps.get("label"), grid, (*case.trail, *steps), maps.get("prior"))

@@ -1,7 +1,8 @@
 """Record what nnU-Net makes of small images: `PYTHON_WITH_NNUNET tests/interop/recorded/record_pipeline.py` writes `recorded/pipeline_*.pt`.
 
-Written with nnU-Net 2.8.1. Each file holds plans and dataset, an image with its spacing, the prepared case, the weights of a tiny network, its
-stitched logits, and the segmentation on the image's grid.
+Written with nnU-Net 2.8.1. Each file holds plans and dataset, an image with its spacing, the prepared case, a label map as an earlier stage might
+predict it and the channels that a cascade makes of it, the weights of a tiny network, its stitched logits, and the segmentation on the image's
+grid.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
 
@@ -102,6 +104,12 @@ def make_image(channels: int, shape: tuple[int, ...]) -> np.ndarray:
     return image.astype(np.float32)
 
 
+def make_prior(shape: tuple[int, ...]) -> np.ndarray:
+    """Labels 0 to 2 that meet within the image and beyond its empty border."""
+    rng = np.random.default_rng(1)
+    return np.argmax([gaussian_filter(rng.normal(0, 1, shape), 1.2) for _ in range(3)], axis=0).astype(np.uint8)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     for number, (key, case) in enumerate(CASES.items()):
@@ -115,6 +123,10 @@ def main() -> None:
         image = make_image(len(schemes), shape)
         preparation = DefaultPreprocessor(verbose=False)
         prepared, _, properties = preparation.run_case_npy(image, None, {"spacing": list(spacing)}, manager, configuration, dataset)
+
+        prior = make_prior(shape)
+        _, staged, _ = preparation.run_case_npy(image, prior[None].astype(np.float32), {"spacing": list(spacing)}, manager, configuration, dataset)
+        staged = convert_labelmap_to_one_hot(staged[0], manager.get_label_manager(dataset).foreground_labels, np.uint8)
 
         torch.manual_seed(number)
         heads = manager.get_label_manager(dataset).num_segmentation_heads
@@ -142,6 +154,8 @@ def main() -> None:
             "image": torch.from_numpy(image),
             "spacing": spacing,
             "prepared": torch.from_numpy(prepared.astype(np.float32)),
+            "prior": torch.from_numpy(prior),
+            "staged": torch.from_numpy(staged),
             "weights": weights,
             "logits": logits,
             "segmentation": torch.from_numpy(segmentation),
