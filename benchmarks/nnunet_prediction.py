@@ -3,8 +3,9 @@
     python benchmarks/nnunet_prediction.py --reference NNUNET_VENV/bin/python MODEL_FOLDER=IMAGES ... [--export] [--keep FOLDER]
 
 NNUNET_VENV has nnunetv2 installed; MODEL_FOLDER is a trained model such as `nnUNetTrainer__nnUNetPlans__3d_fullres`, IMAGES a folder of
-files named CASE_0000.nii.gz. For each pair both programs predict in processes of their own, on the CPU, with the same number of threads. With
-`--export` the imported model is exported again and nnU-Net predicts with that, too. Bars: 99.9 % of voxels, Dice per class 0.999.
+files named CASE_0000.nii.gz. The stage before a cascade lies beside it, as nnU-Net puts it. For each pair both programs predict in processes
+of their own, on the CPU, with the same number of threads. With `--export` the imported model is exported again and nnU-Net predicts with
+that, too. Bars: 99.9 % of voxels, Dice per class 0.999.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,7 +24,7 @@ import numpy as np
 import psutil
 from hardware import write
 
-from medseg.interop.nnunet.folder import export_model, import_model
+from medseg.interop.nnunet.folder import Exported, export_model, import_model
 from medseg.io.images import read_label
 from medseg.plans import Plan
 from medseg.workspace import RunFolder
@@ -104,18 +106,28 @@ def compared(reference: Path, found: Path, plan: Plan) -> Parity:
     return result
 
 
-def reference_command(python: Path, model: Path, images: Path, out: Path, folds: list[str]) -> list[str]:
-    program = str(python.with_name("nnUNetv2_predict_from_modelfolder"))
-    options = ["-device", "cpu", "-npp", "1", "-nps", "1", "--disable_progress_bar"]
-    return [program, "-i", str(images), "-o", str(out), "-m", str(model), "-f", *folds, *options]
+def reference(python: Path, stages: Sequence[Exported], images: Path, out: Path, log: Path, threads: int) -> Cost:
+    """nnU-Net's prediction: of a cascade stage after stage, costs added up."""
+    seconds, peak, earlier = 0.0, 0.0, []
+    for number, stage in enumerate(stages, 1):
+        target = out if number == len(stages) else out.with_name(f"{out.name}_{number}")
+        program = str(python.with_name("nnUNetv2_predict_from_modelfolder"))
+        options = ["-device", "cpu", "-npp", "1", "-nps", "1", "--disable_progress_bar", *earlier]
+        command = [program, "-i", str(images), "-o", str(target), "-m", str(stage.folder), "-f", *stage.folds, *options]
+        cost = measured(command, log, threads)
+        seconds, peak, earlier = seconds + cost.seconds, max(peak, cost.peak_gib), ["-prev_stage_predictions", str(target)]
+    return Cost(round(seconds, 1), peak)
 
 
 def one(python: Path, model: Path, images: Path, work: Path, threads: int, export: bool) -> dict[str, object]:
     run, theirs, ours = work / "run", work / "nnunet", work / "medseg"
     _, folds = import_model(model, run)
-    names = ["all" if fold is None else str(fold) for fold in folds]
+    names = tuple("all" if fold is None else str(fold) for fold in folds)
     plan = Plan.load(RunFolder(run).plan_file)
-    reference = measured(reference_command(python, model, images, theirs, names), work / "nnunet.log", threads)
+    stages = [Exported(model, names)]
+    if plan.previous:
+        stages.insert(0, Exported(model.with_name(model.name.removesuffix(plan.name) + plan.previous), names))
+    cost = reference(python, stages, images, theirs, work / "nnunet.log", threads)
     command = [
         sys.executable,
         str(Path(__file__).parents[1] / "cli.py"),
@@ -133,12 +145,12 @@ def one(python: Path, model: Path, images: Path, work: Path, threads: int, expor
         "folds": names,
         "window": plan.window,
         "parity": asdict(compared(theirs, ours, plan)),
-        "nnunet": asdict(reference),
+        "nnunet": asdict(cost),
         "medseg": asdict(medseg),
     }
     if export:
         exported, again = work / "exported", work / "nnunet_exported"
-        measured(reference_command(python, exported, images, again, list(export_model(run, exported))), work / "exported.log", threads)
+        reference(python, export_model(run, exported), images, again, work / "exported.log", threads)
         row["exported"] = asdict(compared(ours, again, plan))
     return row
 

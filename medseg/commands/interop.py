@@ -23,6 +23,10 @@ def import_model(
         str | None, typer.Option("--folds", "--fold", help="Folds to import, e.g. 0,1; none is nnU-Net's fold_all. Default: all there are.")
     ] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="final or best.")] = "final",
+    previous: Annotated[
+        Path | None,
+        typer.Option("--previous", help="Of a cascade: model folder of the stage before. Default: beside FOLDER, where nnU-Net puts it."),
+    ] = None,
 ) -> None:
     """Make a model folder out of a trained nnU-Net model; predictions are the same as nnU-Net's."""
     _check_format(program)
@@ -33,10 +37,15 @@ def import_model(
     from medseg.interop.nnunet.folder import import_model as convert
 
     plan, imported = convert(
-        folder, out, folds=None if chosen == "all" else chosen, checkpoint=cast('Literal["final", "best"]', checkpoint)
+        folder,
+        out,
+        folds=None if chosen == "all" else chosen,
+        checkpoint=cast('Literal["final", "best"]', checkpoint),
+        previous=previous,
     )
     names = ", ".join("all" if fold is None else str(fold) for fold in imported)
-    ok(f"imported {plan.name} of {plan.data.name}, fold{'s' if len(imported) > 1 else ''} {names}; model in {out}")
+    stages = f", with {plan.previous} before it" if plan.previous else ""
+    ok(f"imported {plan.name} of {plan.data.name}, fold{'s' if len(imported) > 1 else ''} {names}{stages}; model in {out}")
     say(f"Next: medseg predict {shown(out)} IMAGES -o OUT")
     answer({"model": str(out), "plan": plan.name, "folds": list(imported)})
 
@@ -54,10 +63,16 @@ def export_model(
 
     from medseg.interop.nnunet.folder import export_model as convert
 
-    folds = convert(run, out, ending=ending)
-    ok(f"exported {len(folds)} network{'s' if len(folds) > 1 else ''} to {out}")
-    say(f"Next: nnUNetv2_predict_from_modelfolder -m {shown(out)} -f {' '.join(folds)} -i IMAGES -o OUT")
-    answer({"folder": str(out), "folds": list(folds)})
+    stages = convert(run, out, ending=ending)
+    count = sum(len(stage.folds) for stage in stages)
+    ok(f"exported {count} network{'s' if count > 1 else ''} to {out}")
+    earlier = ""
+    for number, stage in enumerate(stages, 1):
+        predictions = "OUT" if number == len(stages) else f"STAGE_{number}"
+        command = f"nnUNetv2_predict_from_modelfolder -m {shown(stage.folder)} -f {' '.join(stage.folds)} -i IMAGES -o {predictions}"
+        say(f"{'Next' if number == 1 else 'then'}: {command}{earlier}")
+        earlier = f" -prev_stage_predictions {predictions}"
+    answer({"stages": [{"folder": str(stage.folder), "folds": list(stage.folds)} for stage in stages]})
 
 
 def _check_format(name: str) -> None:

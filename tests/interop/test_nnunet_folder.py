@@ -20,7 +20,7 @@ from medseg.domains.grid.settings import Blending, Interpolation, Orientation, S
 from medseg.errors import ModelError, UsageError
 from medseg.inference.predictor import Predictor
 from medseg.interop.nnunet.checkpoint import read_checkpoint
-from medseg.interop.nnunet.folder import export_model, import_model
+from medseg.interop.nnunet.folder import Exported, export_model, import_model
 from medseg.interop.nnunet.weights import aliases
 from medseg.plans import Plan
 
@@ -32,6 +32,12 @@ def nothing(content: dict[str, Any]) -> None:
     """The default change."""
 
 
+def record_of(recorded: str, stage: str = "") -> dict[str, Any]:
+    """What nnU-Net did; with `stage` one of a recorded cascade."""
+    content: dict[str, Any] = torch.load(RECORDED / f"{recorded if stage else f'pipeline_{recorded}'}.pt", weights_only=True)
+    return content[stage] if stage else content
+
+
 def model_folder(
     root: Path,
     folds: tuple[int | str, ...] = (0,),
@@ -39,9 +45,10 @@ def model_folder(
     dataset: Change = nothing,
     checkpoint: Change = nothing,
     recorded: str = "thick",
+    stage: str = "",
 ) -> Path:
     """What nnU-Net's trainer leaves behind, of the recorded tiny network; each fold's weights differ a little."""
-    record = torch.load(RECORDED / f"pipeline_{recorded}.pt", weights_only=True)
+    record = record_of(recorded, stage)
     plans(record["plans"])
     dataset(record["dataset"])
     root.mkdir(parents=True)
@@ -72,9 +79,9 @@ def model_folder(
     return root
 
 
-def write_case(folder: Path, recorded: str = "thick") -> np.ndarray:
+def write_case(folder: Path, recorded: str = "thick", stage: str = "") -> np.ndarray:
     """The recorded image as files, and nnU-Net's segmentation of it."""
-    record = torch.load(RECORDED / f"pipeline_{recorded}.pt", weights_only=True)
+    record = record_of(recorded, stage)
     folder.mkdir()
     for index, channel in enumerate(record["image"].numpy()):
         image = sitk.GetImageFromArray(channel)
@@ -133,9 +140,9 @@ def test_export_gives_back_what_was_imported(tmp_path: Path, recorded: str) -> N
     """Weights to the bit, and the same plan again; what prediction does not use may differ."""
     folder = model_folder(tmp_path / "m", folds=(0, 2) if recorded == "thick" else ("all",), recorded=recorded)
     plan, _ = import_model(folder, tmp_path / "run", folds=(0, 2) if recorded == "thick" else None)
-    folds = export_model(tmp_path / "run", tmp_path / "out")
-    assert folds == (("0", "2") if recorded == "thick" else ("all",))
-    for fold in folds:
+    (exported,) = export_model(tmp_path / "run", tmp_path / "out")
+    assert exported == Exported(tmp_path / "out", ("0", "2") if recorded == "thick" else ("all",))
+    for fold in exported.folds:
         old, new = (read_checkpoint(root / f"fold_{fold}" / "checkpoint_final.pth") for root in (folder, tmp_path / "out"))
         assert (old.trainer, old.configuration, old.mirror) == (new.trainer, new.configuration, new.mirror)
         assert sorted(old.weights) == sorted(new.weights)
@@ -172,7 +179,6 @@ def set_in(path: str, value: object) -> Change:
         ),
         (set_in("resampling_fn_probabilities_kwargs.order_z", 1), ["'resampling_fn_probabilities_kwargs'", "'order_z': 1"]),
         (set_in("normalization_schemes", ["ZScoreNormalization", "MyNorm"]), ["unknown way", "'normalization_schemes.1'", "MyNorm"]),
-        (set_in("previous_stage", "3d_lowres"), ["cascade", "cannot be imported yet", "3d_lowres"]),
         (set_in("preprocessor_name", "MyPreprocessor"), ["custom class", "MyPreprocessor", "DefaultPreprocessor"]),
         (set_in("architecture.network_class_name", "my.package.MyNet"), ["network 'my.package.MyNet'", "PlainConvUNet"]),
         (set_in("architecture.arch_kwargs.norm_op", "torch.nn.BatchNorm3d"), ["layers that are not known", "norm_op", "BatchNorm3d"]),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from medseg.dataset import LabelClass, Labels
 from medseg.domains.grid.drafts import plan_augmentation
-from medseg.domains.grid.settings import Blending, GridSettings, Interpolation, Normalization, Scheme
+from medseg.domains.grid.settings import Blending, GridSettings, Interpolation, Normalization, PriorChanges, Scheme
 from medseg.errors import PlanError
 from medseg.interop.nnunet.records import Configuration, Intensities, NnUNetDataset, NnUNetPlans, UNetArguments
 from medseg.interop.nnunet.support import ANISOTROPIC, READERS, plans_problems
@@ -67,6 +67,7 @@ def plan_of(
         "training": _training(configuration.batch_size),
         "inference": InferencePlan(overlap=OVERLAP, mirror=mirrored),
         "memory": MemoryPlan(budget=1.0, training=0.0, device="cuda"),
+        "previous": configuration.previous_stage or "",
         "recommended": True,
     }
     plan = Plan.parse(fields | {"reasons": {}}, where=f"{PLANS}, configuration '{name}'")
@@ -130,6 +131,7 @@ def _space(plans: NnUNetPlans, dataset: NnUNetDataset, configuration: Configurat
             for index, (scheme, masked) in enumerate(zip(configuration.normalization_schemes, configuration.use_mask_for_norm, strict=True))
         ),
         augmentation=plan_augmentation(spacing, window, mirror).value,
+        prior=None if configuration.previous_stage is None else PriorChanges(),
         orientation=READERS[plans.image_reader_writer],
         interpolation=Interpolation.nnunet,
         blending=Blending.nnunet,
@@ -201,6 +203,8 @@ def _reasons(plan: Plan, source: str, trainer: str) -> dict[str, str]:
     reasons = {"window": planned, "recommended": "The only configuration here.", "network.kind": planned}
     for section, why in (("space", planned), ("network", planned), ("target", trained), ("training", trained), ("inference", planned)):
         reasons |= {f"{section}.{name}": why for name in getattr(plan, section).model_dump() if name != "kind"}
+    if plan.previous:
+        reasons |= {"previous": planned, "space.prior": "Damage of the kinds and with the probabilities of nnU-Net's trainer."}
     measured = "Measured on the network and loss under fake tensors; nnU-Net's plans hold no number."
     return dict(
         sorted(

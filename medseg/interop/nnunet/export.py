@@ -26,7 +26,11 @@ from medseg.plans import Plan
 from medseg.tasks.semantic import SemanticSettings
 
 PLANS_NAME = "nnUNetPlans"
-NAMES = {"3d": "3d_fullres"}  # medseg's name of a configuration to nnU-Net's, where they differ
+NAMES = {
+    "3d": "3d_fullres",
+    "3d_low": "3d_lowres",
+    "3d_cascade": "3d_cascade_fullres",
+}  # medseg's name of a configuration to nnU-Net's, where they differ
 PHOTOGRAPHS = (".png", ".bmp", ".tif")
 UNKNOWN = 1  # number of training cases: a plan does not hold it, and prediction does not ask for it
 
@@ -62,6 +66,7 @@ def nnunet_files(plan: Plan, ending: str) -> tuple[str, NnUNetPlans, NnUNetDatas
     labels = SemanticSettings.model_validate(plan.target.model_dump())
     image = Arguments(is_seg=False, order=3, order_z=0, force_separate_z=None)
     linear = image.model_copy(update={"order": 1})
+    stages = {"previous_stage": NAMES.get(plan.previous, plan.previous)} if plan.previous else {}
     made = Configuration(
         data_identifier=f"{PLANS_NAME}_{name}",
         preprocessor_name="DefaultPreprocessor",
@@ -79,6 +84,7 @@ def nnunet_files(plan: Plan, ending: str) -> tuple[str, NnUNetPlans, NnUNetDatas
         resampling_fn_probabilities_kwargs=linear,
         architecture=_architecture(plan.network, len(window)),
         batch_dice=labels.batch_dice,
+        **stages,
     )
     plans = NnUNetPlans(
         dataset_name=plan.data.name,

@@ -26,7 +26,6 @@ from medseg.plans import DataPlan, MemoryPlan, Plan
 
 FILE = "nnUNetPlans.json"
 FLAT = 999  # how many times as thick as its pixels are large nnU-Net takes the one slice of a 2D image to be
-CASCADE = "3d_cascade_fullres"
 FULL, FLAT_NAME = "3d_fullres", "2d"
 GPUS = (1, 2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141)  # GiB
 CHANNELS = {Modality.ct: "CT", Modality.rgb: "rgb_to_0_1"}  # names that make nnU-Net normalise them so; all others are z-scored
@@ -106,11 +105,10 @@ class Presets:
 
 
 def plans_of(theirs: NnUNetPlans, described: NnUNetDataset) -> tuple[Plan, ...]:
-    """Every configuration but the cascade, which needs the predictions of another; 3D at full resolution is recommended where it is."""
-    names = [name for name in theirs.configurations if name != CASCADE]
-    best = FULL if FULL in names else FLAT_NAME
+    """Every configuration; 3D at full resolution is recommended where it is."""
+    best = FULL if FULL in theirs.configurations else FLAT_NAME
     found = []
-    for name in names:
+    for name in theirs.configurations:
         plan = plan_of(theirs, described, name)
         why = "nnU-Net's first choice." if name == best else f"nnU-Net's first choice is {best}."
         found.append(plan.model_copy(update={"recommended": name == best, "reasons": {**plan.reasons, "recommended": why}}))

@@ -68,25 +68,19 @@ def _common(plans: NnUNetPlans) -> Iterator[Finding]:
 
 
 def _preparation(configuration: Configuration) -> Iterator[Finding]:
-    if configuration.previous_stage is not None:
-        yield (
-            "a cascade needs the predictions of another model, which cannot be imported yet",
-            "previous_stage",
-            configuration.previous_stage,
-            "a configuration of one stage, such as 3d_fullres or 3d_lowres",
-        )
     if configuration.preprocessor_name != "DefaultPreprocessor":
         yield "cases are prepared by a custom class", "preprocessor_name", configuration.preprocessor_name, "DefaultPreprocessor"
     for index, scheme in enumerate(configuration.normalization_schemes):
         if scheme not in SCHEMES:
             yield "a channel is normalised in an unknown way", f"normalization_schemes.{index}", scheme, ", ".join(SCHEMES)
-    for name, order in (("data", 3), ("probabilities", 1)):
+    maps = (("data", 3), ("probabilities", 1), *([("seg", 1)] if configuration.previous_stage is not None else []))
+    for name, order in maps:
         function = str(getattr(configuration, f"resampling_fn_{name}"))
         if function != RESAMPLING:
             yield "cases are resampled by an unknown function", f"resampling_fn_{name}", function, RESAMPLING
             continue
         arguments: Resampling = getattr(configuration, f"resampling_fn_{name}_kwargs")
-        usual = Resampling(is_seg=False, order=order, order_z=0, force_separate_z=None)
+        usual = Resampling(is_seg=name == "seg", order=order, order_z=0, force_separate_z=None)
         if arguments.model_dump() != usual.model_dump():
             yield "cases are resampled otherwise", f"resampling_fn_{name}_kwargs", str(arguments.model_dump()), str(usual.model_dump())
 

@@ -125,7 +125,9 @@ def main() -> None:
         prepared, _, properties = preparation.run_case_npy(image, None, {"spacing": list(spacing)}, manager, configuration, dataset)
 
         prior = make_prior(shape)
-        _, staged, _ = preparation.run_case_npy(image, prior[None].astype(np.float32), {"spacing": list(spacing)}, manager, configuration, dataset)
+        _, staged, _ = preparation.run_case_npy(
+            image, prior[None].astype(np.float32), {"spacing": list(spacing)}, manager, configuration, dataset
+        )
         staged = convert_labelmap_to_one_hot(staged[0], manager.get_label_manager(dataset).foreground_labels, np.uint8)
 
         torch.manual_seed(number)
