@@ -181,7 +181,7 @@ def resample_label(label: NDArray[Any], shape: Shape, apart: int | None = None, 
 
 @dataclass(frozen=True)
 class _Neighbours:
-    """For each new sample of an axis the old samples around it, the nearest one, and the weight of the upper one."""
+    """For each new sample of an axis the old samples around it, the nearest one, and the weight of the lower one."""
 
     low: NDArray[np.intp]
     high: NDArray[np.intp]
@@ -198,13 +198,13 @@ class _Neighbours:
 
 
 def _neighbours(source: int, target: int, apart: bool) -> _Neighbours:
-    # In scipy's order of operations, which decides ties.
-    position = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
-    near = np.floor(position + 0.5).astype(np.intp)
+    # In scipy's order of operations, which decides ties; beyond the edge a sample is mixed from twice the same.
+    position = (np.arange(target) + 0.5) * (source / target) - 0.5
+    low, near = (np.floor(p).astype(np.intp) for p in (position, position + 0.5))
+    ends = (0, source - 1)
     if apart:
-        return _Neighbours(near, near, near, np.zeros(target))
-    low = np.floor(position).astype(np.intp)
-    return _Neighbours(low, np.minimum(low + 1, source - 1), near, position - low)
+        return _Neighbours(near.clip(*ends), near.clip(*ends), near.clip(*ends), np.ones(target))
+    return _Neighbours(low.clip(*ends), (low + 1).clip(*ends), near.clip(*ends), 1 - (position - low))
 
 
 def _elected(label: NDArray[Any], axes: list[_Neighbours]) -> NDArray[Any]:
@@ -212,7 +212,7 @@ def _elected(label: NDArray[Any], axes: list[_Neighbours]) -> NDArray[Any]:
     elected: NDArray[Any] = label[np.ix_(*(axis.near for axis in axes))]
     mixed = _mixed(label, [i for i, axis in enumerate(axes) if (axis.low != axis.high).any()])
     between = np.nonzero(mixed[np.ix_(*(axis.low for axis in axes))])
-    sides = [((axis.low[at], 1 - axis.weight[at]), (axis.high[at], axis.weight[at])) for axis, at in zip(axes, between, strict=True)]
+    sides = [((axis.low[at], axis.weight[at]), (axis.high[at], 1 - axis.weight[at])) for axis, at in zip(axes, between, strict=True)]
     corners = list(itertools.product(*sides))
     voters = np.stack([label[tuple(index for index, _ in corner)] for corner in corners])
     weights = np.stack([reduce(np.multiply, (weight for _, weight in corner)) for corner in corners])

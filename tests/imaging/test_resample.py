@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -52,6 +52,46 @@ def test_label_is_one_hot_linear_argmax(shape, target, seed):
     np.testing.assert_allclose(top, maps.max(0), atol=1e-5)
 
 
+@given(
+    source=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
+    target=st.tuples(st.integers(1, 14), st.integers(1, 14), st.integers(1, 14)),
+    seed=st.integers(0, 99),
+)
+@example(source=(1, 7, 9), target=(4, 14, 5), seed=2)
+@settings(max_examples=60, deadline=None)
+def test_label_equals_scipy_to_the_voxel(source, target, seed):
+    """Also where votes are equal but for rounding, which sizes of the same factors make likely."""
+    label = np.random.default_rng(seed).integers(-1, 3, source).astype(np.int16)
+    zoom = [n / m for n, m in zip(target, source, strict=True)]
+    votes = np.stack([ndimage.zoom((label == v).astype(float), zoom, order=1, mode="nearest", grid_mode=True) for v in (-1, 0, 1, 2)])
+    near = ndimage.zoom(label, zoom, order=0, mode="nearest", grid_mode=True)
+    best = votes == votes.max(0)
+    expected = np.where(np.take_along_axis(best, near[None] + 1, 0)[0], near, best.argmax(0) - 1)
+    np.testing.assert_array_equal(resample_label(label, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ([2, 1], 1),  # the nearest of two halves is the upper one
+        ([1, 2], 2),
+        ([[[3, 1], [1, 1]], [[2, 2], [2, 3]]], 1),  # three votes each for 1 and 2; the nearest, 3, has lost: the smallest
+    ],
+)
+def test_equal_votes_go_to_the_nearest(label, expected):
+    label = np.array(label, np.uint8)
+    assert resample_label(label, (1,) * label.ndim).item() == expected
+
+
+def test_background_outside_of_the_body_counts_by_itself():
+    label = np.array([[1, 1], [0, 0]], np.uint8)
+    body = np.array([[True, True], [True, False]])
+    assert resample_label(label, (1, 1)).item() == 0
+    inside = resample_label(label, (1, 1), body=body)
+    assert (inside.item(), inside.dtype) == (1, np.uint8)
+    assert set(np.unique(resample_label(label, (5, 7), body=body))) == {0, 1}  # and is background again
+
+
 def test_label_values_are_not_mixed():
     label = np.zeros((8, 8, 8), np.int16)
     label[2:5], label[5:] = 7, -1
@@ -60,10 +100,12 @@ def test_label_values_are_not_mixed():
 
 def test_label_in_slabs_equals_label_at_once(monkeypatch):
     label = np.random.default_rng(0).integers(0, 3, (30, 12, 11)).astype(np.uint8)
-    whole = [resample_label(label, s) for s in ((47, 10, 15), (9, 20, 11))]
+    body = label[::-1] > 0
+    cases = [(shape, apart, inside) for shape in ((47, 10, 15), (9, 20, 11)) for apart in (None, 0, 2) for inside in (None, body)]
+    whole = [resample_label(label, *case) for case in cases]
     monkeypatch.setattr(resample, "SLAB", 300)
-    for expected, shape in zip(whole, ((47, 10, 15), (9, 20, 11)), strict=True):
-        np.testing.assert_array_equal(resample_label(label, shape), expected)
+    for expected, case in zip(whole, cases, strict=True):
+        np.testing.assert_array_equal(resample_label(label, *case), expected)
 
 
 def test_image_in_slabs_equals_image_at_once(monkeypatch):

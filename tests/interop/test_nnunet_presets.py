@@ -13,7 +13,9 @@ from medseg.commands import main
 from medseg.device import Machine
 from medseg.errors import ResourceError, UsageError
 from medseg.interop.nnunet.planning import Presets
+from medseg.planning.explain import unexplained
 from medseg.plans import Plan
+from medseg.tasks.base import find_task
 
 GOLDEN = json.loads((Path(__file__).parent / "nnunet_plans.json").read_text())
 MACHINE = Machine("cpu", 8.0)
@@ -39,6 +41,22 @@ def test_plans_of_the_sample(dataset, fingerprint, tmp_path):
     theirs = json.loads((tmp_path / "nnUNetPlans.json").read_text())
     assert theirs["configurations"]["3d_fullres"]["patch_size"] == [40, 56, 40]
     assert theirs["configurations"]["3d_fullres"]["batch_size"] == 2
+
+
+def test_volumes_that_a_window_sees_little_of_get_a_cascade(dataset, fingerprint):
+    def finer(case):
+        return case.model_copy(update={name: tuple(4 * n for n in getattr(case, name)) for name in ("shape", "cropped")})
+
+    large = fingerprint.model_copy(update={"cases": tuple(finer(case) for case in fingerprint.cases)})
+    plans = {plan.name: plan for plan in Presets("nnunet", memory=1.0)(dataset, large, MACHINE)}
+    assert [plan.name for plan in plans.values() if plan.recommended] == ["3d_fullres"]
+    low, full, cascade = (plans[name] for name in ("3d_lowres", "3d_fullres", "3d_cascade_fullres"))
+    assert cascade.previous == "3d_lowres"
+    assert low.previous == full.previous == ""
+    assert unexplained(cascade) == ()
+    assert cascade.space.model_copy(update={"prior": None}) == full.space
+    assert find_task(cascade.task)(cascade).channels == find_task(full.task)(full).channels + 2
+    assert low.space.spacing[0] > 1.5 * full.space.spacing[0]
 
 
 def test_a_preset_that_does_not_fit_says_what_would(dataset, fingerprint):
@@ -75,7 +93,7 @@ def test_configurations_of_a_preset_that_do_not_fit_are_left_out(dataset, finger
     )
 
 
-@pytest.mark.parametrize("case", [c for c in GOLDEN if c["preset"] == "nnunet"][:3], ids=lambda c: c["group"])
+@pytest.mark.parametrize("case", [c for c in GOLDEN if c["group"] in ("given", "slice", "anisotropic", "huge")], ids=lambda c: c["group"])
 def test_a_folder_without_images_gives_nnunets_own_file(case, tmp_path, run):
     folder = tmp_path / case["name"]
     folder.mkdir()
@@ -84,11 +102,12 @@ def test_a_folder_without_images_gives_nnunets_own_file(case, tmp_path, run):
     out = tmp_path / "out"
     assert run("plan", "--preset", "nnunet", "--nnunet-fingerprint", folder, "--format", "nnunet", "-o", out) == 0
     assert json.loads((out / "nnUNetPlans.json").read_text()) == case["plans"]
-    wanted = {name for name in case["plans"]["configurations"] if name != "3d_cascade_fullres"}
+    wanted = case["plans"]["configurations"]
     assert {file.stem for file in out.glob("*.json")} == {*wanted, "nnUNetPlans"}
-    for name in wanted:
-        theirs = case["plans"]["configurations"][name]
+    for name, theirs in wanted.items():
+        theirs = {**wanted.get(theirs.get("inherits_from"), {}), **theirs}
         plan = Plan.load(out / f"{name}.json")
+        assert (plan.previous, plan.space.prior is None) == (theirs.get("previous_stage", ""), "previous_stage" not in theirs)
         assert (list(plan.window), plan.training.batch_size) == (theirs["patch_size"], theirs["batch_size"])
         assert [list(k) for k in plan.network.kernels] == theirs["architecture"]["arch_kwargs"]["kernel_sizes"]
         assert [list(s) for s in plan.network.strides] == theirs["architecture"]["arch_kwargs"]["strides"]
