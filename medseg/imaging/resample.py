@@ -168,7 +168,8 @@ def resample_label(label: NDArray[Any], shape: Shape, apart: int | None = None, 
         return label.copy()
     axes = [_neighbours(a, b, axis == apart) for axis, (a, b) in enumerate(zip(source, shape, strict=True))]
     result = np.empty(shape, dtype=label.dtype)
-    most, most_source = (max(1, SLAB // max(1, int(np.prod(s[1:])))) for s in (shape, source))
+    # A voxel between different values takes some hundred bytes.
+    most, most_source = (max(1, SLAB // 4 // max(1, int(np.prod(s[1:])))) for s in (shape, source))
     step = max(1, min(most, most_source * shape[0] // source[0]))
     for start in range(0, shape[0], step):
         rows = axes[0].part(slice(start, start + step))
