@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medseg.dataset import Dataset, Splits
+from medseg.dataset import Dataset, Split, Splits
 from medseg.device import Machine, choose_device
 from medseg.errors import PlanError, Problem, ResourceError, UsageError
 from medseg.fingerprint import Fingerprint
@@ -24,6 +24,7 @@ from medseg.workspace import RunFolder, Workspace
 
 # torch, lightning and mlflow take seconds to import, so what needs them is imported by the step that does.
 if TYPE_CHECKING:
+    from medseg.training.start import Source
     from medseg.training.train import TrainingResult
 
 PYFUNC = Path(__file__).parent / "inference" / "pyfunc.py"  # logged with each model; MLflow runs it where the model is loaded
@@ -53,6 +54,13 @@ def measured(
     return verified.dataset, make_fingerprint(verified.dataset, found.domain, workspace.cache, workers=workers, progress=progress)
 
 
+def plan_of(model: Path) -> Plan:
+    """The plan of a trained model. Raises ModelError where the folder is none."""
+    folder = RunFolder(model)
+    folder.weights()
+    return Plan.load(folder.plan_file)
+
+
 def planned(
     found: Dataset,
     fingerprint: Fingerprint,
@@ -62,16 +70,22 @@ def planned(
     offered: Machine,
     edits: Mapping[str, str] | None = None,
     rules: Rules | None = None,
+    like: Plan | None = None,
 ) -> tuple[Plan, ...]:
     """Make the plans of a dataset, edit them, and write them, with what they were made from, into the workspace.
 
-    `rules` of another program may take the place of medseg's own.
+    `rules` of another program may take the place of medseg's own; `like` is the plan of a model whose networks are wanted again.
     """
     from medseg.planning.editing import edit_plans
     from medseg.planning.planner import make_plans
 
+    if like is not None and (rules is not None or network not in ("unet", like.network.kind)):
+        raise UsageError.of(
+            "a model brings its own network", where="--like, --init", found="another network or planner", expected=f"'{like.network.kind}'",
+            fix="Drop --network and --preset.",
+        )  # fmt: skip
     if rules is None:
-        plans = make_plans(found, fingerprint, task=task or found.task, domain=found.domain, network=network, machine=offered)
+        plans = make_plans(found, fingerprint, task=task or found.task, domain=found.domain, network=network, machine=offered, like=like)
     else:
         plans = rules(found, fingerprint, offered)
     plans = edit_plans(plans, edits or {})
@@ -121,19 +135,22 @@ class Training:
     devices: int
     workers: int | None
     progress: Progress
+    init: Path | None = None
 
 
 def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int | None, how: Training) -> TrainingResult:
     """Train one fold, preparing its cases first where that has not been done; of a cascade also the stage before it, all folds."""
-    from medseg.training.budget import Budget
+    from medseg.tasks.base import find_task
     from medseg.training.preflight import adopt
-    from medseg.training.tracking import Tracker
-    from medseg.training.train import train
+    from medseg.training.splits import choose_split
+    from medseg.training.start import Source
 
+    find_task(chosen.task)
     choose_device(how.device)
     predicted = check_memory(chosen)
     check_fold_count(chosen, workspace.splits())
     splits = splits_of(chosen, workspace, folder, fold)
+    source = Source.open(how.init, chosen, fold, choose_split(splits.folds, fold)) if how.init is not None else None
     adopt(folder, chosen)
     if fold is not None and not folder.splits_file.is_file():
         splits.save(folder.splits_file)
@@ -146,11 +163,47 @@ def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int 
         predictions = predict_held_out(folder.previous, dataset, range(len(folds.folds)), how.device, None, how.progress)
         dataset, previous = with_priors(dataset, predictions), folder.previous.digest()
     store = prepared(chosen, workspace, how.workers, how.progress, dataset, previous)
+    return _trained(chosen, workspace, store, splits.folds, fold, folder, how, source, predicted)
+
+
+def pretrained(chosen: Plan, workspace: Workspace, folder: RunFolder, images: Sequence[Path], how: Training) -> TrainingResult:
+    """Train on every image there is, with annotation or without: the dataset's, and those of further files and folders."""
+    from medseg.inference.inputs import find_cases
+    from medseg.training.preflight import adopt
+
+    choose_device(how.device)
+    predicted = check_memory(chosen)
+    dataset = workspace.dataset()
+    cases = find_cases([*dataset.cases, *dataset.unlabelled, *images], chosen.data.channels)
+    adopt(folder, chosen)
+    how.progress.say(f"pre-trains on the images of {len(cases)} cases; annotations play no part")
+    every = dataset.model_copy(update={"cases": cases})
+    store = prepared(chosen, workspace, how.workers, how.progress, every)
+    split = Split(train=tuple(case.id for case in cases), val=())
+    return _trained(chosen, workspace, store, (split,), None, folder, how, None, predicted)
+
+
+def _trained(
+    chosen: Plan,
+    workspace: Workspace,
+    store: Store,
+    splits: Sequence[Split],
+    fold: int | None,
+    folder: RunFolder,
+    how: Training,
+    source: Source | None,
+    predicted: float,
+) -> TrainingResult:
+    """Train on prepared cases, with tracking; `predicted` is the memory of a step in GiB."""
+    from medseg.training.budget import Budget
+    from medseg.training.tracking import Tracker
+    from medseg.training.train import train
+
     tracker = Tracker.open(workspace, chosen, workspace.fingerprint())
     result = train(
         chosen,
         store,
-        splits.folds,
+        splits,
         fold,
         folder,
         Budget(how.seconds, how.epochs if how.epochs is not None or how.seconds is not None else chosen.training.epochs),
@@ -161,6 +214,7 @@ def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int 
         tracker=tracker,
         progress=how.progress,
         licence=workspace.dataset().licence,
+        source=source,
     )
     if result.memory is not None and result.finished and how.devices == 1:
         how.progress.say(f"memory at the peak of a training step: {result.memory:.2f} GiB; predicted {predicted:.2f} GiB")
@@ -184,7 +238,7 @@ def _train_previous(chosen: Plan, workspace: Workspace, folder: RunFolder, split
             f"fold{'' if len(missing) == 1 else 's'}, each as long as one of '{chosen.name}'"
         )
     for fold in range(count):
-        result = train_fold(plan, workspace, folder, fold, replace(how, resume=True))
+        result = train_fold(plan, workspace, folder, fold, replace(how, resume=True, init=None))
         if not result.finished:
             break
     return result

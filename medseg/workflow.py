@@ -39,8 +39,10 @@ from medseg.steps import (
     log_model,
     measured,
     opened,
+    plan_of,
     planned,
     prepared,
+    pretrained,
     train_all,
     train_fold,
     workspace_of,
@@ -78,6 +80,7 @@ def plan(
     device: str = "auto",
     edits: Mapping[str, str] | None = None,
     rules: Rules | None = None,
+    like: Path | None = None,
     options: LayoutOptions | None = None,
     workers: int | None = None,
     resample_labels: bool = False,
@@ -94,11 +97,13 @@ def plan(
         splits: a file with the folds of cross-validation, nnU-Net's `splits_final.json` or medseg's `splits.json`; None takes the
             `splits_final.json` of the dataset, where there is one, and else lets medseg decide.
         rules: another program's planner in place of medseg's, for example `medseg.interop.nnunet.planning.Presets("nnunet")`.
+        like: a model folder; the configuration of its kind takes its network, and what the weights of this depend on, and is recommended.
     """
     check_names(task, network)
     offered, workspace = machine(device, memory), Workspace(out)
+    model = plan_of(like) if like is not None else None
     found, fingerprint = measured(opened(dataset, options, splits), workspace, workers, resample_labels, progress)
-    return planned(found, fingerprint, workspace, task, network, offered, edits, rules)
+    return planned(found, fingerprint, workspace, task, network, offered, edits, rules, model)
 
 
 def explain(plan_file: Path) -> tuple[Decision, ...]:
@@ -133,20 +138,52 @@ def train(
     epochs: int | None = None,
     patience: int | None = None,
     resume: bool = False,
+    init: Path | None = None,
     edits: Mapping[str, str] | None = None,
     device: str = "auto",
     devices: int = 1,
     workers: int | None = None,
     progress: Progress = SILENT,
 ) -> TrainingResult:
-    """Train one fold (None: on every case) into the model folder `out`; the length is `seconds`, `epochs`, or the plan's epochs."""
+    """Train one fold (None: on every case) into the model folder `out`; the length is `seconds`, `epochs`, or the plan's epochs.
+
+    Args:
+        init: a model folder, trained or pre-trained, with whose weights the networks begin where they fit; None: anew.
+    """
     check_length(seconds, epochs)
-    how = Training(seconds, epochs, patience, resume, device, devices, workers, progress)
+    how = Training(seconds, epochs, patience, resume, device, devices, workers, progress, init)
     workspace, folder = Workspace.of_plan(plan_file), RunFolder(out)
     result = train_fold(Plan.load(plan_file).edited(dict(edits or {})), workspace, folder, fold, how)
     if result.finished:
         log_model(workspace, folder, progress)
     return result
+
+
+def pretrain(
+    plan_file: Path,
+    out: Path,
+    images: Sequence[Path] = (),
+    *,
+    objective: str = "masked",
+    seconds: float | None = None,
+    epochs: int | None = None,
+    resume: bool = False,
+    edits: Mapping[str, str] | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+) -> TrainingResult:
+    """Train the plan's network, without annotations, on the images of its dataset and on further files and folders of `images`.
+
+    The folder `out` is one for `init`: it predicts nothing itself.
+    """
+    from medseg.planning.pretext import pretext_plan
+
+    check_length(seconds, epochs)
+    how = Training(seconds, epochs, None, resume, device, devices, workers, progress)
+    chosen = pretext_plan(Plan.load(plan_file), objective).edited(dict(edits or {}))
+    return pretrained(chosen, Workspace.of_plan(plan_file), RunFolder(out), images, how)
 
 
 def predict(
@@ -292,6 +329,7 @@ def run(
     patience: int | None = None,
     folds: Sequence[int | None] | Literal["all"] = (0,),
     configuration: str | Sequence[str] | None = None,
+    init: Path | None = None,
     edits: Mapping[str, str] | None = None,
     task: str | None = None,
     network: str = "unet",
@@ -314,6 +352,7 @@ def run(
         seconds, epochs: length of each training.
         folds: folds to train, `None` among them for a model of every case; or "all" for cross-validation.
         configuration: names of the plans to train; None takes the recommended one, and for cross-validation all of them.
+        init: a model folder, trained or pre-trained, with whose weights the networks begin; the dataset is planned for its network alone.
         splits: as in `plan`; a run that has begun goes on with the folds it has.
     """
     from medseg.planning.rules import cross_validation
@@ -327,6 +366,7 @@ def run(
     choose_device(device)  # planning for a device that is not here would only end in a training that cannot begin
     offered, edits = machine(device, memory), dict(edits or {})
     folder, workspace = RunFolder(out), Workspace(out / "workspace")
+    like = plan_of(init) if init is not None else None
     found = opened(dataset, options, splits)
     check_continued(folder, workspace, found.splits)
     if "training.folds" not in edits:
@@ -336,10 +376,10 @@ def run(
     found, fingerprint = measured(found, workspace, workers, resample_labels, progress)
     chosen = begun(folder, found, fingerprint, names, edits, several, progress)
     if not chosen:
-        plans = planned(found, fingerprint, workspace, task, network, offered)
+        plans = planned(found, fingerprint, workspace, task, network, offered, like=like)
         chosen = begin(folder, plans, names, edits, several)
     wanted: tuple[int | None, ...] = tuple(range(chosen[0].plan.training.folds)) if folds == "all" else tuple(folds)
-    how = Training(seconds, epochs, patience, True, device, devices, workers, progress)
+    how = Training(seconds, epochs, patience, True, device, devices, workers, progress, init)
     results = train_all(chosen, workspace, wanted, how)
     trained, plan = results[-1], chosen[(len(results) - 1) // len(wanted)].plan
     if not trained.finished:

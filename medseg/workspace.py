@@ -11,6 +11,7 @@
                                      partners/<configuration>/ further members of an ensemble, each a model
                                      selection.json, why these
                                      configurations/<name>/ the runs that the model was selected of
+                                     init.json where its networks began, if not anew
 
 `RUN/plan.json`, `RUN/provenance.json` and `RUN/fold_*/network_*.safetensors` are all that prediction needs; of a cascade also
 `RUN/previous/`, the model folder of the configuration before it, and of an ensemble its partners. A fold that trained on every case is
@@ -173,6 +174,11 @@ class RunFolder:
     def partners(self) -> tuple[RunFolder, ...]:
         """The further members of an ensemble, by name."""
         return tuple(RunFolder(plan.parent) for plan in sorted(self.root.glob("partners/*/plan.json")))
+
+    @property
+    def init_file(self) -> Path:
+        """What its networks began from (`medseg.training.start.Origin`); there is none where they began anew."""
+        return self.root / "init.json"
 
     def curves(self) -> tuple[Path, ...]:
         """`metrics.csv` of every fold."""

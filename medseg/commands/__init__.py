@@ -41,6 +41,7 @@ for verb in (
     data.explain,
     data.preprocess,
     models.train,
+    models.pretrain,
     models.predict,
     models.evaluate,
     models.compare,

@@ -99,6 +99,13 @@ def plan(
     splits: SplitsFile = None,
     network: Network = "unet",
     edits: Edit = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like",
+            help="A model folder: plan for its network, window, spacing and intensities, so that `train --init` can begin with it.",
+        ),
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -118,7 +125,7 @@ def plan(
 ) -> None:
     """Fingerprint a dataset and write one plan per configuration; says which one it recommends and why."""
     if preset is not None or foreign is not None or program is not None:
-        chosen = {"--task": task, "--network": None if network == "unet" else network}
+        chosen = {"--task": task, "--network": None if network == "unet" else network, "--like": like}
         given = [option for option, value in chosen.items() if value is not None]
         if preset is None or given:
             raise UsageError.of(
@@ -157,13 +164,14 @@ def plan(
             network=network,
             edits=parse_edits(edits, "--edit"),
             rules=rules,
+            like=like,
             options=options(classes, labels, modality, reference),
             workers=workers,
             resample_labels=resample_labels,
             splits=splits,
             progress=progress,
         )
-    _planned(plans, out, "train {file} --time 20m -o RUN")
+    _planned(plans, out, "train {file} --time 20m -o RUN" + (f" --init {shown(like)}" if like is not None else ""))
 
 
 def _planned(plans: Sequence[Plan], out: Path, then: str) -> None:

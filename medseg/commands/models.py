@@ -16,6 +16,7 @@ from medseg.commands.options import (
     Device,
     Devices,
     Epochs,
+    Init,
     LabelFolder,
     Memory,
     ModalityOption,
@@ -24,6 +25,7 @@ from medseg.commands.options import (
     PlanFile,
     ReferenceChannel,
     ResampleLabels,
+    Resume,
     RunPath,
     Set,
     SplitsFile,
@@ -43,6 +45,7 @@ from medseg.errors import UsageError
 if TYPE_CHECKING:
     from medseg.evaluation.records import Evaluation, Summary
     from medseg.evaluation.selection import Selection
+    from medseg.training.train import TrainingResult
     from medseg.workflow import RunResult
 
 
@@ -53,7 +56,8 @@ def train(
     time: Time = None,
     epochs: Epochs = None,
     patience: Patience = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    resume: Resume = False,
+    init: Init = None,
     edits: Set = None,
     device: Device = "auto",
     devices: Devices = 1,
@@ -76,22 +80,65 @@ def train(
             epochs=epochs,
             patience=patience,
             resume=resume,
+            init=init,
             edits=parse_edits(edits),
             device=device,
             devices=devices,
             workers=workers,
             progress=progress,
         )
-    answer(result)
-    if not result.finished:
-        say(f"stopped by {result.interrupted} after {result.epochs} epochs; the same command with --resume goes on from there")
-        raise typer.Exit(1)
+    _stopped(result)
     networks = f", {result.networks} networks" if result.networks > 1 else ""
     ok(f"trained {result.epochs} epochs{networks} in {result.seconds / 60:.1f} minutes; model in {out}")
     if result.score is not None:
         alone = ", mean of the networks alone (predictions average them)" if networks else ""
         say(f"Validation {result.metric} {result.score:.4f} over {result.cases} of the cases left out{alone}")
     say(f"Next: medseg predict {shown(out)} IMAGES -o OUT")
+
+
+def pretrain(
+    plan: PlanFile,
+    images: Annotated[list[Path] | None, typer.Argument(help="Further images: files, folders or datasets.")] = None,
+    *,
+    out: Annotated[Path, out_option("Folder of the result, for --init.")],
+    time: Time = None,
+    epochs: Epochs = None,
+    objective: Annotated[str, typer.Option("--objective", help="What is learned without annotations, see `medseg tasks`.")] = "masked",
+    resume: Resume = False,
+    edits: Set = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    workers: Workers = None,
+) -> None:
+    """Train a plan's network without annotations, on all images of its dataset and further ones; trainings begin with it by --init."""
+    from medseg import workflow
+
+    with Bars() as progress:
+        result = workflow.pretrain(
+            plan,
+            out,
+            images or [],
+            objective=objective,
+            seconds=parse_time(time),
+            epochs=epochs,
+            resume=resume,
+            edits=parse_edits(edits),
+            device=device,
+            devices=devices,
+            workers=workers,
+            progress=progress,
+        )
+    _stopped(result)
+    ok(f"pre-trained {result.epochs} epochs in {result.seconds / 60:.1f} minutes; weights in {out}")
+    say(f"Next: medseg train {shown(plan)} --init {shown(out)} -o RUN")
+
+
+def _stopped(result: TrainingResult) -> None:
+    """The answer of a training; one that was interrupted ends the verb."""
+    answer(result)
+    if not result.finished:
+        say(f"stopped by {result.interrupted} after {result.epochs} epochs; the same command with --resume goes on from there")
+        raise typer.Exit(1)
 
 
 def predict(
@@ -256,6 +303,7 @@ def run(
             help="Configuration to train. Default: the recommended one; with --folds all every one (repeatable, or 2d,3d).",
         ),
     ] = None,
+    init: Init = None,
     edits: Set = None,
     task: TaskName = None,
     network: Network = "unet",
@@ -282,6 +330,7 @@ def run(
             patience=patience,
             folds=parse_folds(folds),
             configuration=parse_names(configurations),
+            init=init,
             edits=parse_edits(edits),
             task=task,
             network=network,
@@ -374,4 +423,4 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if abs(value) < 0.01 else f"{value:.3f}"
 
 
-NEED_ARGUMENTS = (train, predict, evaluate, compare, select, run)
+NEED_ARGUMENTS = (train, pretrain, predict, evaluate, compare, select, run)

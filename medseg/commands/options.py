@@ -65,6 +65,11 @@ Patience = Annotated[
         "report scores, so it is slightly optimistic.",
     ),
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")]
+Init = Annotated[
+    Path | None,
+    typer.Option("--init", help="A model folder (trained, imported or pre-trained): networks begin with its weights, where these fit."),
+]
 Edit = Annotated[
     list[str] | None,
     typer.Option(

@@ -85,6 +85,12 @@ class Domain(ABC):
 
     @staticmethod
     @abstractmethod
+    def like(draft: Draft, fingerprint: Fingerprint, machine: Machine, model: Plan, because: str) -> Draft:
+        """A draft with everything that a trained model's weights depend on as in its plan, of which the data have as many dimensions and
+        the window as many axes; `because` is the reason for all of it. `windows` is the model's alone."""
+
+    @staticmethod
+    @abstractmethod
     def check(plan: Plan) -> str:
         """What is impossible in a plan of this domain; empty when nothing is."""
 

@@ -25,11 +25,13 @@ class Head:
         name: name of the output.
         channels: its channels.
         prior: the logit of each channel before anything is learnt (the head's first bias), or empty for zeros.
+        names: what each channel stands for, by which weights find their place in another network (`models.transfer`); or empty.
     """
 
     name: str
     channels: int
     prior: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from medseg.case import Batch
 from medseg.device import Kind
 from medseg.errors import PlanError
 from medseg.plans import Optimizer, Plan
-from medseg.tasks.base import find_task
+from medseg.tasks.base import find_objective
 
 GIB = 2**30
 STATES = {Optimizer.adamw: 2, Optimizer.muon: 2, Optimizer.sgd: 1}  # float32 copies of the weights that the optimiser keeps (at most)
@@ -106,7 +106,7 @@ class _Step:
 @lru_cache(maxsize=REMEMBERED)
 def _measured(step: _Step) -> Cost:
     plan = step.plan
-    task = find_task(plan.task)(plan)
+    task = find_objective(plan.task)(plan)
     counter = FlopCounterMode(display=False)
     # Built with real tensors, because some networks read numbers back from small ones while they are built (MONAI's transformers do).
     with _Unfilled():  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from medseg.dataset import Dataset
 from medseg.device import Machine
@@ -17,7 +18,7 @@ from medseg.domains.base import Draft, find_domain
 from medseg.errors import PlanError, Problem, ResourceError
 from medseg.fingerprint import Fingerprint
 from medseg.geometry import Shape
-from medseg.models.base import Configured, NetworkFamily, find_network
+from medseg.models.base import Configured, find_network
 from medseg.planning import rules
 from medseg.planning.explain import unexplained
 from medseg.planning.memory import MEASURED, Cost, extrapolated, training_cost
@@ -25,7 +26,9 @@ from medseg.plans import DataPlan, InferencePlan, Plan
 from medseg.tasks.base import Needs, find_task
 
 
-def make_plans(dataset: Dataset, fingerprint: Fingerprint, *, task: str, domain: str, network: str, machine: Machine) -> tuple[Plan, ...]:
+def make_plans(
+    dataset: Dataset, fingerprint: Fingerprint, *, task: str, domain: str, network: str, machine: Machine, like: Plan | None = None
+) -> tuple[Plan, ...]:
     """One plan per configuration that fits, in the domain's order.
 
     Args:
@@ -33,17 +36,22 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, *, task: str, domain:
         fingerprint: measured on it (`make_fingerprint`).
         task, domain, network: registered names.
         machine: kind of device and GiB that training may use.
+        like: the plan of a model whose weights trainings are to begin with. The only configuration is then the one of its kind, with its
+            network and all that these weights depend on.
 
     Raises:
         ResourceError: no configuration fits the machine; names the smallest budget in which one does.
-        PlanError: a name is not registered.
+        PlanError: a name is not registered; or the dataset cannot be planned for the network of `like`.
     """
     needs = find_task(task).needs(dataset, fingerprint)
-    family = find_network(network)
+    drafts = find_domain(domain).drafts(fingerprint, machine)
+    family: _Configures = find_network(network)
+    if like is not None:
+        drafts, family = (_like(drafts, domain, fingerprint, machine, like),), _Known(like)
     folds = rules.cross_validation(dataset)
     fitted: list[tuple[Draft, Plan]] = []
     misfits: list[_Misfit] = []
-    for draft in find_domain(domain).drafts(fingerprint, machine):
+    for draft in drafts:
         plan = _Search(fingerprint, folds, draft, needs, task, domain, family, machine).result()
         if isinstance(plan, _Misfit):
             misfits.append(plan)
@@ -67,6 +75,57 @@ def choose_plan(plans: Sequence[Plan], name: str | None) -> Plan:
         if one.recommended if name is None else one.name == name:
             return one
     raise PlanError.of("no such configuration", where="--configuration", found=f"'{name}'", expected=", ".join(p.name for p in plans))
+
+
+class _Configures(Protocol):
+    """What the search asks of a network family."""
+
+    def configure(self, window: Shape, spacing: tuple[float, ...], machine: Machine) -> Configured:
+        """See `NetworkFamily.configure`."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Configures the network of a model."""
+
+    model: Plan
+
+    def configure(self, window: Shape, spacing: tuple[float, ...], machine: Machine) -> Configured:
+        """As it is."""
+        return Configured(self.model.network, self.model.window, dict.fromkeys(type(self.model.network).model_fields, _as_in(self.model)))
+
+
+def _as_in(model: Plan) -> str:
+    return f"As in the model '{model.data.name} {model.name}' (--like), so that its weights fit."
+
+
+def _like(drafts: Sequence[Draft], domain: str, fingerprint: Fingerprint, machine: Machine, model: Plan) -> Draft:
+    """The draft of a model's kind, made like it: that of its name, else the first whose windows have as many axes."""
+    axes = len(model.window)
+    for name, ours, theirs in (("domain", domain, model.domain), ("dimensions of a case", fingerprint.ndim, model.data.ndim)):
+        if ours != theirs:
+            raise PlanError.of(
+                "this dataset cannot be planned like the model", where=f"--like, {name}", found=f"{theirs} in '{model.data.name} {model.name}'",
+                expected=f"{ours}, as in dataset '{fingerprint.dataset}'", fix="Choose a model of such data.",
+            )  # fmt: skip
+    if model.previous:
+        raise PlanError.of(
+            "a cascade cannot be planned like its second stage alone",
+            where="--like",
+            found=f"'{model.data.name} {model.name}', which takes the prediction of '{model.previous}'",
+            fix=f"Choose a model that stands alone, such as its '{model.previous}'.",
+        )
+    alike = [draft for draft in drafts if len(draft.windows[0]) == axes and not draft.previous]
+    chosen = next((draft for draft in alike if draft.name == model.name), alike[0] if alike else None)
+    if chosen is None:
+        raise PlanError.of(
+            "this dataset cannot be planned like the model",
+            where="--like",
+            found=f"windows of {axes} axes in '{model.data.name} {model.name}'",
+            expected=f"as many as in one of {', '.join(f'{draft.name} ({len(draft.windows[0])})' for draft in drafts)}",
+            fix="Choose a model of such a configuration.",
+        )
+    return find_domain(domain).like(chosen, fingerprint, machine, model, _as_in(model))
 
 
 @dataclass(frozen=True)
@@ -127,7 +186,7 @@ class _Search:
     needs: Needs
     task: str
     domain: str
-    family: type[NetworkFamily]
+    family: _Configures
     machine: Machine
 
     def result(self) -> Plan | _Misfit:
@@ -150,6 +209,8 @@ class _Search:
         if smallest.memory > self.machine.memory:
             return _Misfit(self.draft.name, configured.window, smallest.memory)
         batch, why, cost = self._batch(configured, smallest)
+        if isinstance(self.family, _Known):  # nothing was searched
+            return self._plan(configured, batch, why, cost)
         because = rules.window_reason(configured.window, tuple(c.window for c in networks), self.draft, self.machine, smallest)
         return self._plan(configured, batch, why, cost, because)
 

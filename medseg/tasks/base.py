@@ -1,4 +1,7 @@
-"""What an annotation means: the contract of a task. The engine sees only this class."""
+"""What a network learns: the contract of an objective, and of a task, whose objective is what annotations mean. The engine sees only these.
+
+A network can be trained on any objective. Only a task can be planned from a dataset, predicted with and scored.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from medseg import registry
 from medseg.case import Batch
 from medseg.dataset import Dataset, Labels
+from medseg.errors import PlanError
 from medseg.fingerprint import Fingerprint
 from medseg.models.base import Head, Outputs, find_network
 from medseg.plans import Plan, TargetSection
@@ -41,30 +45,25 @@ class Needs:
     reasons: dict[str, str]
 
 
-class Task(ABC):
-    """A task, registered in `medseg.tasks`. Stateless apart from its plan.
+class Objective(ABC):
+    """What a network is trained for, registered in `medseg.tasks`. Stateless apart from its plan.
 
-    The oracle law holds for every task: `score(decode(oracle(targets)), truth)` is 1 in every similarity metric.
+    `inputs` and `targets` may draw random numbers, from torch's global generator: a training seeds it before every step. What both must
+    agree on goes into `Batch.extra`, whichever is called first. The perfect law holds for every objective: `loss(oracle(targets))` is
+    nearly 0.
     """
 
     Settings: ClassVar[type[TargetSection]]
     summary: ClassVar[str]
     """One line for `medseg tasks`."""
-    metrics: ClassVar[tuple[str, ...]]
-    """Names of what `score` can compute; the first one selects models and is what validation during training shows."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    @staticmethod
-    @abstractmethod
-    def needs(dataset: Dataset, fingerprint: Fingerprint) -> Needs:
-        """What the task asks of the planner for this dataset."""
-
     @property
     @abstractmethod
     def heads(self) -> tuple[Head, ...]:
-        """The network's outputs under this plan; equal to what `needs` said."""
+        """The network's outputs under this plan."""
 
     @property
     def channels(self) -> int:
@@ -95,6 +94,30 @@ class Task(ABC):
     @abstractmethod
     def oracle(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Full-resolution outputs `(N, C, *window)` per head, as a perfect network would give them. Used by contract tests."""
+
+
+class Pretext(Objective):
+    """An objective that needs no annotation: its networks predict nothing of use, but are where trainings of tasks begin (`--init`)."""
+
+    @staticmethod
+    @abstractmethod
+    def target(plan: Plan) -> tuple[TargetSection, dict[str, str]]:
+        """Its section for the window and network of a task's plan, and the reason for each field."""
+
+
+class Task(Objective):
+    """An objective that comes of annotations, and what its outputs mean.
+
+    The oracle law holds for every task: `score(decode(oracle(targets)), truth)` is 1 in every similarity metric.
+    """
+
+    metrics: ClassVar[tuple[str, ...]]
+    """Names of what `score` can compute; the first one selects models and is what validation during training shows."""
+
+    @staticmethod
+    @abstractmethod
+    def needs(dataset: Dataset, fingerprint: Fingerprint) -> Needs:
+        """What the task asks of the planner for this dataset; its heads are those of the plan."""
 
     @abstractmethod
     def decode(
@@ -137,6 +160,36 @@ def unlearned(plan: Plan) -> Plan:
     return plan if target == plan.target else plan.model_copy(update={"target": target, "reasons": said})
 
 
+def find_objective(name: str) -> type[Objective]:
+    """The objective registered as `name`, be it a task or not."""
+    return cast(type[Objective], registry.tasks.get(name))
+
+
 def find_task(name: str) -> type[Task]:
-    """The task registered as `name`."""
-    return cast(type[Task], registry.tasks.get(name))
+    """The task registered as `name`.
+
+    Raises:
+        PlanError: there is none, or it is an objective without annotations.
+    """
+    found = find_objective(name)
+    if not issubclass(found, Task):
+        raise PlanError.of(
+            f"'{name}' is no task: it learns from images alone, and its networks predict no labels",
+            fix="Pre-train with `medseg pretrain`, then begin a training with the result: `medseg train PLAN --init PRETRAINED -o RUN`.",
+        )
+    return found
+
+
+def find_pretext(name: str) -> type[Pretext]:
+    """The objective without annotations that is registered as `name`.
+
+    Raises:
+        PlanError: there is none, or it is a task.
+    """
+    found = find_objective(name)
+    if not issubclass(found, Pretext):
+        choices = ", ".join(key for key, value in registry.tasks.items() if issubclass(value, Pretext))
+        raise PlanError.of(
+            f"'{name}' is a task, which needs annotations", expected=f"one of {choices}", fix="Train it with `medseg train`."
+        )
+    return found

@@ -28,6 +28,7 @@ from medseg.tasks.base import Needs, Task
 from medseg.tasks.cleaning import Cleaning, HeldOut, clean, learn
 
 HEAD = "segmentation"
+BACKGROUND = "background"  # name of the channel that stands for no class
 SURE = 12.0  # logit of a perfect network: e^-12 of doubt
 RARE = 20.0  # a foreground class this many times rarer than the most frequent one gets weight
 FAINTEST = 1e-4  # a class is never taken to be rarer, so that its first logits are not out of reach
@@ -290,7 +291,8 @@ class Semantic(Task):
 
 def _heads(labels: Labels, settings: SemanticSettings) -> tuple[Head, ...]:
     odds = (math.log(f) if labels.exclusive else math.log(f / (1 - f)) for f in settings.frequencies)
-    return (Head(HEAD, len(labels.classes) + labels.exclusive, tuple(odds)),)
+    names = (BACKGROUND, *labels.names) if labels.exclusive else labels.names
+    return (Head(HEAD, len(names), tuple(odds), names),)
 
 
 def _frequencies(fingerprint: Fingerprint) -> tuple[float, ...]:

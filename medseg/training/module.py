@@ -1,4 +1,4 @@
-"""The one LightningModule: any task on any domain."""
+"""The one LightningModule: any objective on any domain."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from medseg.domains.base import find_domain
 from medseg.errors import ModelError
 from medseg.models.blocks import memory_format
 from medseg.plans import Plan
-from medseg.tasks.base import find_task
+from medseg.tasks.base import find_objective
 from medseg.training.budget import Clock
 from medseg.training.data import fold_key, stream
 from medseg.training.optim import make_optimizer, schedule
+from medseg.training.start import Start
 
 SHORTEST = 10.0  # steps: below this horizon averaging would only add noise
 
 
 class Learner(LightningModule):
-    """Augments on the device, sums the task's loss terms, follows the clock with the learning rate, and averages the weights.
+    """Augments on the device, sums the objective's loss terms, follows the clock with the learning rate, and averages the weights.
 
     `average` is the model that is delivered: an exponential moving average whose horizon grows with the steps (a constant fraction of them,
     `TrainingPlan.ema`), so that it suits short and long trainings (cf. Karras et al. 2024, power-function averaging).
     """
 
-    def __init__(self, plan: Plan, fold: int | None, clock: Clock, device: torch.device, rank: int = 0) -> None:
+    def __init__(self, plan: Plan, fold: int | None, clock: Clock, device: torch.device, rank: int = 0, start: Start | None = None) -> None:
         super().__init__()
-        self.plan, self.fold, self.clock, self.rank = plan, fold, clock, rank
-        self.task = find_task(plan.task)(plan)
+        self.plan, self.fold, self.clock, self.rank, self.start = plan, fold, clock, rank, start
+        self.objective = find_objective(plan.task)(plan)
         self.domain = find_domain(plan.domain)(plan)
         self.layout = memory_format(device, len(plan.window))
         self.network = self._new(0)
@@ -44,8 +45,11 @@ class Learner(LightningModule):
 
     def _new(self, number: int) -> nn.Module:
         torch.manual_seed(self._seed(2, number))
-        network: nn.Module = self.task.network().to(memory_format=self.layout)  # type: ignore[call-overload]
-        return network
+        network = self.objective.network()
+        if self.start is not None:
+            self.start.begin(self.plan, network, number)
+        laid_out: nn.Module = network.to(memory_format=self.layout)  # type: ignore[call-overload]
+        return laid_out
 
     def renew(self, number: int) -> None:
         """Begin the next network, in place, so that what was compiled or distributed remains so."""
@@ -73,8 +77,8 @@ class Learner(LightningModule):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Augmentation, forward and loss."""
         augmented = self.augmented(*batch)
-        outputs = self.network(self.task.inputs(augmented).contiguous(memory_format=self.layout))
-        terms = self.task.loss(outputs, self.task.targets(augmented))
+        outputs = self.network(self.objective.inputs(augmented).contiguous(memory_format=self.layout))
+        terms = self.objective.loss(outputs, self.objective.targets(augmented))
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
         self.summed += 1

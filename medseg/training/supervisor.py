@@ -249,7 +249,7 @@ class Supervisor(Callback):
             **{f"loss/{name}": value for name, value in losses.items()},
         }
         if validated is not None:
-            metric = self.validator.task.metrics[0]
+            metric = self.validator.metric
             row[f"val/{metric}"] = validated.score
             row["val/cases"] = validated.cases
             row["val/seconds"] = validated.seconds

@@ -32,6 +32,7 @@ from medseg.training.budget import Budget
 from medseg.training.journal import FoldRun, metric_key
 from medseg.training.mlflow_state import FAILURES, environment, first_line, prompt, quiet, store_at
 from medseg.training.splits import Split
+from medseg.training.start import Origin
 from medseg.workspace import Provenance, RunFolder, Workspace
 
 BATCH = 100  # parameters that MLflow takes at once
@@ -133,6 +134,10 @@ class Tracker:
             "medseg.task": plan.task,
             "medseg.plan_digest": plan.trained_digest(),
         }
+        origin = Origin.load(run.init_file) if run.init_file.is_file() else None
+        if origin is not None:
+            tags |= {"medseg.init": origin.source, "medseg.init_weights": origin.weights_digest}
+            tags["medseg.init_share"] = str(origin.transferred.share)
         parent = str(client.create_run(experiment, run_name=f"{plan.data.name} {plan.name}", tags=tags).info.run_id)
         params = [Param(key, value) for key, value in flat(plan).items()]
         for start in range(0, len(params), BATCH):
@@ -141,6 +146,8 @@ class Tracker:
         client.log_inputs(parent, [DatasetInput(source, [InputTag("mlflow.data.context", "training")])])
         client.log_text(parent, plan.to_json(), "plan.json")
         client.log_text(parent, explanation(plan), "explanation.md")
+        if origin is not None:
+            client.log_text(parent, origin.to_json(), "init.json")
         return parent
 
     def log_model(self, run: RunFolder, script: Path, name: str = "") -> str:

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from medseg.peak import PeakMemory
 from medseg.plans import Plan
 from medseg.progress import Progress, Silent
 from medseg.record import Record
-from medseg.tasks.base import find_task
+from medseg.tasks.base import Task, find_objective
 from medseg.training.budget import Budget, Clock, length
 from medseg.training.data import TrainingData
 from medseg.training.figures import draw_curves, draw_overlay
@@ -35,6 +35,7 @@ from medseg.training.preflight import adopt, check_devices, check_kind, check_pa
 from medseg.training.ranks import run_ranks
 from medseg.training.signals import StopRequest, requeue, requeued
 from medseg.training.splits import Split, choose_split
+from medseg.training.start import KEPT, Source, Start, adopt_start, check_start
 from medseg.training.supervisor import Supervisor
 from medseg.training.trainer import compiles, make_trainer, memory_told, quiet, synchroniser
 from medseg.training.validation import Agenda, Validator, mean_scores
@@ -56,7 +57,7 @@ class TrainingResult(Record):
         fold: the fold; None trained on every case.
         plan_digest: of the plan that was trained.
         epochs, steps, seconds: how long it took, all sessions together.
-        metric: what `score` measures.
+        metric: what `score` measures; empty where a training has no predictions.
         networks: how many were trained, one after another; a prediction averages them.
         score: mean over classes in the last validation (with patience, in the best one), each network by itself, mean over networks; None
             without validation cases.
@@ -107,6 +108,7 @@ class Job:
     devices: int
     journal: FoldRun | None
     save_every: float
+    start: Start | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -150,6 +152,7 @@ def train(
     progress: Progress | None = None,
     licence: str = "",
     save_every: float = SAVE_EVERY,
+    source: Source | None = None,
 ) -> TrainingResult:
     """Train one fold into a model folder.
 
@@ -174,10 +177,11 @@ def train(
         devices: processes, one device each, that share every batch.
         licence: of the data, for the provenance.
         save_every: seconds between checkpoints.
+        source: the model with whose weights networks begin; None: anew, or as the model folder says. A training goes on without it.
 
     Raises:
         UsageError: the fold exists already and `resume` is off, or there is no such fold, or the devices do not fit.
-        ModelError: the model folder belongs to another plan, or training diverged.
+        ModelError: the model folder belongs to another plan, its networks began otherwise, or training diverged.
         DatasetError: cases are not prepared.
         ResourceError: memory, disk or devices do not suffice.
     """
@@ -191,6 +195,7 @@ def train(
     check_patience(patience, split)
     check_prepared(store, split)
     adopt(run, plan)
+    check_start(run, source)
     with Claim(folder, "training"):
         for leftover in folder.rglob(".*.partial.*"):
             leftover.unlink()  # of a session that was killed while it wrote
@@ -213,9 +218,10 @@ def train(
             )
         if kind := check_kind(plan, chosen):
             progress.say(kind)
+        start = adopt_start(run, plan, fold, source, progress)
         journal = tracker.begin(plan, run, fold, split, budget, chosen.type, devices) if tracker is not None else None
         write_provenance(run, plan, chosen, licence, journal.parent if journal is not None else "")
-        job = Job(plan, store.folder, split, fold, folder, budget, patience, resume, device, devices, journal, save_every)
+        job = replace(job, journal=journal, start=start)
         result = _launch(job, progress) if journal is None else _tracked(job, store, journal, chosen, progress)
         if result.interrupted in REQUEUE and requeue():
             progress.say("asked SLURM to run this job again")
@@ -256,7 +262,10 @@ def _publish(job: Job, store: Store, journal: FoldRun, result: TrainingResult, d
         curves = Path(folder) / "curves.png"
         draw_curves(History.read(metrics), result.metric, curves)
         journal.artifact(curves, "plots")
-        network = find_task(job.plan.task)(job.plan).network()
+        objective = find_objective(job.plan.task)(job.plan)
+        if not isinstance(objective, Task):
+            return  # it predicts nothing to show
+        network = objective.network()
         load_weights(network, job.weights(0), job.plan.trained_digest())
         network = network.to(device).eval()
         ids = (job.split.val or job.split.train)[:OVERLAYS]
@@ -308,7 +317,7 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
         stack.enter_context(memory_told(device))
         if courier is not None:
             stack.enter_context(courier)
-        learner = Learner(plan, job.fold, clock, device, rank)
+        learner = Learner(plan, job.fold, clock, device, rank, job.start)
         if compiles(device, clock):
             learner.network.compile()
         trainer = make_trainer(plan, job.folder, device, job.devices, clock, supervisor, rank, port)
@@ -321,6 +330,7 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
         job.finish(result.networks)
         result.save(job.finished)
         job.checkpoint.unlink(missing_ok=True)
+        (job.checkpoint.parent / KEPT).unlink(missing_ok=True)
     return result
 
 
@@ -334,7 +344,7 @@ def _result(job: Job, supervisor: Supervisor, steps: int) -> TrainingResult:
         steps=steps,
         seconds=round(supervisor.clock.elapsed, 3),
         networks=supervisor.networks,
-        metric=supervisor.validator.task.metrics[0],
+        metric=supervisor.validator.metric,
         score=_number(sum(one.score for one in validated) / len(validated)) if validated else None,
         scores={name: {metric: _number(value) for metric, value in values.items()} for name, values in scores.items()},
         cases=validated[-1].cases if validated else 0,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from medseg.models.base import Outputs
 from medseg.models.blocks import memory_format
 from medseg.plans import Plan
 from medseg.prediction import Prediction, Scores
-from medseg.tasks.base import find_task
+from medseg.tasks.base import Task, find_objective, find_task
 
 CASES = 32  # more cases tell little more about the course of training, and cost time
 SHARE = 0.05  # of the time that validation may take
@@ -47,10 +48,20 @@ class Validator:
         self.plan, self.store, self.device, self.ranks = plan, store, device, ranks
         self.ids = chosen[rank::ranks]
         self.total = len(chosen)
-        self.task = find_task(plan.task)(plan)
         self.domain = find_domain(plan.domain)(plan)
         self.count: int | None = None
         """Cases per rank; None until the first validation has measured how many the time allows."""
+
+    @cached_property
+    def task(self) -> Task:
+        """The plan's task. Raises PlanError where its objective is none, so that there is nothing to validate."""
+        return find_task(self.plan.task)(self.plan)
+
+    @property
+    def metric(self) -> str:
+        """What validations measure; empty where the plan's objective is no task."""
+        found = find_objective(self.plan.task)
+        return found.metrics[0] if issubclass(found, Task) else ""
 
     def run(self, network: nn.Module, limit: float | None) -> Validated:
         """Score the network; the first run stops after `limit` seconds and fixes the number of cases for all later runs."""
@@ -74,7 +85,7 @@ class Validator:
         everything = self._gather(table)
         seconds = self._reduce(time.monotonic() - started, "max")
         scores = mean_scores(everything)
-        key = self.task.metrics[0]
+        key = self.metric
         values = [row[key] for row in scores.values() if not math.isnan(row[key])]
         return Validated(scores, float(np.mean(values)) if values else math.nan, len(everything), seconds)
 

@@ -46,6 +46,7 @@ def test_help_imports_nothing_heavy() -> None:
         "explain",
         "preprocess",
         "train",
+        "pretrain",
         "predict",
         "evaluate",
         "compare",

@@ -27,7 +27,8 @@ from medseg.geometry import Grid
 from medseg.io.store import Store
 from medseg.plans import Plan
 from medseg.training.budget import Budget
-from medseg.training.splits import make_splits
+from medseg.training.splits import choose_split, make_splits
+from medseg.training.start import Source
 from medseg.training.train import train
 from medseg.workspace import RunFolder, Workspace
 
@@ -128,6 +129,10 @@ class Tiny:
             **more,
         )
 
+    def source(self, name, fold=0):
+        """A model in the same root as the start of a fold."""
+        return Source.open(self.root / name, self.plan, fold, choose_split(self.splits, fold))
+
     def weights(self, name="run", fold=0, number=0):
         return (self.root / name / f"fold_{'none' if fold is None else fold}" / f"network_{number}.safetensors").read_bytes()
 
@@ -184,4 +189,6 @@ if __name__ == "__main__":
         from medseg.training.tracking import Tracker
 
         arguments["tracker"] = Tracker.open(tiny.workspace, tiny.plan, tiny.fingerprint)
+    if "source" in arguments:
+        arguments["source"] = tiny.source(arguments["source"])
     print(tiny.run(**arguments).to_json())

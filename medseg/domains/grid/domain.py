@@ -15,7 +15,7 @@ from medseg.dataset import Labels
 from medseg.device import Machine
 from medseg.domains.base import Domain, Draft, Run
 from medseg.domains.grid.augment import augment_batch
-from medseg.domains.grid.drafts import make_drafts
+from medseg.domains.grid.drafts import draft_like, make_drafts
 from medseg.domains.grid.maps import MeanMap, ResampledMap
 from medseg.domains.grid.measure import measure_case
 from medseg.domains.grid.prepare import prepare_case, restore_array
@@ -50,6 +50,11 @@ class GridDomain(Domain):
     def drafts(fingerprint: Fingerprint, machine: Machine) -> tuple[Draft, ...]:
         """See `Domain.drafts`."""
         return make_drafts(fingerprint, machine)
+
+    @staticmethod
+    def like(draft: Draft, fingerprint: Fingerprint, machine: Machine, model: Plan, because: str) -> Draft:
+        """See `Domain.like`."""
+        return draft_like(draft, fingerprint, machine, model, because)
 
     @staticmethod
     def check(plan: Plan) -> str:

@@ -10,10 +10,12 @@ import numpy as np
 from medseg.device import Machine
 from medseg.domains.base import Draft
 from medseg.domains.grid import rules
+from medseg.domains.grid.rules import Decided
 from medseg.domains.grid.settings import Augmentation, GridSettings, PriorChanges
 from medseg.fingerprint import Fingerprint
 from medseg.geometry import Shape
 from medseg.imaging.resample import ANISOTROPY
+from medseg.plans import Plan
 
 LARGEST = {"cuda": (2048**2, 256**3), "mps": (1024**2, 160**3), "cpu": (768**2, 128**3)}  # voxels of the first 2D and 3D window
 OVERLAP = 0.5
@@ -64,26 +66,66 @@ def _cascade(volume: Draft, low: Draft) -> Draft:
     )
 
 
+def draft_like(draft: Draft, fingerprint: Fingerprint, machine: Machine, model: Plan, because: str) -> Draft:
+    """A draft on the grid, with the window and the intensities of a model's plan (see `Domain.like`).
+
+    Channels are normalised as the model's of the same name, or as its only one if both have one of the same kind. Augmentation and
+    mirroring follow the new classes and the model's window.
+    """
+    space = model.space
+    assert isinstance(space, GridSettings)
+    survey = _Survey.of(fingerprint, machine, Decided(space.axes, because), Decided(space.crop, because))
+    own = rules.target_spacing(survey.spacings, survey.shapes).value
+    spacing = tuple(o if s is None else s for s, o in zip(space.spacing, own, strict=True))
+    axes = len(model.window)
+    made = survey.draft(draft.name, Decided(spacing, because), axes, because, draft.preference)
+    assert isinstance(made.space, GridSettings)
+    augmentation = plan_augmentation(spacing[-axes:], model.window, made.mirror)
+    reasons = made.reasons | {"window": because, "space.spacing": because, "space.augmentation": _sentence(augmentation.because)}
+    named = {c.name.strip().casefold(): how for c, how in zip(model.data.channels, space.channels, strict=True)}
+    channels = list(made.space.channels)
+    for place, channel in enumerate(fingerprint.channels):
+        how = named.get(channel.name.strip().casefold())
+        if how is None and len(channels) == len(space.channels) == 1 and channel.modality is model.data.channels[0].modality:
+            (how,) = space.channels
+        if how is not None:
+            channels[place] = how
+            reasons[f"space.channels.{place}"] = because
+    changed = {"spacing": space.spacing, "channels": tuple(channels), "augmentation": augmentation.value}
+    for field in ("orientation", "interpolation"):
+        value = getattr(space, field)
+        if value is not GridSettings.model_fields[field].default:
+            changed[field] = value
+            reasons[f"space.{field}"] = because
+    return replace(made, space=made.space.model_copy(update=changed), windows=(model.window,), reasons=reasons)
+
+
 @dataclass(frozen=True)
 class _Survey:
     """What all drafts of a dataset share. Shapes and spacings are in the order of prepared axes, after cropping."""
 
     fingerprint: Fingerprint
     machine: Machine
-    order: rules.Decided[tuple[int, ...]]
-    crop: rules.Decided[bool]
+    order: Decided[tuple[int, ...]]
+    crop: Decided[bool]
     shapes: list[Shape]
     spacings: list[tuple[float, ...]]
 
     @classmethod
-    def of(cls, fingerprint: Fingerprint, machine: Machine) -> _Survey:
+    def of(
+        cls,
+        fingerprint: Fingerprint,
+        machine: Machine,
+        order: Decided[tuple[int, ...]] | None = None,
+        crop: Decided[bool] | None = None,
+    ) -> _Survey:
         cases = fingerprint.cases
-        order, crop = rules.axis_order(cases), rules.crop_to_nonzero(cases)
+        order, crop = order or rules.axis_order(cases), crop or rules.crop_to_nonzero(cases)
         shapes = [tuple((c.cropped if crop.value else c.shape)[a] for a in order.value) for c in cases]
         spacings = [tuple(c.spacing[a] for a in order.value) for c in cases]
         return cls(fingerprint, machine, order, crop, shapes, spacings)
 
-    def draft(self, name: str, target: rules.Decided[tuple[float, ...]], window_axes: int, because: str, preference: float) -> Draft:
+    def draft(self, name: str, target: Decided[tuple[float, ...]], window_axes: int, because: str, preference: float) -> Draft:
         seen = self.fingerprint
         lead = seen.ndim - window_axes
         spacing = tuple(None if a < lead else s for a, s in enumerate(target.value))
@@ -129,16 +171,16 @@ class _Survey:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+    return f"{text[0].upper()}{text[1:].removesuffix('.')}."
 
 
-def plan_augmentation(spacing: tuple[float, ...], window: Shape, mirror: tuple[int, ...]) -> rules.Decided[Augmentation]:
+def plan_augmentation(spacing: tuple[float, ...], window: Shape, mirror: tuple[int, ...]) -> Decided[Augmentation]:
     """Moderate rotations, zooms and deformations; within the slices where the window is far coarser or flatter along its first axis."""
     if len(window) == 2:
         how = Augmentation(mirror=mirror, rotation=30.0)
-        return rules.Decided(how, "rotations to 30 degrees, zooms of 15 %, deformations, and intensity changes")
+        return Decided(how, "rotations to 30 degrees, zooms of 15 %, deformations, and intensity changes")
     if spacing[0] > ANISOTROPY * max(spacing[1:]) or window[0] * ANISOTROPY < max(window[1:]):
         how = Augmentation(mirror=mirror, in_plane=True, rotation=30.0)
-        return rules.Decided(how, f"slices of {spacing[0]:.4g} mm ({window[0]} in a window) are too coarse to rotate out of their plane")
+        return Decided(how, f"slices of {spacing[0]:.4g} mm ({window[0]} in a window) are too coarse to rotate out of their plane")
     how = Augmentation(mirror=mirror)
-    return rules.Decided(how, "rotations to 15 degrees about each axis, zooms of 15 %, deformations, and intensity changes")
+    return Decided(how, "rotations to 15 degrees about each axis, zooms of 15 %, deformations, and intensity changes")
