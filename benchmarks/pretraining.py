@@ -1,6 +1,6 @@
 """What a training of few labelled cases gains when it begins with other weights: pre-trained without labels, or trained on other cases.
 
-    python benchmarks/pretraining.py DATASET --time 5m --steps 200 --seeds 3
+    python benchmarks/pretraining.py DATASET --pretrain-steps 1000 --steps 200 --seeds 3
 
 DATASET is a Decathlon folder (Task04). Of its cases 40 are scored, 20 may be labelled, and the images of the others pre-train: once without
 their labels (`medseg pretrain`), once with them (`medseg train`), equally long. For every seed a few of the 20 are drawn and train a fixed
@@ -21,7 +21,6 @@ from hardware import write
 
 from medseg import workflow
 from medseg.commands.console import Bars
-from medseg.commands.options import parse_time
 from medseg.io.images import read_label
 from medseg.plans import Plan
 
@@ -63,6 +62,11 @@ def dice(predicted: Path, dataset: Path, pairs: list[dict[str, str]], classes: i
     return np.array(scores)
 
 
+def epochs_of(plan: Path, steps: int) -> int:
+    """Epochs of about so many steps."""
+    return max(1, round(steps / Plan.load(plan).training.steps))
+
+
 def interval(values: np.ndarray) -> list[float]:
     """The mean over seeds and cases of `(seeds, cases)`, and its 95 % bootstrap interval over both."""
     rng = np.random.default_rng(0)
@@ -74,7 +78,7 @@ def interval(values: np.ndarray) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--time", default="5m", help="length of each pre-training")
+    parser.add_argument("--pretrain-steps", type=int, default=1000, help="of each pre-training; a multiple of 50")
     parser.add_argument("--steps", type=int, default=200, help="of each training of few cases; a multiple of 50")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cases", type=int, action="append")
@@ -91,20 +95,23 @@ def main() -> None:
     chosen = arguments.only or list(VARIANTS)
     with tempfile.TemporaryDirectory() as temporary, Bars() as progress:
         keep, work = arguments.keep or Path(temporary), Path(temporary) / "work"
-        seconds = parse_time(arguments.time)
         sources: dict[str, Path] = {}
         if any(VARIANTS[name][0] == "masked" for name in chosen):
             sources["masked"] = keep / "masked"
             if not sources["masked"].is_dir():
                 data = subset(arguments.dataset, keep / "images", pool[:5], [pair["image"] for pair in others])
                 workflow.plan(data, keep / "plans_masked", memory=4, progress=progress)
-                workflow.pretrain(keep / "plans_masked" / "3d.json", sources["masked"], seconds=seconds, progress=progress)
+                plan = keep / "plans_masked" / "3d.json"
+                workflow.pretrain(plan, sources["masked"], epochs=epochs_of(plan, arguments.pretrain_steps), progress=progress)
         if any(VARIANTS[name][0] == "supervised" for name in chosen):
             sources["supervised"] = keep / "supervised"
             if not sources["supervised"].is_dir():
                 data = subset(arguments.dataset, keep / "labelled", others)
                 workflow.plan(data, keep / "plans_supervised", memory=4, progress=progress)
-                workflow.train(keep / "plans_supervised" / "3d.json", sources["supervised"], fold=None, seconds=seconds, progress=progress)
+                plan = keep / "plans_supervised" / "3d.json"
+                epochs = epochs_of(plan, arguments.pretrain_steps)
+                one = {"training.networks": "1"}
+                workflow.train(plan, sources["supervised"], fold=None, epochs=epochs, edits=one, progress=progress)
         table: dict[tuple[int, str], list[np.ndarray]] = {}
         results: list[dict[str, object]] = []
         for seed in range(arguments.seeds):
@@ -114,7 +121,7 @@ def main() -> None:
                 data = subset(arguments.dataset, folder / "data", [pool[i] for i in drawn])
                 workflow.plan(data, folder / "plans", memory=4, progress=progress)
                 plan = folder / "plans" / "3d.json"
-                epochs = max(1, arguments.steps // Plan.load(plan).training.steps)
+                epochs = epochs_of(plan, arguments.steps)
                 for name in chosen:
                     source, edits = VARIANTS[name]
                     run = folder / name.replace(" ", "_")
@@ -139,7 +146,7 @@ def main() -> None:
                     ]
                     progress.say(str([row for row in results if (row["cases"], row["variant"]) == (count, name)]))
                     note = (
-                        f"pre-trained {arguments.time} on {len(others)} cases, then {epochs * Plan.load(plan).training.steps} steps; Dice of "
+                        f"pre-trained {arguments.pretrain_steps} steps on {len(others)} cases, then {arguments.steps} steps on few; Dice of "
                         f"{SCORED} cases: mean and 95 % bootstrap interval over seeds and cases; difference to the training from scratch"
                     )
                     write(arguments.name, results, note)

@@ -163,27 +163,10 @@ def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int 
         predictions = predict_held_out(folder.previous, dataset, range(len(folds.folds)), how.device, None, how.progress)
         dataset, previous = with_priors(dataset, predictions), folder.previous.digest()
     store = prepared(chosen, workspace, how.workers, how.progress, dataset, previous)
-    return _trained(chosen, workspace, store, splits.folds, fold, folder, how, source, predicted)
+    return train_prepared(chosen, workspace, store, splits.folds, fold, folder, how, source, predicted)
 
 
-def pretrained(chosen: Plan, workspace: Workspace, folder: RunFolder, images: Sequence[Path], how: Training) -> TrainingResult:
-    """Train on every image there is, with annotation or without: the dataset's, and those of further files and folders."""
-    from medseg.inference.inputs import find_cases
-    from medseg.training.preflight import adopt
-
-    choose_device(how.device)
-    predicted = check_memory(chosen)
-    dataset = workspace.dataset()
-    cases = find_cases([*dataset.cases, *dataset.unlabelled, *images], chosen.data.channels)
-    adopt(folder, chosen)
-    how.progress.say(f"pre-trains on the images of {len(cases)} cases; annotations play no part")
-    every = dataset.model_copy(update={"cases": cases})
-    store = prepared(chosen, workspace, how.workers, how.progress, every)
-    split = Split(train=tuple(case.id for case in cases), val=())
-    return _trained(chosen, workspace, store, (split,), None, folder, how, None, predicted)
-
-
-def _trained(
+def train_prepared(
     chosen: Plan,
     workspace: Workspace,
     store: Store,

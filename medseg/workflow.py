@@ -26,6 +26,7 @@ from medseg.planning.verify import Verified
 from medseg.planning.verify import verify as verify_dataset
 from medseg.plans import Plan
 from medseg.preconditions import check_apart, check_configurations, check_fold_numbers, check_folds, check_length, check_names
+from medseg.pretraining import pretrain as pretrain  # the one verb that has a file of its own
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.sample import sample_dataset
@@ -42,7 +43,6 @@ from medseg.steps import (
     plan_of,
     planned,
     prepared,
-    pretrained,
     train_all,
     train_fold,
     workspace_of,
@@ -157,33 +157,6 @@ def train(
     if result.finished:
         log_model(workspace, folder, progress)
     return result
-
-
-def pretrain(
-    plan_file: Path,
-    out: Path,
-    images: Sequence[Path] = (),
-    *,
-    objective: str = "masked",
-    seconds: float | None = None,
-    epochs: int | None = None,
-    resume: bool = False,
-    edits: Mapping[str, str] | None = None,
-    device: str = "auto",
-    devices: int = 1,
-    workers: int | None = None,
-    progress: Progress = SILENT,
-) -> TrainingResult:
-    """Train the plan's network, without annotations, on the images of its dataset and on further files and folders of `images`.
-
-    The folder `out` is one for `init`: it predicts nothing itself.
-    """
-    from medseg.planning.pretext import pretext_plan
-
-    check_length(seconds, epochs)
-    how = Training(seconds, epochs, None, resume, device, devices, workers, progress)
-    chosen = pretext_plan(Plan.load(plan_file), objective).edited(dict(edits or {}))
-    return pretrained(chosen, Workspace.of_plan(plan_file), RunFolder(out), images, how)
 
 
 def predict(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from medseg.commands import console, data, interop, machine, models
+from medseg.commands import console, data, interop, machine, models, training
 from medseg.errors import MedsegError
 
 FLAGS = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--debug": "debug"}
@@ -40,8 +40,8 @@ for verb in (
     data.plan,
     data.explain,
     data.preprocess,
-    models.train,
-    models.pretrain,
+    training.train,
+    training.pretrain,
     models.predict,
     models.evaluate,
     models.compare,
@@ -51,7 +51,7 @@ for verb in (
     data.tasks,
     data.schema,
 ):
-    app.command(epilog=EPILOG, no_args_is_help=verb in data.NEED_ARGUMENTS or verb in models.NEED_ARGUMENTS)(verb)
+    app.command(epilog=EPILOG, no_args_is_help=verb in (*data.NEED_ARGUMENTS, *models.NEED_ARGUMENTS, *training.NEED_ARGUMENTS))(verb)
 for word, named in interop.VERBS.items():
     app.command(word, epilog=EPILOG, no_args_is_help=True)(named)
 

@@ -27,6 +27,7 @@ from medseg.errors import DatasetError, MedsegError
 from medseg.io.store import Store
 from medseg.parallel import default_workers
 from medseg.plans import Plan
+from medseg.tasks.base import Pretext, find_objective
 
 OPEN_CASES = 512  # memory-mapped cases kept open per process, at most
 DESCRIPTORS = 2  # that one of them takes: image and label
@@ -118,6 +119,9 @@ class Windows(Dataset[Window]):
     @property
     def _holders(self) -> _Holders:
         if self._known is None:
+            if issubclass(find_objective(self.plan.task), Pretext):  # annotations play no part, nor do their limits
+                self._known = _Holders((), self.ids, None)
+                return self._known
             store, labels = Store(self.folder), self.plan.data.labels
             counts = {case_id: store.counts(case_id) for case_id in self.ids}
             entries = [

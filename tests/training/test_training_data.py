@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 
@@ -12,6 +13,7 @@ from medseg.case import Case
 from medseg.errors import DatasetError, ResourceError
 from medseg.geometry import Grid
 from medseg.io.store import Store
+from medseg.planning.pretext import pretext_plan
 from medseg.training import data as module
 from medseg.training.data import Steps, TrainingData, Windows, collate, open_cases
 
@@ -201,3 +203,24 @@ def test_too_many_open_files_are_called_so(tiny):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         os.close(here)
+
+
+def test_pre_training_takes_every_case_although_few_have_annotated_voxels(tmp_path):
+    """Neither classes nor the ignore value decide where its windows lie."""
+    tiny = Tiny(tmp_path)
+    ignoring = tiny.plan.edited({"data.labels.ignore": "3"})
+    plan = pretext_plan(ignoring, "masked")
+    _ = tiny.store
+    for case in tiny.dataset.cases[1:]:
+        folder = tmp_path / "prepared" / case.id
+        meta = json.loads((folder / "meta.json").read_text())
+        (folder / "label.npy").unlink()
+        np.save(folder / "locations.npy", np.zeros((0, 3), np.int32))
+        (folder / "meta.json").write_text(json.dumps(meta | {"labelled": False, "counts": []}))
+    ids = tuple(case.id for case in tiny.dataset.cases)
+    windows = Windows(plan, tmp_path / "prepared", ids, None)
+    places = [windows.place(item) for item in range(12)]
+    assert {focus for _, focus in places} == {None}
+    for turn in (places[:6], places[6:]):
+        assert sorted(case for case, _ in turn) == sorted(ids)
+    assert windows[1].image.shape == windows[0].image.shape
