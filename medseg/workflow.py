@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from medseg.configurations import begin, begun, train_all
 from medseg.device import choose_device, machine
 from medseg.evaluation.records import Comparison, Evaluation
 from medseg.evaluation.selection import Selection
@@ -35,15 +36,12 @@ from medseg.steps import (
     Rules,
     Training,
     averaging,
-    begin,
-    begun,
     log_model,
     measured,
     opened,
     plan_of,
     planned,
     prepared,
-    train_all,
     train_fold,
     workspace_of,
 )

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from synthetic import make_dataset, make_fingerprint_of
 
-import medseg.steps as steps_module
+import medseg.configurations as trainings
 from medseg import held_out, workflow
+from medseg.configurations import begin
 from medseg.errors import ModelError, PlanError, UsageError
 from medseg.evaluation import comparison, scoring
 from medseg.evaluation.comparison import open_evaluation
@@ -20,7 +21,7 @@ from medseg.planning.planner import choose_plan
 from medseg.plans import Plan
 from medseg.preconditions import check_apart, check_continuation, check_fold_count, check_workspace
 from medseg.progress import Silent
-from medseg.steps import Training, begin
+from medseg.steps import Training
 from medseg.training.splits import Split, Splits, left_out
 from medseg.workspace import RunFolder, Workspace
 
@@ -59,7 +60,7 @@ def steps(monkeypatch, plans, dataset, fingerprint, tmp_path):
         monkeypatch.setattr(workflow, "opened", lambda *arguments: dataset)
         monkeypatch.setattr(workflow, "measured", lambda *arguments: (dataset, fingerprint))
         monkeypatch.setattr(workflow, "planned", lambda *arguments: plans)
-        monkeypatch.setattr(steps_module, "train_fold", train_fold)
+        monkeypatch.setattr(trainings, "train_fold", train_fold)
         monkeypatch.setattr(workflow, "entrants", entrants)
         monkeypatch.setattr(workflow, "selected", select)
         monkeypatch.setattr(workflow, "report", report)
@@ -172,16 +173,16 @@ def test_a_cascade_follows_its_earlier_stage_and_takes_it_from_there(monkeypatch
         home.provenance_file.write_text("{}")
         return result()
 
-    monkeypatch.setattr(steps_module, "train_fold", train_fold)
+    monkeypatch.setattr(trainings, "train_fold", train_fold)
     monkeypatch.setattr("medseg.workspace._networks", lambda fold: 1)
     how = Training(5, None, None, True, "cpu", 1, 1, Talk())
-    assert len(steps_module.train_all(chosen, workspace, (0, 1), how)) == 4
+    assert len(trainings.train_all(chosen, workspace, (0, 1), how)) == 4
     assert how.progress.lines[0] == "2 configurations (3d_low, 3d_cascade): 4 trainings of 5 seconds, 20 seconds in all"
     # Alone it trains the earlier stage, too, with all folds.
     (alone,) = begin(RunFolder(tmp_path / "alone"), stages, ("3d_cascade",), {}, True)
-    monkeypatch.setattr(steps_module, "train_fold", lambda *arguments: result())
+    monkeypatch.setattr(trainings, "train_fold", lambda *arguments: result())
     how = Training(60, None, None, True, "cpu", 1, 1, Talk())
-    steps_module.train_all([alone], workspace, (0,), how)
+    trainings.train_all([alone], workspace, (0,), how)
     assert how.progress.lines[0] == "2 configurations (3d_cascade, 3d_low for 3d_cascade): 6 trainings of 60 seconds, 6 minutes in all"
 
 
