@@ -59,7 +59,7 @@ def steps(monkeypatch, plans, dataset, fingerprint, tmp_path):
 
         monkeypatch.setattr(workflow, "opened", lambda *arguments: dataset)
         monkeypatch.setattr(workflow, "measured", lambda *arguments: (dataset, fingerprint))
-        monkeypatch.setattr(workflow, "planned", lambda *arguments: plans)
+        monkeypatch.setattr(workflow, "planned", lambda *arguments, like: plans)
         monkeypatch.setattr(trainings, "train_fold", train_fold)
         monkeypatch.setattr(workflow, "entrants", entrants)
         monkeypatch.setattr(workflow, "selected", select)
