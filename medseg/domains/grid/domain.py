@@ -20,7 +20,7 @@ from medseg.domains.grid.maps import MeanMap, ResampledMap
 from medseg.domains.grid.measure import measure_case
 from medseg.domains.grid.prepare import prepare_case, restore_array
 from medseg.domains.grid.sampling import sample_window, source_window, window_locations
-from medseg.domains.grid.settings import Blending, GridSettings
+from medseg.domains.grid.settings import Blending, GridSettings, Interpolation
 from medseg.domains.grid.stitch import layout, stitch_as_nnunet, stitch_case
 from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Resample, Shape, Step
@@ -118,10 +118,10 @@ class GridDomain(Domain):
 
     def native(self, maps: Mapping[str, DenseMap], trail: tuple[Step, ...]) -> dict[str, DenseMap]:
         """See `Domain.native`."""
-        result = dict(maps)
+        result, half = dict(maps), self.settings.interpolation is Interpolation.nnunet
         for step in reversed(trail):
             if isinstance(step, Resample):
-                result = {name: ResampledMap(source, step.source, step.thick) for name, source in result.items()}
+                result = {name: ResampledMap(source, step.source, step.thick, half) for name, source in result.items()}
         return result
 
     def restore(self, array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:

@@ -81,11 +81,15 @@ class MeanMap:
 
 @dataclass(frozen=True)
 class ResampledMap:
-    """A map on another grid of the same extent, computed as it is read: linearly, along the axis `thick` by nearest neighbour."""
+    """A map on another grid of the same extent, computed as it is read: linearly, along the axis `thick` by nearest neighbour.
+
+    With `half` it is rounded to 16 bits, as nnU-Net keeps it: where classes are close that makes ties, which the first one wins.
+    """
 
     source: DenseMap
     spatial: Shape
     thick: int | None = None
+    half: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -94,4 +98,5 @@ class ResampledMap:
 
     def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """See `DenseMap.slabs`."""
-        yield from resample_slabs(self.source.slabs(), self.source.shape[1:], self.spatial, self.thick)
+        for rows, values in resample_slabs(self.source.slabs(), self.source.shape[1:], self.spatial, self.thick):
+            yield rows, values.astype(np.float16).astype(np.float32) if self.half else values

@@ -36,7 +36,7 @@ class Interpolation(StrEnum):
 
     smooth = "smooth"  # slices are thick when 3 times coarser than every other axis; maps go back linearly along all axes
     nnunet = "nnunet"  # as nnU-Net: thick when 3 times coarser than any axis; splines stay within the range of their slice or
-    #                    image; and across thick slices maps, too, take their nearest neighbour
+    #                    image; across thick slices maps, too, take their nearest neighbour, and they are rounded to 16 bits
 
 
 class Blending(StrEnum):

@@ -101,6 +101,7 @@ def make_image(channels: int, shape: tuple[int, ...]) -> np.ndarray:
     image[:, :2] = 0  # an empty border to crop, and a hole within the body that is no background
     image[:, :, -1:] = 0
     image[:, 4, 4, 4] = 0
+    image[:, -5:, -4:, :5] = 0  # a corner within the box of the body
     return image.astype(np.float32)
 
 
