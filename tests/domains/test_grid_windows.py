@@ -338,6 +338,9 @@ def test_resampled_maps_keep_probabilities(shape, target):
     assert dense.shape == (3, *target)
     np.testing.assert_allclose(whole(dense).sum(0), 1, atol=1e-5)
     assert whole(dense).shape == (3, *target)
+    rounded = whole(ResampledMap(source, target, half=True))
+    assert rounded.dtype == np.float32
+    np.testing.assert_array_equal(rounded, whole(dense).astype(np.float16))
 
 
 @pytest.mark.parametrize("window", [(16, 12), (10, 12, 14)])
