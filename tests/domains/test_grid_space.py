@@ -11,7 +11,7 @@ from medseg.case import Case
 from medseg.dataset import LabelClass, Labels
 from medseg.domains.grid.measure import measure_case
 from medseg.domains.grid.prepare import prepare_case, prepared_shape, restore_array
-from medseg.domains.grid.settings import Augmentation, GridSettings, Normalization, Scheme
+from medseg.domains.grid.settings import Augmentation, GridSettings, Interpolation, Normalization, Scheme
 from medseg.errors import DatasetError
 from medseg.geometry import Crop, Grid, Reorient, Resample
 
@@ -221,3 +221,14 @@ def test_preparation_key_ignores_augmentation_only():
     one = space()
     assert one.preparation_key() == one.model_copy(update={"augmentation": Augmentation(noise=0)}).preparation_key()
     assert one.preparation_key() != one.model_copy(update={"crop": True}).preparation_key()
+
+
+@pytest.mark.parametrize(("interpolation", "expected"), [(Interpolation.smooth, 0), (Interpolation.nnunet, 1)])
+def test_background_outside_of_the_body_votes_apart_as_in_nnunet(interpolation, expected):
+    """Two voxels of class 1, one of background within the body, one outside of it; a tie goes to the nearest voxel."""
+    space = GridSettings(
+        axes=(0, 1), spacing=(2, 2), crop=True, channels=(Normalization(scheme=Scheme.zscore),), interpolation=interpolation
+    )
+    image, values = np.array([[[1, 2], [3, 0]]], np.float32), np.array([[1, 1], [0, 0]], np.uint8)
+    found = prepare_case(Case("c", image, values, Grid.plain((2, 2)), prior=values), space)
+    assert found.prior.tolist() == found.label.tolist() == [[expected]]

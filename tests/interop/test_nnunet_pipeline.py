@@ -49,9 +49,9 @@ def plan(recorded: dict[str, Any]) -> Plan:
     return plan_of(plans, dataset, recorded["configuration"], mirror=recorded["mirror"])
 
 
-def prepare(plan: Plan, recorded: dict[str, Any]) -> Case:
+def prepare(plan: Plan, recorded: dict[str, Any], prior: NDArray[Any] | None = None) -> Case:
     image = recorded["image"].numpy()
-    case = Case("x", image, None, Grid.plain(image.shape[1:], tuple(recorded["spacing"])), (), recorded["prior"].numpy())
+    case = Case("x", image, None, Grid.plain(image.shape[1:], tuple(recorded["spacing"])), prior=prior)
     return find_domain(plan.domain)(plan).prepare(case)
 
 
@@ -61,7 +61,7 @@ def test_prepared_cases_are_equal(plan: Plan, recorded: dict[str, Any]) -> None:
 
 def test_priors_are_equal(plan: Plan, recorded: dict[str, Any]) -> None:
     """What an earlier stage predicted, as input channels of a cascade; to the voxel."""
-    prior = prepare(plan, recorded).prior
+    prior = prepare(plan, recorded, recorded["prior"].numpy()).prior
     assert prior is not None
     found = np.stack([prior == value for value in plan.data.labels.values])
     np.testing.assert_array_equal(found, recorded["staged"].numpy())
