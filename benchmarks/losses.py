@@ -77,12 +77,12 @@ def main() -> None:
                     found = trained(chosen, even if name == VOXELS else store, splits[fold], workspace, out)
                     rows[name].append(found)
                     progress.say(f"seed {seed} fold {fold} {name}: {found}")
-                    note = (
-                        f"{arguments.steps} steps of {plan.training.batch_size} x {plan.window} each, folds {arguments.folds} of "
-                        f"{len(splits)}, seeds {arguments.seeds}; means over folds, seeds and cases left out; the order of `runs` is the same "
-                        "in every row"
-                    )
-                    write(f"losses_{workspace.dataset().name}", summary(rows), note)
+                done = len(rows[names[0]])
+                note = (
+                    f"{arguments.steps} steps of {plan.training.batch_size} x {plan.window} each, edits {arguments.edit}; {done} runs of every "
+                    f"variant (seeds {arguments.seeds}, within them folds {arguments.folds} of {len(splits)}); differences are to the first row"
+                )
+                write(f"losses_{workspace.dataset().name}", summary(rows), note)
 
 
 def evenly_over_voxels(store: Store, folder: Path, plan: Plan) -> Store:
@@ -122,12 +122,10 @@ def summary(rows: dict[str, list[dict[str, float]]]) -> list[dict[str, object]]:
     base = next(iter(rows.values()))
     result: list[dict[str, object]] = []
     for name, runs in rows.items():
-        if not runs:
-            continue
         row: dict[str, object] = {"variant": name, "edits": VARIANTS[name]}
         row |= {metric: round(statistics.mean(run[metric] for run in runs), 4) for metric in METRICS}
         for metric in METRICS if runs is not base else ():
-            differences = [run[metric] - other[metric] for run, other in zip(runs, base, strict=False)]
+            differences = [run[metric] - other[metric] for run, other in zip(runs, base, strict=True)]
             row[f"{metric}_difference"] = {
                 "mean": round(statistics.mean(differences), 4),
                 "spread": round(statistics.stdev(differences), 4) if len(differences) > 1 else None,

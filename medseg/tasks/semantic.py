@@ -333,7 +333,8 @@ def _many_small(fingerprint: Fingerprint) -> tuple[str, ...]:
         return ()
     return (
         "; ".join(told) + ": windows are shared evenly by them.",
-        "Tversky, blob, focal and top-k losses (missed, blob, focal, hardest) brought no consistent gain on such data (benchmarks/losses.py).",
+        "Tversky, blob, focal and top-k losses (missed, blob, focal, hardest) brought no consistent gain in a small trial on such data "
+        "(benchmarks/losses.py), so none is chosen.",
     )
 
 
