@@ -51,6 +51,23 @@ def test_a_file_of_the_user_goes_before_that_of_the_dataset(tmp_path):
     assert with_splits(build(tmp_path), final).notes == (f"folds: 2, as {final} says",)
 
 
+def test_splits_where_nnunet_keeps_them(tmp_path):
+    raw, prepared = tmp_path / "nnUNet_raw" / "Dataset007_X", tmp_path / "nnUNet_preprocessed" / "Dataset007_X"
+    raw.mkdir(parents=True)
+    prepared.mkdir(parents=True)
+    assert with_splits(build(raw), None).splits is None
+    file = write(prepared / "splits_final.json", FOLDS)
+    found = with_splits(build(raw), None)
+    assert found.splits == Splits(folds=READ, source="splits_final.json")
+    assert found.notes == (f"folds: 2, as {file} says",)
+    nearer = write(raw / "splits_final.json", FOLDS[:1])
+    assert with_splits(build(raw), None).notes == (f"folds: 1, as {nearer} says; {file} is not used",)
+    # Another folder of that name says nothing about a dataset that lies elsewhere.
+    other = tmp_path / "data" / "Dataset007_X"
+    other.mkdir(parents=True)
+    assert with_splits(build(other), None).splits is None
+
+
 def test_splits_are_not_written_with_the_dataset(tmp_path):
     dataset = build(tmp_path)
     found = dataset.model_copy(update={"splits": Splits(folds=READ)})

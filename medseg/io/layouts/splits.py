@@ -22,19 +22,27 @@ SHOWN = 5
 
 
 def with_splits(dataset: Dataset, file: Path | None) -> Dataset:
-    """The dataset with the folds of `file`; None: with those of the `splits_final.json` in its folder, if there is one.
+    """The dataset with the folds of `file`; None: with those of a `splits_final.json` of its own, if there is one.
+
+    It lies in the dataset's folder or, of a dataset in `nnUNet_raw`, where nnU-Net keeps it: `nnUNet_preprocessed/<dataset>` beside that.
 
     Raises:
         DatasetError: the file cannot be read, is of another form, or says what cannot be; all problems at once.
     """
-    own = dataset.root / NAME
-    chosen = file if file is not None else own if own.is_file() else None
+    own = [place / NAME for place in _places(dataset.root) if (place / NAME).is_file()]
+    chosen = file if file is not None else own[0] if own else None
     if chosen is None:
         return dataset
     splits = read_splits(chosen, dataset)
     count = len(splits.folds)
-    note = f"folds: {count}, as {chosen} says" + ("" if chosen.resolve() == own or not own.is_file() else f"; {own} is not used")
+    left = [str(other) for other in own if other.resolve() != chosen.resolve()]
+    note = f"folds: {count}, as {chosen} says" + (f"; {', '.join(left)} is not used" if left else "")
     return dataset.model_copy(update={"splits": splits, "notes": (*dataset.notes, note)})
+
+
+def _places(root: Path) -> tuple[Path, ...]:
+    raw = root.resolve().parent
+    return (root, raw.parent / "nnUNet_preprocessed" / root.resolve().name) if raw.name == "nnUNet_raw" else (root,)
 
 
 def read_splits(file: Path, dataset: Dataset) -> Splits:
