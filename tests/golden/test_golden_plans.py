@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from measured import DATASETS, MEASURED
 from published import FOLDER, Published, written
 
 from medseg.dataset import Dataset
@@ -25,7 +26,17 @@ CONFIGURATIONS = {
     "prostate": {"2d", "3d"},
     "brain_tumour": {"2d", "3d"},
     "retina": {"2d"},
+    "hippocampus_200": {"2d", "3d"},
+    "ms_lesions": {"2d", "3d"},
+    "sarcoma": {"2d", "3d"},
+    "polyps": {"2d"},
+    "vessels": {"2d"},
 }
+REAL = {name: Published.load(MEASURED / f"{name}.json") for name in DATASETS}  # for two machines only: a plan takes a second
+
+
+def machines(name: str) -> dict[str, Machine]:
+    return {m: MACHINES[m] for m in ("cpu8", "cuda24")} if name in REAL else MACHINES
 
 
 def planned(dataset: Dataset, fingerprint: Fingerprint, machine: Machine) -> tuple[Plan, ...]:
@@ -33,7 +44,7 @@ def planned(dataset: Dataset, fingerprint: Fingerprint, machine: Machine) -> tup
 
 
 def check(name: str, dataset: Dataset, fingerprint: Fingerprint) -> None:
-    for machine_name, machine in MACHINES.items():
+    for machine_name, machine in machines(name).items():
         plans = planned(dataset, fingerprint, machine)
         assert {p.name for p in plans} == CONFIGURATIONS[name]
         for plan in plans:
@@ -52,9 +63,14 @@ def test_plans_of_published_fingerprints_are_golden(name: str) -> None:
     check(name, published.dataset(), published.full())
 
 
+@pytest.mark.parametrize("name", REAL)
+def test_plans_of_measured_fingerprints_are_golden(name: str) -> None:
+    check(name, REAL[name].dataset(), REAL[name].full())
+
+
 def test_every_golden_plan_is_made_by_a_test() -> None:
     assert {p.stem for p in GOLDEN.glob("*.json")} == {
-        f"{n}_{m}_{c}" for n, names in CONFIGURATIONS.items() for m in MACHINES for c in names
+        f"{n}_{m}_{c}" for n, names in CONFIGURATIONS.items() for m in machines(n) for c in names
     }
 
 
@@ -68,9 +84,9 @@ if __name__ == "__main__":
     from medseg.planning.fingerprinting import make_fingerprint
 
     sample = open_dataset(ROOT / "datasets" / "hippocampus")
-    datasets = {name: (one.dataset(), one.full()) for name, one in written().items()}
+    datasets = {name: (one.dataset(), one.full()) for name, one in {**written(), **REAL}.items()}
     datasets["hippocampus"] = sample, make_fingerprint(sample, "grid", cache=None, workers=1)
     for name, (of_dataset, measured) in datasets.items():
-        for machine_name, machine in MACHINES.items():
+        for machine_name, machine in machines(name).items():
             for one in planned(of_dataset, measured, machine):
                 one.save(GOLDEN / f"{name}_{machine_name}_{one.name}.json")
