@@ -122,7 +122,7 @@ def transfer(
 
     Input channels: by name; a new one of the image gets the mean of all the source's, and then all of these are scaled by the old number
     over the new one, so that responses keep their size. A new one that is not the image's begins at 0: the network does not see it until
-    it learns to. Channels of heads: by name; new ones stay as they were initialised.
+    it learns to. Channels of heads: by name; a head with new ones stays as it was initialised.
 
     Args:
         fresh: the initialised network's state.
@@ -218,18 +218,14 @@ def _rows(start: Tensor, source: Tensor, port: Port, mine: Meaning, theirs: Mean
     places = _places(wanted, had)
     if places == list(range(len(had))):
         return _Found(source, "")
-    known = [name for (_, name), place in zip(wanted, places, strict=True) if place is not None]
-    if not known:
-        return _Found(None, f"the source has none of its outputs ({_listed([name for _, name in wanted])})")
+    new = [name for (_, name), place in zip(wanted, places, strict=True) if place is None]
+    if new:
+        # Beside trained rows a fresh one is not heard: its class would not be predicted for hundreds of steps.
+        return _Found(None, f"the source has no output {_listed(new)}, so all of the head begin alike")
     if start.shape[: port.axis] + start.shape[port.axis + 1 :] != source.shape[: port.axis] + source.shape[port.axis + 1 :]:
         return _Found(None, f"shape {_by(start.shape)}, in the source {_by(source.shape)}")
-    tensor = start.to(source.dtype).clone()
-    for row, place in enumerate(places):
-        if place is not None:
-            tensor.select(port.axis, row).copy_(source.select(port.axis, place))
-    new = [name for (_, name), place in zip(wanted, places, strict=True) if place is None]
-    told = f"outputs by name: {_listed(known)}" + (f"; fresh: {_listed(new)}" if new else "")
-    return _Found(tensor, told, len(known) / len(wanted))
+    tensor = torch.stack([source.select(port.axis, place) for place in places if place is not None], port.axis)
+    return _Found(tensor, f"outputs by name: {_listed([name for _, name in wanted])}")
 
 
 def _places(mine: Sequence[Any], theirs: Sequence[Any]) -> list[int | None]:

@@ -76,7 +76,7 @@ def test_weights_fit_although_a_fresh_plan_has_another_network(model, tmp_path):
     (plan,) = plans(model)
     moved = Source.open(folder, plan, 0, Split(train=("a",), val=())).origin.transferred
     assert moved.share > 0.99
-    assert set(moved.adapted.values()) == {"outputs by name: background; fresh: left lung, right lung, mass"}
+    assert set(moved.fresh.values()) == {"the source has no output left lung, right lung, mass, so all of the head begin alike"}
 
 
 def test_a_pre_trained_model_will_do(model):
