@@ -9,15 +9,20 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from medseg import registry
 from medseg.dataset import Channel, Labels
 from medseg.errors import PlanError
 from medseg.record import Record, Section, section
+
+BY_HAND = "set by hand"  # begins the reason for a value that a person has set
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)  # by Windows, with any suffix
 
 
 class SpaceSection(Section):
@@ -123,6 +128,19 @@ class Plan(Record):
     recommended: bool = Field(default=False, description="Whether `medseg run` takes this configuration where it trains only one.")
     reasons: dict[str, str] = Field(description="Why: dotted field name to one sentence with the evidence from the fingerprint.")
 
+    @field_validator("name", "previous")
+    @classmethod
+    def _check_name(cls, name: str, info: ValidationInfo) -> str:
+        """Names of configurations become names of files and folders, on every system."""
+        if info.field_name == "previous" and not name:
+            return name
+        if not NAME.fullmatch(name) or ".." in name or name.endswith(".") or RESERVED.fullmatch(name.split(".")[0]):
+            raise ValueError(
+                "the name of a configuration is also that of files and folders; expected letters, digits, '.', '_' and '-', beginning with a "
+                "letter or digit, without '..' or a '.' at the end, and none that Windows reserves, such as CON"
+            )
+        return name
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if any(n < 1 for n in self.window):
@@ -149,6 +167,10 @@ class Plan(Record):
         rest = self.model_dump(mode="json", exclude={"target", "reasons", "recommended"})
         return hashlib.blake2b(f"{json.dumps(rest, sort_keys=True)} {self.target.training_key()}".encode(), digest_size=8).hexdigest()
 
+    def by_hand(self, path: str) -> bool:
+        """Whether a person has set the value at a dotted path, or one within it."""
+        return any(reason.startswith(BY_HAND) for field, reason in self.reasons.items() if f"{field}.".startswith(f"{path}."))
+
     def edited(self, edits: dict[str, str], where: str = "--set") -> Plan:
         """A copy with values replaced, validated; each edit becomes its own reason.
 
@@ -170,7 +192,7 @@ class Plan(Record):
             except json.JSONDecodeError:
                 value = text
             node[int(leaf) if isinstance(node, list) else leaf] = value
-            data["reasons"][path] = f"set by hand ({where} {path}={text})"
+            data["reasons"][path] = f"{BY_HAND} ({where} {path}={text})"
         return Plan.parse(data, where=where)
 
 

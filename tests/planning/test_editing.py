@@ -85,3 +85,25 @@ def test_all_that_is_wrong_at_once(plans: tuple[Plan, ...]) -> None:
     assert "'recommended=true'. Choose a configuration" in text
     assert "configuration '3d', --edit: window [30, 30, 30] is not a multiple of the network's total stride" in text
     assert "configuration '2d', --edit: " in text
+
+
+NAMES = "the name of a configuration is also that of files and folders; expected letters, digits"
+
+
+@pytest.mark.parametrize("field", ["name", "previous"])
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "a\\b", "a..b", ".hidden", "3d.", "con", "NUL.json", "Com1", "a b", "3d\n"])
+def test_names_of_configurations_are_no_paths(plans: tuple[Plan, ...], field: str, name: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan.parse(plans[0].model_dump(mode="json") | {field: name}, "plan.json")
+    assert str(caught.value).startswith(f"plan.json, field '{field}': {NAMES}")
+    assert f"found {json.dumps(name)}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["3d", "3d_cascade-v2.1", "2D", "console", "nulls"])
+def test_other_names_of_configurations_are_free(plans: tuple[Plan, ...], name: str) -> None:
+    assert Plan.parse(plans[0].model_dump(mode="json") | {"name": name}, "plan.json").name == name
+
+
+def test_an_empty_name_is_none(plans: tuple[Plan, ...]) -> None:
+    with pytest.raises(PlanError, match="field 'name': the name of a configuration is also that of files"):
+        Plan.parse(plans[0].model_dump(mode="json") | {"name": ""}, "plan.json")
