@@ -160,8 +160,13 @@ def _differences(folder: RunFolder, plan: Plan, splits: Splits, first: RunFolder
 
 
 def _key(of: Sequence[Entrant], splits: Splits) -> str:
-    parts = [f"{one.name} {one.plan.trained_digest()} {' '.join(map(file_digest, one.folder.weights()))}" for one in of]
+    """Changes with whatever the choice depends on: weights, plans but for what was learned later, and folds."""
+    parts = [f"{one.name} {one.plan.trained_digest()} {' '.join(map(file_digest, one.folder.weights()))}{_stage_key(one)}" for one in of]
     return hashlib.blake2b("/".join([*sorted(parts), Splits(folds=splits.folds).to_json()]).encode(), digest_size=8).hexdigest()
+
+
+def _stage_key(one: Entrant) -> str:
+    return f" {one.folder.previous.digest()}" if one.plan.previous else ""
 
 
 def _check_out(out: RunFolder, of: Sequence[Entrant], key: str) -> None:

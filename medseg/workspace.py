@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -201,6 +201,12 @@ class RunFolder:
     def previous(self) -> RunFolder:
         """The model whose predictions this one takes as a further input; exists where the plan has a `previous`."""
         return RunFolder(self.root / "previous")
+
+    def folds_before(self, folds: Sequence[int | None] | None) -> Sequence[int | None] | None:
+        """Which folds of `previous` go with folds of this model (None: all): where that has no model of every case, all of its folds."""
+        if folds is None or None not in folds or any(file.parent == self.previous.fold(None) for file in self.previous.weights()):
+            return folds
+        return None
 
     def files(self) -> tuple[Path, ...]:
         """All that prediction needs, and where it comes from. Raises ModelError, see `weights`."""

@@ -116,7 +116,8 @@ class Predictor:
             device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
             memory: GiB of main memory that the prediction of one case may take; maps beyond it live in temporary files. None is half of
                 the machine's.
-            folds: which folds to average (None within it: the model of all cases), of every member; None is every trained fold.
+            folds: which folds to average (None within it: the model of all cases), of every member; None is every trained fold. The stage
+                before a cascade has seldom a model of all cases: where it has none, all its folds take that place.
             learned: finish predictions by what was learned of held-out ones; False leaves them as the networks give them.
 
         Raises:
@@ -146,7 +147,7 @@ class Predictor:
         digest = plan.trained_digest()
         task = find_task(plan.task)(plan)
         networks = [load_weights(task.network(), file, digest) for file in files]
-        previous = cls.load(folder.previous.root, device, memory, folds) if plan.previous else None
+        previous = cls.load(folder.previous.root, device, memory, folder.folds_before(folds)) if plan.previous else None
         key = _digest(digest, *(file_digest(file) for file in files), previous.key if previous is not None else "")
         partners = [cls.load(part.root, device, memory, folds) for part in folder.partners()]
         return cls(plan, networks, chosen, memory, key, previous, partners)
@@ -374,12 +375,13 @@ class Predictor:
 
     def source(self, files: CaseFiles, probabilities: bool, uncertainty: bool, mirror: bool) -> str:
         """Changes with whatever changes the outcome of a case."""
-        mirrored = [member.plan.inference.mirror for member in (self, *self.partners)] if mirror else []
-        return _digest(
-            self.key,
-            *(file_digest(file) for file in files.images),
-            repr((probabilities, uncertainty, sorted(axes for axes in mirrored if axes))),
-        )
+        mirrored = sorted(axes for axes in self._mirrored() if axes) if mirror else []
+        return _digest(self.key, *(file_digest(file) for file in files.images), repr((probabilities, uncertainty, mirrored)))
+
+    def _mirrored(self) -> list[tuple[int, ...]]:
+        """The axes that each model flips that takes part in a prediction: members, and the stages before them."""
+        others = (*self.partners, *(() if self.previous is None else (self.previous,)))
+        return [self.plan.inference.mirror, *(axes for other in others for axes in other._mirrored())]
 
     def _as_float32(self, maps: NDArray[np.float16]) -> NDArray[np.float32]:
         """What files hold: few programs read float16."""
