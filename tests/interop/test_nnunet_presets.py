@@ -12,6 +12,7 @@ from synthetic import make_dataset, make_fingerprint_of
 from medseg.commands import main
 from medseg.device import Machine
 from medseg.errors import ResourceError, UsageError
+from medseg.interop.nnunet import planning
 from medseg.interop.nnunet.planning import Presets
 from medseg.planning.explain import unexplained
 from medseg.plans import Plan
@@ -44,11 +45,7 @@ def test_plans_of_the_sample(dataset, fingerprint, tmp_path):
 
 
 def test_volumes_that_a_window_sees_little_of_get_a_cascade(dataset, fingerprint):
-    def finer(case):
-        return case.model_copy(update={name: tuple(4 * n for n in getattr(case, name)) for name in ("shape", "cropped")})
-
-    large = fingerprint.model_copy(update={"cases": tuple(finer(case) for case in fingerprint.cases)})
-    plans = {plan.name: plan for plan in Presets("nnunet", memory=1.0)(dataset, large, MACHINE)}
+    plans = {plan.name: plan for plan in Presets("nnunet", memory=1.0)(dataset, large(fingerprint), MACHINE)}
     assert [plan.name for plan in plans.values() if plan.recommended] == ["3d_fullres"]
     low, full, cascade = (plans[name] for name in ("3d_lowres", "3d_fullres", "3d_cascade_fullres"))
     assert cascade.previous == "3d_lowres"
@@ -134,3 +131,32 @@ def test_options_that_contradict_each_other(arguments, message, tmp_path, capsys
 def test_no_such_preset():
     with pytest.raises(UsageError, match="no such preset"):
         Presets("nnunet-xxl")
+
+
+def test_a_cascade_whose_first_stage_does_not_fit_is_left_out(dataset, fingerprint, monkeypatch):
+    plans = {plan.name: plan for plan in Presets("nnunet", memory=1.0)(dataset, large(fingerprint), MACHINE)}
+
+    def measured(plan, gib):
+        return plan.model_copy(update={"memory": plan.memory.model_copy(update={"training": gib})})
+
+    gib = {"2d": 0.5, "3d_lowres": 3.0, "3d_fullres": 1.0, "3d_cascade_fullres": 1.0}
+    made = tuple(measured(plans[name], gib[name]) for name in plans)
+    monkeypatch.setattr(planning, "plans_of", lambda theirs, described: made)
+    found = Presets("nnunet")(dataset, large(fingerprint), Machine("cpu", 2.0))
+    assert {plan.name for plan in found} == {"2d", "3d_fullres"}
+    left = "left out, because it needs more than 2 GiB: 3d_lowres (3 GiB), 3d_cascade_fullres (as 3d_lowres is its first stage)."
+    assert all(plan.reasons["recommended"].endswith(left) for plan in found)
+    only = tuple(plan for plan in made if plan.name in ("3d_lowres", "3d_cascade_fullres"))
+    monkeypatch.setattr(planning, "plans_of", lambda theirs, described: only)
+    with pytest.raises(ResourceError) as caught:
+        Presets("nnunet")(dataset, large(fingerprint), Machine("cpu", 2.0))
+    assert [problem.where for problem in caught.value.problems] == ["configuration '3d_lowres'"]
+
+
+def large(fingerprint):
+    """The same cases with voxels four times as fine."""
+
+    def finer(case):
+        return case.model_copy(update={name: tuple(4 * n for n in getattr(case, name)) for name in ("shape", "cropped")})
+
+    return fingerprint.model_copy(update={"cases": tuple(finer(case) for case in fingerprint.cases)})

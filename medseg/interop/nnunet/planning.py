@@ -59,9 +59,15 @@ class Presets:
         described, measured = _described(dataset), _measured(fingerprint)
         theirs = self._planned(described, measured, dataset.name)
         planned = plans_of(theirs, described)
-        fitting = [plan for plan in planned if plan.memory.training <= offered.memory]
+        fitting = _fitting(planned, offered.memory)
         if not fitting:
-            raise ResourceError(_misfits(planned, offered, self._fitting_memory(described, measured, dataset.name, offered)))
+            raise ResourceError(
+                _misfits(
+                    [plan for plan in planned if plan.memory.training > offered.memory],
+                    offered,
+                    self._fitting_memory(described, measured, dataset.name, offered),
+                )
+            )
         self._write(theirs)
         fitting = _recommended(fitting, [plan for plan in planned if plan not in fitting], offered)
         return tuple(_for_dataset(plan, dataset, fingerprint, offered) for plan in fitting)
@@ -71,7 +77,7 @@ class Presets:
 
         def fits(memory: float) -> bool:
             theirs = replace(self, memory=memory)._planned(described, measured, name)
-            return any(plan.memory.training <= memory for plan in plans_of(theirs, described))
+            return bool(_fitting(plans_of(theirs, described), memory))
 
         whole = math.floor(offered.memory * 10) / 10
         if self.memory is None and whole > 0 and fits(whole):
@@ -115,18 +121,30 @@ def plans_of(theirs: NnUNetPlans, described: NnUNetDataset) -> tuple[Plan, ...]:
     return tuple(found)
 
 
+def _fitting(planned: Sequence[Plan], memory: float) -> list[Plan]:
+    """The plans that a machine with so many GiB can train: they fit, and so does the stage before them."""
+    fitting = [plan for plan in planned if plan.memory.training <= memory]
+    names = {plan.name for plan in fitting}
+    return [plan for plan in fitting if plan.previous in ("", *names)]
+
+
 def _recommended(fitting: Sequence[Plan], misfits: Sequence[Plan], offered: Machine) -> list[Plan]:
     """The plans that fit, one of them recommended; its reason names those that do not."""
     if not misfits:
         return list(fitting)
     best = next((plan for plan in fitting if plan.recommended), fitting[-1])
-    left = ", ".join(f"{plan.name} ({plan.memory.training:g} GiB)" for plan in misfits)
+    left = ", ".join(_left(plan, offered) for plan in misfits)
     told = f"left out, because it needs more than {offered.memory:g} GiB: {left}."
     found = []
     for plan in fitting:
         why = f"nnU-Net's first choice of those that fit; {told}" if plan is best else f"Recommended is {best.name}; {told}"
         found.append(plan.model_copy(update={"recommended": plan is best, "reasons": {**plan.reasons, "recommended": why}}))
     return found
+
+
+def _left(plan: Plan, offered: Machine) -> str:
+    fits = plan.memory.training <= offered.memory
+    return f"{plan.name} (as {plan.previous} is its first stage)" if fits else f"{plan.name} ({plan.memory.training:g} GiB)"
 
 
 def _misfits(planned: Sequence[Plan], offered: Machine, fitting: float | None) -> list[Problem]:
