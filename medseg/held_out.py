@@ -189,7 +189,7 @@ def predict_held_out(
 
 def _learn(folder: RunFolder, dataset: Dataset, predictions: Mapping[str, Path], progress: Progress) -> None:
     """Let the task learn of predictions in which nothing is finished yet; the plan keeps it."""
-    from medseg.tasks.base import find_task
+    from medseg.tasks.base import learned, unlearned
     from medseg.tasks.cleaning import HeldOut
 
     plan = Plan.load(folder.plan_file)
@@ -200,11 +200,8 @@ def _learn(folder: RunFolder, dataset: Dataset, predictions: Mapping[str, Path],
             assert case.label is not None
             yield HeldOut(read_label(file).array[0], case.label, case.grid.spacing)
 
-    task = find_task(plan.task)(plan)
-    nothing, _ = task.learn(())
-    target, reasons = task.learn(cases())
+    after, reasons = learned(plan, cases())
     for field, reason in reasons.items():
         progress.say(f"{field}: {reason}")
-    said = {**plan.reasons, **{f"target.{field}": reason for field, reason in reasons.items()}}
-    plan.model_copy(update={"target": target, "reasons": said}).save(folder.plan_file)
-    Learned(cases=len(predictions), changed=target != nothing).save(folder.learned_file)
+    after.save(folder.plan_file)
+    Learned(cases=len(predictions), changed=after.target != unlearned(plan).target).save(folder.learned_file)

@@ -153,11 +153,27 @@ class Task(Objective):
         """Scores of a label map against the truth, both voxel values on one grid with `spacing` in mm; `metrics` None means all."""
 
 
+def learned(plan: Plan, cases: Iterable[HeldOut]) -> tuple[Plan, dict[str, str]]:
+    """The plan with what its task learns of held-out predictions, and why each field that can be learned is as it is.
+
+    What a person has set stays; where that is all there is to learn, no case is looked at.
+    """
+    task = find_task(plan.task)(plan)
+    _, fields = task.learn(())
+    kept = {field: "set by hand, so nothing is learned" for field in fields if plan.by_hand(f"target.{field}")}
+    if kept.keys() == fields.keys():
+        return plan, kept
+    section, reasons = task.learn(cases)
+    new = {field: reason for field, reason in reasons.items() if field not in kept}
+    target = plan.target.model_copy(update={field: getattr(section, field) for field in new})
+    said = {**plan.reasons, **{f"target.{field}": reason for field, reason in new.items()}}
+    return plan.model_copy(update={"target": target, "reasons": said}), kept | new
+
+
 def unlearned(plan: Plan) -> Plan:
-    """The plan before its task learned of held-out predictions."""
-    target, reasons = find_task(plan.task)(plan).learn(())
-    said = {**plan.reasons, **{f"target.{field}": reason for field, reason in reasons.items()}}
-    return plan if target == plan.target else plan.model_copy(update={"target": target, "reasons": said})
+    """The plan before its task learned of held-out predictions; what a person has set was not learned."""
+    before, _ = learned(plan, ())
+    return plan if before.target == plan.target else before
 
 
 def find_objective(name: str) -> type[Objective]:

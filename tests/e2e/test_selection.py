@@ -298,3 +298,19 @@ def test_run_cross_validates_every_configuration_and_selects(ran, tmp_path):
     again = workflow.select(sorted(folder.configurations.iterdir()), tmp_path / "again", device="cpu", workers=1)
     assert again.selection.chosen == first.selection.chosen
     assert again.evaluation.overall == first.evaluation.overall
+
+
+def test_rules_set_by_hand_survive_the_report_and_the_same_command_goes_on(trained, tmp_path):
+    edits = {"training.steps": "3", "training.batch_size": "2", "training.folds": "2", "target.cleaning": '[{"cls": "", "largest": true}]'}
+    arguments = ARGUMENTS | {"edits": edits, "configuration": "2d", "device": "cpu", "workers": 1}
+    first, second = Talk(), Talk()
+    workflow.run(trained / "data", tmp_path / "run", **arguments, progress=first)
+    plan = Plan.load(tmp_path / "run" / "plan.json")
+    assert [(rule.cls, rule.largest) for rule in plan.target.cleaning] == [("", True)]
+    assert plan.reasons["target.cleaning"].startswith("set by hand (--set target.cleaning=")
+    assert "cleaning: set by hand, so nothing is learned" in first.lines
+    workflow.run(trained / "data", tmp_path / "run", **arguments, progress=second)
+    assert Plan.load(tmp_path / "run" / "plan.json") == plan
+    other = arguments | {"edits": edits | {"target.cleaning": "[]"}}
+    with pytest.raises(ModelError, match="has begun with another plan"):
+        workflow.run(trained / "data", tmp_path / "run", **other, progress=second)

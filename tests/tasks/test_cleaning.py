@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from medseg.dataset import LabelClass, Labels
+from medseg.tasks.base import learned, unlearned
 from medseg.tasks.cleaning import SIZES, Cleaning, HeldOut, clean, learn
 
 TWO = Labels(classes=(LabelClass(name="liver", values=(1,)), LabelClass(name="tumour", values=(2,))))
@@ -142,3 +143,19 @@ def test_an_empty_prediction_stays_empty():
     assert not empty.any()
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         Cleaning(cls="", smallest=-1)
+
+
+def test_rules_set_by_hand_stay_and_nothing_is_learned(plans):
+    def cases():
+        pytest.fail("was read")
+        yield
+
+    rules = '[{"cls": "", "largest": true}]'
+    plan = plans[0].edited({"target.cleaning": rules})
+    assert learned(plan, cases()) == (plan, {"cleaning": "set by hand, so nothing is learned"})
+    assert unlearned(plan) is plan
+    assert learned(plan.edited({"target.cleaning.0.largest": "false"}), cases())[1] == {"cleaning": "set by hand, so nothing is learned"}
+    # Rules that nobody has set are learned anew, and can be taken back.
+    other = plan.model_copy(update={"reasons": plans[0].reasons})
+    assert unlearned(other).target == plans[0].target
+    assert learned(other, ())[0].target == plans[0].target
