@@ -16,6 +16,10 @@ HELD = (errno.EAGAIN, errno.EACCES)  # what systems answer when another process 
 LOG = logging.getLogger(__name__)
 
 
+class TakenError(UsageError):
+    """Another call holds the claim."""
+
+
 class Claim:
     """The right to write into a folder, held until `release`, or by the death of the process, however it dies.
 
@@ -27,7 +31,7 @@ class Claim:
         """Claim a folder for `who`, a noun such as `prediction`; claims for different nouns do not meet.
 
         Raises:
-            UsageError: another call holds it.
+            TakenError: another call holds it.
             ResourceError: the folder cannot be written.
         """
         self._who = who
@@ -66,7 +70,7 @@ class Claim:
         except OSError as error:
             if error.errno in HELD:
                 file.close()
-                raise UsageError.of(
+                raise TakenError.of(
                     f"another {self._who} is writing there",
                     where=str(self._path.parent),
                     fix="Wait until it has ended, or choose another folder with -o.",
@@ -80,6 +84,17 @@ class Claim:
             return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
         except FileNotFoundError:
             return False
+
+
+def is_claimed(folder: Path, who: str) -> bool:
+    """Whether another call holds a claim just now."""
+    if not folder.is_dir():
+        return False
+    try:
+        Claim(folder, who).release()
+    except TakenError:
+        return True
+    return False
 
 
 if sys.platform == "win32":

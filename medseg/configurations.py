@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medseg.dataset import Dataset
+from medseg.dataset import Dataset, Splits
 from medseg.errors import PlanError, Problem
 from medseg.fingerprint import Fingerprint
 from medseg.plans import Plan
-from medseg.preconditions import check_begun, check_continuation, check_memory
+from medseg.preconditions import check_begun, check_cascade, check_continuation, check_memory, unseen
 from medseg.progress import Progress
 from medseg.record import write_folder
 from medseg.steps import Training, train_fold
@@ -58,20 +58,29 @@ def begun(
 
 
 def begin(
-    folder: RunFolder, plans: Sequence[Plan], names: Sequence[str], edits: Mapping[str, str], several: bool
+    folder: RunFolder,
+    plans: Sequence[Plan],
+    names: Sequence[str],
+    edits: Mapping[str, str],
+    several: bool,
+    splits: Splits | None,
+    progress: Progress,
 ) -> tuple[Configuration, ...]:
     """The configurations of a new run: the wanted or recommended one; of several the named ones or all, each in a folder of its own.
 
+    All are without a cascade that the user's `splits` do not allow.
+
     Raises:
-        PlanError: there is no such configuration, or a configuration cannot take an edit; all problems at once.
+        PlanError: there is no such configuration, or a configuration cannot take an edit or these splits; all problems at once.
     """
     from medseg.planning.planner import choose_plan
 
-    chosen = [choose_plan(plans, name) for name in names] or (list(plans) if several else [choose_plan(plans, None)])
+    chosen = [choose_plan(plans, name) for name in names] or (_possible(plans, splits, progress) if several else [choose_plan(plans, None)])
     edited: list[Plan] = []
     problems: list[Problem] = []
     for one in chosen:
         try:
+            check_cascade(one, splits)
             edited.append(one.edited(dict(edits)))
             if len(chosen) > 1 and edits:  # the last of them must not be refused after days of training the others
                 check_memory(edited[-1])
@@ -91,6 +100,17 @@ def begin(
     return _in_order([Configuration(one, RunFolder(folder.configurations / one.name)) for one in edited])
 
 
+def _possible(plans: Sequence[Plan], splits: Splits | None, progress: Progress) -> list[Plan]:
+    """The plans that these splits allow; says which they do not."""
+    for one in plans:
+        if cases := unseen(one, splits):
+            progress.say(
+                f"{one.name} is left out: it learns from predictions of cases that '{one.previous}' has not seen, and no fold leaves out "
+                f"{len(cases)} of the training cases"
+            )
+    return [one for one in plans if not unseen(one, splits)]
+
+
 def _in_order(configurations: Sequence[Configuration]) -> tuple[Configuration, ...]:
     """By name, but each after the one that it takes the prediction of."""
     previous = {one.plan.name: one.plan.previous for one in configurations}
@@ -104,13 +124,13 @@ def _in_order(configurations: Sequence[Configuration]) -> tuple[Configuration, .
 def train_all(chosen: Sequence[Configuration], workspace: Workspace, folds: Sequence[int | None], how: Training) -> list[TrainingResult]:
     """Train the folds of every configuration, one after another in the order given; a training that is interrupted is the last.
 
-    A cascade whose earlier stage is among them takes it from there.
+    A cascade whose earlier stage is among them takes it from there, unless patience chose its weights by the cases that it would predict.
     """
     homes = {one.plan.name: one.folder for one in chosen}
     several = _foretell(chosen, folds, how)
     results: list[TrainingResult] = []
     for one in chosen:
-        if one.plan.previous in homes and not one.folder.previous.plan_file.is_file():
+        if how.patience is None and one.plan.previous in homes and not one.folder.previous.plan_file.is_file():
             _copy_trained(homes[one.plan.previous], one.folder.previous)
         for fold in folds:
             if several:
@@ -126,7 +146,7 @@ def _foretell(chosen: Sequence[Configuration], folds: Sequence[int | None], how:
     from medseg.training.budget import length
 
     names = [one.plan.name for one in chosen]
-    stages = [one for one in chosen if one.plan.previous and one.plan.previous not in names]
+    stages = [one for one in chosen if one.plan.previous and (how.patience is not None or one.plan.previous not in names)]
     trainings = [one.folder.finished_file(fold) for one in chosen for fold in folds]
     trainings += [one.folder.previous.finished_file(fold) for one in stages for fold in range(one.plan.training.folds)]
     count = len(trainings)

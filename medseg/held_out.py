@@ -137,20 +137,22 @@ def report(
     )
 
 
-def with_priors(dataset: Dataset, predictions: Mapping[str, Path]) -> Dataset:
-    """The dataset with predictions (case id -> label map) of an earlier stage as a further input of each case.
+def with_priors(dataset: Dataset, predictions: Mapping[str, Path], splits: Sequence[Split]) -> Dataset:
+    """The cases of the folds with predictions (case id -> label map) of an earlier stage as a further input of each.
 
     Raises:
         ModelError: cases that were not predicted.
     """
-    missing = [case.id for case in dataset.cases if case.id not in predictions]
+    wanted = {case for split in splits for case in (*split.train, *split.val)}
+    cases = [case for case in dataset.cases if case.id in wanted]
+    missing = [case.id for case in cases if case.id not in predictions]
     if missing:
         raise ModelError.of(
             f"{len(missing)} cases were not predicted by the stage before, because none of its folds left them out",
             where=", ".join(missing[:5]),
             fix="Train into a new folder, so that every case is in one of the folds.",
         )
-    return dataset.model_copy(update={"cases": tuple(case.model_copy(update={"prior": predictions[case.id]}) for case in dataset.cases)})
+    return dataset.model_copy(update={"cases": tuple(case.model_copy(update={"prior": predictions[case.id]}) for case in cases)})
 
 
 def predict_held_out(

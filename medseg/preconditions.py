@@ -88,6 +88,28 @@ def check_same_splits(folder: RunFolder, splits: Sequence[Split]) -> None:
         )
 
 
+def unseen(chosen: Plan, given: Splits | None) -> tuple[str, ...]:
+    """Of a cascade, the training cases that none of the user's folds leaves out: a stage before it would only predict what it has seen."""
+    if not chosen.previous or given is None:
+        return ()
+    seen = {case for split in given.folds for case in split.val}
+    return tuple(sorted({case for split in given.folds for case in split.train} - seen))
+
+
+def check_cascade(chosen: Plan, given: Splits | None) -> None:
+    """Refuse a cascade where the user's folds do not leave out every case that they train on. Raises PlanError."""
+    if cases := unseen(chosen, given):
+        assert given is not None
+        raise PlanError.of(
+            f"a cascade cannot be trained with these folds: {len(cases)} training case{'s are' if len(cases) > 1 else ' is'} left out by none, "
+            f"so '{chosen.previous}' cannot predict {'them' if len(cases) > 1 else 'it'} unseen",
+            where=f"plan '{chosen.name}'",
+            found=f"{', '.join(cases[:5])}{' ...' if len(cases) > 5 else ''} in {given.source or 'splits.json'}",
+            expected="folds that together leave out every case that they train on",
+            fix="Train another configuration, or use splits that cross-validate.",
+        )
+
+
 def check_begun(folder: RunFolder, present: Sequence[str], names: Sequence[str], several: bool) -> None:
     """Refuse to go on with other configurations than those with which a run has begun. Raises ModelError."""
     many = folder.configurations.is_dir()

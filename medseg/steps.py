@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medseg.claim import TakenError, is_claimed
 from medseg.dataset import Dataset, Split, Splits
 from medseg.device import Machine, choose_device
 from medseg.errors import ResourceError, UsageError
@@ -17,7 +20,7 @@ from medseg.io.layouts.splits import with_splits
 from medseg.io.store import Store
 from medseg.planning.verify import verify
 from medseg.plans import Plan
-from medseg.preconditions import check_fold_count, check_memory, check_same_splits, check_workspace
+from medseg.preconditions import check_cascade, check_fold_count, check_memory, check_same_splits, check_workspace
 from medseg.progress import Progress
 from medseg.workspace import RunFolder, Workspace
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from medseg.training.train import TrainingResult
 
 PYFUNC = Path(__file__).parent / "inference" / "pyfunc.py"  # logged with each model; MLflow runs it where the model is loaded
+PAUSE = 3.0  # seconds between looks at whether another call has ended
 
 
 Rules = Callable[[Dataset, Fingerprint, Machine], tuple[Plan, ...]]
@@ -148,6 +152,7 @@ def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int 
     choose_device(how.device)
     predicted = check_memory(chosen)
     check_fold_count(chosen, workspace.splits())
+    check_cascade(chosen, workspace.splits())
     splits = splits_of(chosen, workspace, folder, fold)
     source = Source.open(how.init, chosen, fold, choose_split(splits.folds, fold)) if how.init is not None else None
     adopt(folder, chosen)
@@ -156,11 +161,11 @@ def train_fold(chosen: Plan, workspace: Workspace, folder: RunFolder, fold: int 
     dataset, previous = workspace.dataset(), ""
     if chosen.previous:
         folds = splits_of(chosen, workspace, folder, 0)
-        stage = _train_previous(chosen, workspace, folder.previous, folds, how)
-        if not stage.finished:
-            return stage
-        predictions = predict_held_out(folder.previous, dataset, range(len(folds.folds)), how.device, None, how.progress)
-        dataset, previous = with_priors(dataset, predictions), folder.previous.digest()
+        stopped = _train_previous(chosen, workspace, folder.previous, folds, how)
+        if stopped is not None:
+            return stopped
+        predictions = _predict_previous(folder.previous, dataset, range(len(folds.folds)), how)
+        dataset, previous = with_priors(dataset, predictions, splits.folds), folder.previous.digest()
     store = prepared(chosen, workspace, how.workers, how.progress, dataset, previous)
     return train_prepared(chosen, workspace, store, splits.folds, fold, folder, how, source, predicted)
 
@@ -203,27 +208,61 @@ def train_prepared(
     return result
 
 
-def _train_previous(chosen: Plan, workspace: Workspace, folder: RunFolder, splits: Splits, how: Training) -> TrainingResult:
-    """Train all folds of the configuration before a cascade; the result of the last one, or of one that was interrupted.
+def _train_previous(chosen: Plan, workspace: Workspace, folder: RunFolder, splits: Splits, how: Training) -> TrainingResult | None:
+    """Train all folds of the configuration before a cascade; the result of one that was interrupted, None when all are there.
 
-    What is there already is kept: a model that was cross-validated elsewhere, with the same folds, may be put there.
+    What is there already is kept: a model that was cross-validated elsewhere, with the same folds, may be put there. Several calls, one for
+    each fold of the cascade, share the work: each trains folds that no other is at, and waits for those. `how.patience` is not theirs: it
+    would choose their weights by the very cases that they are to predict as if they had not seen them.
     """
     plan = Plan.load(folder.plan_file if folder.plan_file.is_file() else workspace.plan_file(chosen.previous))
     if not folder.splits_file.is_file():
         splits.save(folder.splits_file)
     check_same_splits(folder, splits.folds)
-    count = len(splits.folds)
-    missing = [fold for fold in range(count) if not folder.finished_file(fold).is_file()]
-    if missing:
-        how.progress.say(
-            f"'{chosen.name}' learns from what '{plan.name}' predicts on cases that it has not seen, so that is trained first: {len(missing)} "
-            f"fold{'' if len(missing) == 1 else 's'}, each as long as one of '{chosen.name}'"
-        )
-    for fold in range(count):
-        result = train_fold(plan, workspace, folder, fold, replace(how, resume=True, init=None))
+    wait = _Wait(how.progress)
+    told = False
+    while missing := [fold for fold in range(len(splits.folds)) if not folder.finished_file(fold).is_file()]:
+        if not told:
+            how.progress.say(
+                f"'{chosen.name}' learns from what '{plan.name}' predicts on cases that it has not seen, so that is trained first: "
+                f"{len(missing)} fold{'' if len(missing) == 1 else 's'}, each as long as one of '{chosen.name}'"
+            )
+            told = True
+        free = next((fold for fold in missing if not is_claimed(folder.fold(fold), "training")), None)
+        if free is None:
+            wait(f"training of fold {missing[0]} of '{plan.name}'")
+            continue
+        try:
+            result = train_fold(plan, workspace, folder, free, replace(how, resume=True, init=None, patience=None))
+        except TakenError:
+            continue  # another call has begun it meanwhile
         if not result.finished:
-            break
-    return result
+            return result
+    return None
+
+
+def _predict_previous(folder: RunFolder, dataset: Dataset, folds: Sequence[int], how: Training) -> dict[str, Path]:
+    """What the configuration before a cascade predicts on the cases that its folds left out; waits for another call that is at it."""
+    wait = _Wait(how.progress)
+    while True:
+        if not is_claimed(folder.held_out, "prediction"):
+            with suppress(TakenError):  # another call has begun meanwhile
+                return predict_held_out(folder, dataset, folds, how.device, None, how.progress)
+        wait("prediction of the cases left out")
+
+
+class _Wait:
+    """Waits a while for another call, and says once for what; Ctrl-C and signals end it like any sleep."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._said = ""
+
+    def __call__(self, what: str) -> None:
+        if what != self._said:
+            self._progress.say(f"waiting for another {what}")
+            self._said = what
+        time.sleep(PAUSE)
 
 
 def averaging(folder: RunFolder) -> str:

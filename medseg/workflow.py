@@ -348,7 +348,7 @@ def run(
     chosen = begun(folder, found, fingerprint, names, edits, several, progress)
     if not chosen:
         plans = planned(found, fingerprint, workspace, task, network, offered, like=like)
-        chosen = begin(folder, plans, names, edits, several)
+        chosen = begin(folder, plans, names, edits, several, found.splits, progress)
     wanted: tuple[int | None, ...] = tuple(range(chosen[0].plan.training.folds)) if folds == "all" else tuple(folds)
     how = Training(seconds, epochs, patience, True, device, devices, workers, progress, init)
     results = train_all(chosen, workspace, wanted, how)

@@ -157,7 +157,7 @@ def test_a_cascade_follows_its_earlier_stage_and_takes_it_from_there(monkeypatch
     """Although its name comes first, and without training it again."""
     workspace, folder = Workspace(tmp_path / "w"), RunFolder(tmp_path / "run")
     stages = [Plan.load(GOLDEN / f"ct_100_cpu8_{name}.json") for name in ("3d_cascade", "3d_low")]
-    chosen = begin(folder, stages, (), {}, True)
+    chosen = begin(folder, stages, (), {}, True, None, Silent())
     assert [one.plan.name for one in chosen] == ["3d_low", "3d_cascade"]
 
     def train_fold(chosen, workspace, home, fold, how):
@@ -179,11 +179,38 @@ def test_a_cascade_follows_its_earlier_stage_and_takes_it_from_there(monkeypatch
     assert len(trainings.train_all(chosen, workspace, (0, 1), how)) == 4
     assert how.progress.lines[0] == "2 configurations (3d_low, 3d_cascade): 4 trainings of 5 seconds, 20 seconds in all"
     # Alone it trains the earlier stage, too, with all folds.
-    (alone,) = begin(RunFolder(tmp_path / "alone"), stages, ("3d_cascade",), {}, True)
+    (alone,) = begin(RunFolder(tmp_path / "alone"), stages, ("3d_cascade",), {}, True, None, Silent())
     monkeypatch.setattr(trainings, "train_fold", lambda *arguments: result())
     how = Training(60, None, None, True, "cpu", 1, 1, Talk())
     trainings.train_all([alone], workspace, (0,), how)
     assert how.progress.lines[0] == "2 configurations (3d_cascade, 3d_low for 3d_cascade): 6 trainings of 60 seconds, 6 minutes in all"
+
+
+def test_a_cascade_that_the_splits_do_not_allow_is_no_configuration(monkeypatch, tmp_path):
+    stages = [Plan.load(GOLDEN / f"ct_100_cpu8_{name}.json") for name in ("3d_cascade", "3d_low", "3d")]
+    fixed = Splits(folds=(Split(train=("a", "b"), val=("c",)),), source="fixed.json")
+    whole = Splits(folds=(Split(train=("a", "b"), val=("c",)), Split(train=("c",), val=("a", "b"))))
+    found = begin(RunFolder(tmp_path / "all"), stages, (), {}, True, fixed, talk := Talk())
+    assert [one.plan.name for one in found] == ["3d", "3d_low"]
+    assert talk.lines == [
+        "3d_cascade is left out: it learns from predictions of cases that '3d_low' has not seen, and no fold leaves out 2 of the training cases"
+    ]
+    for names in (("3d_cascade",), ("3d", "3d_cascade")):
+        with pytest.raises(PlanError, match="a cascade cannot be trained with these folds: 2 training cases are left out by none"):
+            begin(RunFolder(tmp_path / "named"), stages, names, {}, True, fixed, Silent())
+    assert not (tmp_path / "named").exists()
+    assert len(begin(RunFolder(tmp_path / "whole"), stages, (), {}, True, whole, Silent())) == 3
+
+
+def test_a_cascade_takes_no_stage_whose_weights_patience_chose(monkeypatch, tmp_path):
+    """It would learn from predictions that are better than those of new cases."""
+    stages = [Plan.load(GOLDEN / f"ct_100_cpu8_{name}.json") for name in ("3d_cascade", "3d_low")]
+    chosen = begin(RunFolder(tmp_path / "run"), stages, (), {}, True, None, Silent())
+    monkeypatch.setattr(trainings, "train_fold", lambda *arguments: result())
+    monkeypatch.setattr(trainings, "_copy_trained", lambda *arguments: pytest.fail("was copied"))
+    how = Training(60, None, 3, True, "cpu", 1, 1, Talk())
+    assert len(trainings.train_all(chosen, Workspace(tmp_path / "w"), range(5), how)) == 10
+    assert how.progress.lines[0].startswith("3 configurations (3d_low, 3d_cascade, 3d_low for 3d_cascade): 15 trainings")
 
 
 class Talk:
