@@ -163,5 +163,5 @@ def _foretell(chosen: Sequence[Configuration], folds: Sequence[int | None], how:
 
 def _copy_trained(folder: RunFolder, target: RunFolder) -> None:
     """A copy of a cross-validated model in which its folds count as trained."""
-    further = [folder.splits_file, *folder.curves(), *folder.root.glob("fold_*/state/finished.json")]
+    further = [folder.splits_file, *folder.curves(), *folder.root.glob("fold_*/state/finished.json"), *folder.origins()]
     write_folder(target.root, lambda place: folder.copy(place, further))

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from medseg.dataset import Dataset
 from medseg.errors import ImageError, ModelError, Problem
-from medseg.evaluation.records import Evaluation
+from medseg.evaluation.records import Before, Evaluation
 from medseg.evaluation.selection import Selection
 from medseg.io.images import read_case, read_label
 from medseg.plans import Plan
 from medseg.progress import Progress
 from medseg.record import Record
+from medseg.training.past import Past, past_of_cases
 from medseg.training.splits import Split, Splits, choose_split, left_out, make_splits
 from medseg.workspace import RunFolder, Workspace
 
@@ -83,16 +84,20 @@ def trained_with(folder: RunFolder) -> dict[str, frozenset[str]]:
 
 
 def trained_on(folder: RunFolder, ids: Iterable[str]) -> int:
-    """How many of these cases some network of a model has trained on; 0 where the model folder does not say."""
+    """How many of these cases some network of a model, or of one that it began with, has trained on; 0 where the model folder does not say."""
+    wanted, seen = set(ids), set[str]()
+    for file in folder.root.glob("fold_*/past.json"):
+        if any(file.parent.glob("network_*.safetensors")):
+            seen |= Past.load(file).seen(Plan.load(folder.plan_file).data, wanted)
     if not folder.splits_file.is_file():
-        return 0
+        return len(seen)
     splits = Splits.load(folder.splits_file).folds
     every = {case for split in splits for case in (*split.train, *split.val)}
     trained = {file.parent for file in folder.weights()}
-    seen = every if folder.fold(None) in trained else set()
+    seen |= every if folder.fold(None) in trained else set()
     for number, split in enumerate(splits):
         seen = seen | set(split.train) if folder.fold(number) in trained else seen
-    return len(seen & set(ids))
+    return len(seen & wanted)
 
 
 def report(
@@ -115,12 +120,14 @@ def report(
     from medseg.evaluation.scoring import evaluate
 
     splits = Splits.load(folder.splits_file).folds
-    held_out = [case for cases in left_out(splits, folds).values() for case in cases]
+    by_fold = left_out(splits, folds)
+    held_out = [case for cases in by_fold.values() for case in cases]
     if learn:
         if not folder.learned_file.is_file():
             _learn(folder, dataset, predict_held_out(folder, dataset, folds, device, memory, progress, learned=False), progress)
         selected = selected or Learned.load(folder.learned_file).changed
     predict_held_out(folder, dataset, folds, device, memory, progress)
+    seen, unknown = past_of_cases(folder, by_fold)
     return evaluate(
         folder.held_out,
         dataset,
@@ -133,6 +140,7 @@ def report(
         curves=folder.curves(),
         title=f"{dataset.name}: cases left out of training",
         selected=selected,
+        before=Before(cases=seen, unknown=unknown),
         selection=Selection.load(folder.selection_file) if folder.selection_file.is_file() else None,
     )
 

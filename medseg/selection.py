@@ -248,7 +248,7 @@ def _stage(selection: Selection, of: Mapping[str, Entrant], splits: Splits, stag
 
     (root, *partners) = (of[name] for name in selection.chosen)
     for one, target in ((root, staged), *((one, staged.partner(one.name)) for one in partners)):
-        one.folder.copy(target.root, one.folder.curves())
+        one.folder.copy(target.root, (*one.folder.curves(), *one.folder.origins()))
         unlearned(one.plan).save(target.plan_file)
     digests = {one.name: one.plan.trained_digest() for one in partners}
     Provenance.load(staged.provenance_file).model_copy(update={"partners": digests}).save(staged.provenance_file)

@@ -12,6 +12,8 @@
                                      selection.json, why these
                                      configurations/<name>/ the runs that the model was selected of
                                      init.json where its networks began, if not anew
+                                     fold_0/past.json which cases they were trained on, here and before
+                                     images.json of a pre-training
 
 `RUN/plan.json`, `RUN/provenance.json` and `RUN/fold_*/network_*.safetensors` are all that prediction needs; of a cascade also
 `RUN/previous/`, the model folder of the configuration before it, and of an ensemble its partners. A fold that trained on every case is
@@ -118,6 +120,11 @@ def network_file(fold: Path, number: int) -> Path:
     return fold / f"network_{number}.safetensors"
 
 
+def past_file(fold: Path) -> Path:
+    """What a fold's networks were trained on, here and before (`medseg.training.past.Past`)."""
+    return fold / "past.json"
+
+
 def _networks(fold: Path) -> int:
     """How many networks a finished fold has."""
     try:
@@ -210,8 +217,17 @@ class RunFolder:
 
     def files(self) -> tuple[Path, ...]:
         """All that prediction needs, and where it comes from. Raises ModelError, see `weights`."""
-        parts = (*((self.previous,) if Plan.load(self.plan_file).previous else ()), *self.partners())
-        return (self.plan_file, self.provenance_file, *self.weights(), *(file for part in parts for file in part.files()))
+        return tuple(file for part in self.parts() for file in (part.plan_file, part.provenance_file, *part.weights()))
+
+    def parts(self) -> tuple[RunFolder, ...]:
+        """This model folder and all within it: those of the stage before a cascade, and of partners."""
+        within = (*((self.previous,) if Plan.load(self.plan_file).previous else ()), *self.partners())
+        return (self, *(part for one in within for part in one.parts()))
+
+    def origins(self) -> tuple[Path, ...]:
+        """Where its networks began and which cases they were trained on; a copy that leaves the user's hands goes without, for it holds ids."""
+        found = (file for part in self.parts() for file in (part.init_file, *sorted(part.root.glob("fold_*/past.json"))))
+        return tuple(file for file in found if file.is_file())
 
     def copy(self, target: Path, further: Iterable[Path] = ()) -> None:
         """Copy all that prediction needs, and further files of this folder, into another one. Raises ModelError, see `weights`."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from synthetic import make_dataset, make_fingerprint_of
+from synthetic import make_dataset, make_fingerprint_of, make_plan
 
 import medseg.configurations as trainings
 from medseg import held_out, workflow
@@ -22,6 +22,7 @@ from medseg.plans import Plan
 from medseg.preconditions import check_apart, check_continuation, check_fold_count, check_workspace
 from medseg.progress import Silent
 from medseg.steps import Training
+from medseg.training.past import Past
 from medseg.training.splits import Split, Splits, left_out
 from medseg.workspace import RunFolder, Workspace
 
@@ -360,6 +361,7 @@ def test_cases_that_several_folds_leave_out_are_predicted_once(monkeypatch, tmp_
     Splits(folds=folds, source="x").save(folder.splits_file)
     monkeypatch.setattr(held_out, "predict_held_out", lambda *arguments, **options: {})
     monkeypatch.setattr(held_out.Plan, "load", lambda file: None)
+    monkeypatch.setattr(held_out, "past_of_cases", lambda folder, cases: (0, ()))
     monkeypatch.setattr(scoring, "evaluate", lambda *arguments, cases, **options: cases)
     assert report(folder, dataset, [2, 0, 1], False, "cpu", None, 1, False, Silent()) == ["a", "b", "c"]
     assert left_out(folds, [2, 0, 1]) == {2: ("a",), 0: ("b",), 1: ("c",)}
@@ -402,6 +404,11 @@ def test_cases_that_a_model_has_trained_on_are_counted(tmp_path):
     assert [trained_on(folder, [case]) for case in "abcd"] == [0, 1, 1, 0]
     train(None)
     assert trained_on(folder, "abcd") == 3
+    plan = make_plan()
+    plan.save(folder.plan_file)
+    before = Past.begin(plan, Split(train=("d",), val=()), True, None)
+    Past.begin(plan, Split(train=("a", "b"), val=("c",)), True, before).save(folder.fold(None) / "past.json")
+    assert trained_on(folder, "abcd") == 4
 
 
 def test_nothing_is_written_among_what_is_read(dataset, tmp_path):

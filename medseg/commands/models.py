@@ -311,6 +311,8 @@ def show_scores(evaluation: Evaluation, report: Path | None) -> None:
         warn(f"{len(evaluation.missing)} references without a prediction: {', '.join(evaluation.missing[:5])}")
     if evaluation.selected:
         warn("slightly optimistic: weights (--patience), configuration or cleaning rules were chosen on the cases that are scored")
+    for line in evaluation.before.told(count):
+        warn(line)
     if report is not None:
         say(f"Report: {report / 'index.html'}")
 

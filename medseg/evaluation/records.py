@@ -62,6 +62,34 @@ class CaseScores(Record):
     predicted: dict[str, int]
 
 
+class Before(Record):
+    """What the models that this one began with (`--init`) had to do with the cases that are scored.
+
+    Attributes:
+        cases: how many of them some such model was trained on, so that their scores say little about unseen ones.
+        unknown: such models that do not say what they were trained on.
+    """
+
+    cases: int = 0
+    unknown: tuple[str, ...] = ()
+
+    def told(self, count: int) -> tuple[str, ...]:
+        """What to say of it about `count` cases."""
+        lines = []
+        if self.cases:
+            lines.append(
+                f"{self.cases} of these {count} cases were trained on by the model that this one began with (--init), so their scores say little "
+                "about unseen ones"
+            )
+        if self.unknown:
+            names = ", ".join(f"'{name}'" for name in self.unknown)
+            lines.append(
+                f"it is unknown which cases {names} was trained on, with which this model began (--init); the scores of those among them are "
+                "optimistic"
+            )
+        return tuple(lines)
+
+
 class Evaluation(Record):
     """The evaluation of a set of predictions.
 
@@ -76,6 +104,7 @@ class Evaluation(Record):
         extra: predictions without a reference; they are not scored.
         selected: weights (`--patience`), the configuration or cleaning rules were chosen by their scores on these very cases, so the
             scores are slightly optimistic.
+        before: what models that this one began with saw of these cases.
     """
 
     format: int = Field(default=1, ge=1, le=1)
@@ -89,6 +118,7 @@ class Evaluation(Record):
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     selected: bool = False
+    before: Before = Before()
     cases: tuple[CaseScores, ...] = Field(min_length=1)
 
     @property

@@ -18,7 +18,7 @@ from medseg.dataset import Dataset, LabelClass, Labels
 from medseg.errors import DatasetError, Problem, UsageError
 from medseg.evaluation.page import render_page
 from medseg.evaluation.pairing import Pair, find_references, image_files, pair, read_pair
-from medseg.evaluation.records import CASES_FILE, PAGE_FILE, SUMMARY_FILE, CaseScores, Evaluation, defined
+from medseg.evaluation.records import CASES_FILE, PAGE_FILE, SUMMARY_FILE, Before, CaseScores, Evaluation, defined
 from medseg.evaluation.selection import Selection
 from medseg.evaluation.summary import summarise
 from medseg.io.images import read_header, read_label
@@ -49,6 +49,7 @@ def evaluate(
     curves: Sequence[Path] = (),
     title: str = "",
     selected: bool = False,
+    before: Before | None = None,
     selection: Selection | None = None,
 ) -> Evaluation:
     """Compare predicted label maps with references, case by case and class by class.
@@ -69,6 +70,7 @@ def evaluate(
         curves: `metrics.csv` files of the training, for the page.
         title: what is evaluated; empty takes the name of the dataset.
         selected: something of the model was chosen by its scores on these cases; the page says so.
+        before: see `Evaluation`; None: the model began with no other.
         selection: of which models the model was selected, for the page.
 
     Raises:
@@ -102,7 +104,7 @@ def evaluate(
     if problems:
         raise DatasetError(problems)
     title = title or (plan.data.name if plan else known.title)
-    evaluation = summarise(scored, classes, names, title, pairs.missing, pairs.extra, spaced=first.native.spaced, selected=selected)
+    evaluation = summarise(scored, classes, names, title, pairs.missing, pairs.extra, first.native.spaced, selected, before)
     if out is not None:
         shown = {stem: [path] for stem, path in image_files(images, "images").items()} if images is not None else {}
         shown |= {i: list(files.images) for i, files in known.files.items()}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.dataset import Labels
-from medseg.evaluation.records import CaseScores, Evaluation, Presence, Summary, defined
+from medseg.evaluation.records import Before, CaseScores, Evaluation, Presence, Summary, defined
 from medseg.metrics.statistics import mean_interval
 
 
@@ -21,8 +21,9 @@ def summarise(
     extra: Sequence[str] = (),
     spaced: bool = True,
     selected: bool = False,
+    before: Before | None = None,
 ) -> Evaluation:
-    """The evaluation of scored cases; `spaced` says whether their files know millimetres, `selected` see `Evaluation`."""
+    """The evaluation of scored cases; `spaced` says whether their files know millimetres, `selected` and `before` see `Evaluation`."""
     names = labels.names
     tables = {
         m: np.array([[np.nan if (v := c.scores[name][m]) is None else v for name in names] for c in cases], dtype=np.float64)
@@ -39,6 +40,7 @@ def summarise(
         missing=tuple(missing),
         extra=tuple(extra),
         selected=selected,
+        before=before or Before(),
         cases=tuple(cases),
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from medseg.dataset import Split, Splits, file_digest
+from medseg.dataset import Split, file_digest
 from medseg.errors import ModelError
 from medseg.models.base import find_network
 from medseg.models.transfer import FAIR_SHARE, Meaning, Transferred, ports, transfer
@@ -21,7 +21,8 @@ from medseg.plans import Plan
 from medseg.progress import Progress
 from medseg.record import Record, write_atomic
 from medseg.tasks.base import Pretext, find_objective
-from medseg.workspace import RunFolder
+from medseg.training.past import Past
+from medseg.workspace import RunFolder, past_file
 
 LIKE = "Plan the dataset for the model's network: `medseg plan DATASET -o PLANS --like MODEL`."
 KEPT = "source.safetensors"  # in a fold's state: the source's networks, until the fold is finished
@@ -78,6 +79,7 @@ class Source:
         files: its networks for this fold.
         plan: its plan.
         fold: name of its fold.
+        past: which cases the networks of this fold were trained on.
         warnings: what a report on the cases left out would not show.
     """
 
@@ -85,6 +87,7 @@ class Source:
     files: tuple[Path, ...]
     plan: Plan
     fold: str
+    past: Past
     warnings: tuple[str, ...]
 
     @classmethod
@@ -117,7 +120,8 @@ class Source:
             meaning=meaning,
             transferred=moved,
         )
-        return cls(origin, tuple(folds[chosen]), theirs, chosen.name, _warnings(folder, chosen, theirs, plan, split))
+        past = Past.of(chosen, theirs, needs_annotations(theirs))
+        return cls(origin, tuple(folds[chosen]), theirs, chosen.name, past, _warnings(past, plan, split))
 
     def tell(self, progress: Progress) -> None:
         """Say what was transferred, and what a report would not show."""
@@ -157,7 +161,7 @@ def check_start(run: RunFolder, source: Source | None) -> Origin | None:
     origin = Origin.load(run.init_file) if run.init_file.is_file() else None
     if source is None:
         return origin
-    if origin is None and _begun(run):
+    if origin is None and begun(run):
         raise ModelError.of(
             "this model began anew, without --init", where=str(run.root), fix="Drop --init, or choose another folder for -o."
         )
@@ -172,8 +176,9 @@ def check_start(run: RunFolder, source: Source | None) -> Origin | None:
     return origin
 
 
-def adopt_start(run: RunFolder, plan: Plan, fold: int | None, source: Source | None, progress: Progress) -> Start | None:
-    """How the networks of a fold begin; a source is kept with the fold and remembered in the model folder. None: anew.
+def adopt_start(run: RunFolder, plan: Plan, fold: int | None, split: Split, source: Source | None, progress: Progress) -> Start | None:
+    """How the networks of a fold begin; a source is kept with the fold and remembered in the model folder, and so is what the networks are
+    trained on. None: anew.
 
     Raises:
         ModelError: see `check_start`; or the source is needed for a further fold and was not given.
@@ -185,9 +190,11 @@ def adopt_start(run: RunFolder, plan: Plan, fold: int | None, source: Source | N
             source.origin.save(run.init_file)
         if not kept.is_file():
             source.tell(progress)
+            Past.begin(plan, split, needs_annotations(plan), source.past).save(past_file(run.fold(fold)))
             source.keep(kept.parent, plan)
         return Start(kept, source.origin.meaning)
     if origin is None:
+        Past.begin(plan, split, needs_annotations(plan), None).save(past_file(run.fold(fold)))
         return None
     if not kept.is_file():
         raise ModelError.of(
@@ -199,7 +206,13 @@ def adopt_start(run: RunFolder, plan: Plan, fold: int | None, source: Source | N
     return Start(kept, origin.meaning)
 
 
-def _begun(run: RunFolder) -> bool:
+def needs_annotations(plan: Plan) -> bool:
+    """Whether networks of this plan learn from annotations, not from images alone."""
+    return not issubclass(find_objective(plan.task), Pretext)
+
+
+def begun(run: RunFolder) -> bool:
+    """Whether a training in a model folder has got so far that it goes on from there."""
     return any(any(run.root.glob(f"fold_*/{file}")) for file in ("network_*.safetensors", "state/checkpoint.safetensors"))
 
 
@@ -245,23 +258,25 @@ def _too_different(plan: Plan, theirs: Plan, moved: Transferred) -> Any:
     )
 
 
-def _warnings(folder: RunFolder, chosen: Path, theirs: Plan, plan: Plan, split: Split) -> tuple[str, ...]:
-    """What the source knows of the cases left out."""
-    if not split.val or (theirs.data.digest != plan.data.digest and theirs.data.name != plan.data.name):
+def _warnings(past: Past, plan: Plan, split: Split) -> tuple[str, ...]:
+    """What the past of the source says of the cases left out."""
+    if not split.val:
         return ()
-    if issubclass(find_objective(theirs.task), Pretext):
-        return ("the source was trained on this dataset's images, also of the cases left out here, but not on their annotations",)
-    number = chosen.name.removeprefix("fold_")
-    seen = set(split.val)
-    if folder.splits_file.is_file() and number.isdigit():
-        folds = Splits.load(folder.splits_file).folds
-        seen &= set(folds[int(number)].train) if int(number) < len(folds) else set()
-    if not seen:
-        return ()
-    return (
-        f"warning: the source was trained on the same dataset, with {len(seen)} of the {len(split.val)} cases left out here, so that their "
-        "scores say little about unseen ones",
-    )
+    told: list[str] = []
+    direct, all_seen = (Past(trainings=trainings).seen(plan.data, split.val) for trainings in (past.trainings[:1], past.trainings))
+    if all_seen:
+        who = "the source was trained" if direct == all_seen else "the source, or a model that it began with, was trained"
+        told.append(
+            f"warning: {who} on the same dataset, with {len(all_seen)} of the {len(split.val)} cases left out here, so that their scores say "
+            "little about unseen ones"
+        )
+    told += [
+        f"warning: '{model}' does not say which cases it was trained on; if cases left out here were among them, their scores are optimistic"
+        for model in past.unknown
+    ]
+    if past.seen(plan.data, split.val, annotated=False):
+        told.append("the source was trained on this dataset's images, also of the cases left out here, but not on their annotations")
+    return tuple(told)
 
 
 def _grouped(named: Mapping[str, str]) -> dict[str, list[str]]:

@@ -218,7 +218,7 @@ def train(
             )
         if kind := check_kind(plan, chosen):
             progress.say(kind)
-        start = adopt_start(run, plan, fold, source, progress)
+        start = adopt_start(run, plan, fold, split, source, progress)
         journal = tracker.begin(plan, run, fold, split, budget, chosen.type, devices) if tracker is not None else None
         write_provenance(run, plan, chosen, licence, journal.parent if journal is not None else "")
         job = replace(job, journal=journal, start=start)

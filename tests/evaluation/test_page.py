@@ -17,7 +17,7 @@ from medseg.evaluation.page.charts import label, nice
 from medseg.evaluation.page.outline import loops, outline
 from medseg.evaluation.page.overlays import choose, views
 from medseg.evaluation.pairing import Pair
-from medseg.evaluation.records import Evaluation
+from medseg.evaluation.records import Before, Evaluation
 from medseg.evaluation.scoring import evaluate
 
 LABELS = Labels(classes=(LabelClass(name="<box> & co", values=(1,)),))
@@ -173,3 +173,17 @@ def test_ticks_enclose_the_data(low, width):
 def test_tick_labels():
     assert [label(t, nice(0, 1, 5)) for t in nice(0, 1, 5)] == ["0.00", "0.25", "0.50", "0.75", "1.00"]
     assert [label(t, nice(0, 60, 5)) for t in nice(0, 60, 5)] == ["0", "20", "40", "60"]
+
+
+def test_says_what_the_model_it_began_with_had_seen(folders, tmp_path):
+    before = Before(cases=2, unknown=("other 3d",))
+    evaluation = evaluate(*folders, LABELS, tmp_path / "out", workers=1, before=before)
+    assert Evaluation.open(tmp_path / "out").before == evaluation.before == before
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    said = (
+        "2 of these 3 cases were trained on by the model that this one began with (--init), so their scores say little about unseen ones."
+    )
+    assert f"<b>Not unseen</b>: {said}" in page
+    assert "it is unknown which cases &#x27;other 3d&#x27; was trained on, with which this model began (--init)" in page
+    assert evaluate(*folders, LABELS, tmp_path / "plain", workers=1).before == Before()
+    assert "Not unseen" not in (tmp_path / "plain" / "index.html").read_text(encoding="utf-8")

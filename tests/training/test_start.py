@@ -14,11 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_training import Talk, Tiny
 
-from medseg.dataset import Split, Splits
+from medseg.dataset import Split
 from medseg.errors import ModelError
 from medseg.planning.pretext import pretext_plan
 from medseg.plans import Plan
 from medseg.training.module import Learner
+from medseg.training.past import Past, past_of_cases
 from medseg.training.start import Origin, Source
 from medseg.training.train import TrainingResult
 from medseg.workspace import RunFolder
@@ -142,9 +143,15 @@ def test_finished_it_needs_nothing(tiny):
     assert tiny.run("begun", epochs=6, resume=True) == TrainingResult.load(tiny.root / "begun" / "fold_0" / "state" / "finished.json")
 
 
+def renamed(plan, name, digest="f" * 16):
+    return plan.model_copy(update={"data": plan.data.model_copy(update={"digest": digest, "name": name})})
+
+
 def test_cases_that_the_source_has_seen_are_told(tiny):
     split = tiny.splits[0]
-    Splits(folds=tiny.splits).save(tiny.root / "source" / "splits.json")
+    past = Past.load(tiny.root / "source" / "fold_0" / "past.json")
+    (seen,) = past.trainings
+    assert (seen.model, seen.digest, seen.annotated, seen.cases) == ("made up 3d", tiny.plan.data.digest, True, split.train)
     assert tiny.source("source", 0).warnings == ()
     assert tiny.source("source", 1).warnings == ()
     (told,) = tiny.source("source", 2).warnings  # the source has no fold 2: its first one has trained on these
@@ -154,12 +161,41 @@ def test_cases_that_the_source_has_seen_are_told(tiny):
     moved = Split(train=split.val, val=(split.val[0], *split.train[:1]))
     (told,) = Source.open(tiny.root / "source", tiny.plan, 0, moved).warnings
     assert "with 1 of the 2 cases left out here" in told
-    (tiny.root / "source" / "splits.json").unlink()
-    (told,) = tiny.source("source", 0).warnings
-    assert "with 2 of the 2 cases" in told
-    elsewhere = tiny.plan.model_copy(update={"data": tiny.plan.data.model_copy(update={"digest": "f" * 16, "name": "elsewhere"})})
-    assert Source.open(tiny.root / "source", elsewhere, 0, split).warnings == ()
+    for name in ("made up", "Dataset012_Made up"):
+        assert len(Source.open(tiny.root / "source", renamed(tiny.plan, name), 0, moved).warnings) == 1
+    assert Source.open(tiny.root / "source", renamed(tiny.plan, "elsewhere"), 0, moved).warnings == ()
     assert Source.open(tiny.root / "source", tiny.plan, None, Split(train=split.train, val=())).warnings == ()
+
+
+def test_a_source_that_does_not_say_what_it_was_trained_on(tiny, tmp_path):
+    shutil.copytree(tiny.root / "source", tmp_path / "silent")
+    (tmp_path / "silent" / "fold_0" / "past.json").unlink()
+    for plan in (tiny.plan, renamed(tiny.plan, "elsewhere")):
+        (told,) = Source.open(tmp_path / "silent", plan, 0, tiny.splits[0]).warnings
+        assert told == (
+            "warning: 'made up 3d' does not say which cases it was trained on; if cases left out here were among them, their scores are optimistic"
+        )
+
+
+def test_what_the_source_of_the_source_has_seen_is_told(tiny):
+    tiny.run("every", fold=None, epochs=1)
+    tiny.run("between", epochs=1, source=tiny.source("every"))
+    assert "the source was trained on the same dataset, with 2 of the 2" in tiny.source("every").warnings[0]
+    (told,) = tiny.source("between").warnings  # its own fold 0 has left out the same cases
+    assert told.startswith("warning: the source, or a model that it began with, was trained on the same dataset, with 2 of the 2 cases")
+    tiny.run("last", epochs=1, source=tiny.source("between"))
+    past = Past.load(tiny.root / "last" / "fold_0" / "past.json")
+    ids = tuple(sorted(case.id for case in tiny.dataset.cases))
+    assert [seen.cases for seen in past.trainings] == [tiny.splits[0].train, tiny.splits[0].train, ids]
+    assert past_of_cases(RunFolder(tiny.root / "last"), {0: tiny.splits[0].val}) == (2, ())
+    assert past_of_cases(RunFolder(tiny.root / "begun"), {0: tiny.splits[0].val}) == (0, ())
+    copied = RunFolder(tiny.root / "copied")
+    folder = RunFolder(tiny.root / "last")
+    folder.copy(copied.root, folder.origins())
+    assert past_of_cases(copied, {0: tiny.splits[0].val}) == (2, ())
+    assert copied.init_file.read_bytes() == folder.init_file.read_bytes()
+    assert not any(case in (tiny.root / "last" / "init.json").read_text() for case in ids)
+    assert not any(file.name == "past.json" for file in folder.files())  # these are logged
 
 
 def test_other_classes_and_channels(tiny, tmp_path):

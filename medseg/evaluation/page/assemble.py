@@ -108,6 +108,7 @@ def _header(evaluation: Evaluation, plan: Plan | None) -> str:
         _note(evaluation.missing, "without a prediction", "reference"),
         _note(evaluation.extra, "without a reference", "prediction"),
         SELECTED if evaluation.selected else "",
+        *(f'<div class="note"><b>Not unseen</b>: {escape(line)}.</div>' for line in evaluation.before.told(n)),
     ]
     return (
         f'<header><div><div><div class="over">Segmentation evaluation</div><h1>{escape(evaluation.title)}</h1>'
