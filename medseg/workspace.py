@@ -85,6 +85,10 @@ class Workspace:
         """
         return self.root / "prepared" / (plan.prepared_digest() + previous)
 
+    def images(self, plan: Plan) -> Path:
+        """The folder of cases that were prepared without their labels, for a plan that needs none."""
+        return self.root / "prepared" / f"{plan.prepared_digest()}_images"
+
     def dataset(self) -> Dataset:
         """Read the dataset record."""
         return Dataset.load(self.dataset_file)
@@ -186,6 +190,11 @@ class RunFolder:
     def init_file(self) -> Path:
         """What its networks began from (`medseg.training.start.Origin`); there is none where they began anew."""
         return self.root / "init.json"
+
+    @property
+    def images_file(self) -> Path:
+        """What a pre-training learned from (`medseg.pretraining.Images`)."""
+        return self.root / "images.json"
 
     def curves(self) -> tuple[Path, ...]:
         """`metrics.csv` of every fold."""

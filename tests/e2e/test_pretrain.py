@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from medseg.commands import console, main
+from medseg.training.past import Past
 from medseg.training.train import TrainingResult
 
 FEW = ["--epochs", 1, "--set", "training.steps=1", "--set", "training.folds=2", "--workers", 1]
@@ -136,3 +137,37 @@ def test_wrong_models(planned: Path, tmp_path: Path) -> None:
     assert "dimensions of a case: this dataset cannot be planned like the model; found 3 in 'Hippocampus 3d', expected 2" in said
     said = medseg("plan", planned / "data", "-o", tmp_path / "p", "--like", planned / "pre", "--preset", "nnunet", code=2)
     assert "do not go together" in said
+
+
+def test_it_reads_no_label_nor_cases_kept_for_testing_and_goes_on_with_its_images_alone(
+    planned: Path, cases: Callable[[Path, int], Path], tmp_path: Path
+) -> None:
+    data = cases(tmp_path / "data", 6)
+    names = [Path(pair["image"]).name.split(".")[0] for pair in json.loads((data / "dataset.json").read_text())["training"]]
+    one, two, apart = names[:2], names[2:4], names[4:]
+    (data / "splits_final.json").write_text(json.dumps([{"train": one, "val": two}, {"train": two, "val": one}]))
+    medseg("plan", data, "-o", tmp_path / "plans", "--memory", 4, "--workers", 1)
+    plan = tmp_path / "plans" / "3d.json"
+    for pair in json.loads((data / "dataset.json").read_text())["training"]:
+        (data / pair["label"]).write_bytes(b"no image")
+    pretrain = ["pretrain", plan, "-o", tmp_path / "pre", *FEW]
+    said = medseg(*pretrain)
+    assert "pre-trains on the images of 4 cases" in said
+    assert "leaves alone 2 cases in none of the folds" in said
+    (past,) = Past.load(tmp_path / "pre" / "fold_none" / "past.json").trainings
+    assert (past.cases, past.annotated) == (tuple(sorted(names[:4])), False)
+    (store,) = (tmp_path / "plans" / "prepared").iterdir()
+    assert sorted(folder.name for folder in store.iterdir()) == sorted(names[:4])
+    assert not list(store.rglob("label.npy"))
+    named = data / next(pair["image"] for pair in json.loads((data / "dataset.json").read_text())["training"] if apart[0] in pair["image"])
+    assert "is already trained" in medseg("pretrain", plan, named, "-o", tmp_path / "pre", "--resume", *FEW)  # named or not
+    kept = (tmp_path / "pre" / "images.json").read_text()
+    assert not any(name in kept for name in names)
+    for more in ([], ["--resume"]):
+        said = medseg("pretrain", plan, planned / "more", "-o", tmp_path / "pre", *more, *FEW, code=2)
+        assert "was pre-trained on other images; found now 6 cases, digest" in said
+        assert "expected 4 cases, digest" in said
+    assert (tmp_path / "pre" / "images.json").read_text() == kept
+    image = data / "imagesTr" / f"{names[0]}.nii.gz"
+    shutil.copy(next((planned / "more").iterdir()), image)
+    assert "was pre-trained on other images" in medseg(*pretrain, "--resume", code=2)
