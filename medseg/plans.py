@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self
 
@@ -31,6 +32,14 @@ class SpaceSection(Section):
     def preparation_key(self) -> str:
         """Text that changes with every setting that changes prepared cases. Narrow it where settings only matter later."""
         return self.to_json()
+
+    def unlike(self, source: Self, channels: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+        """What looks otherwise here to a network that was trained under `source`, with both values; one phrase each.
+
+        Args:
+            channels: name -> place here and place there, of the image channels that both have.
+        """
+        return ()
 
 
 class TargetSection(Section):

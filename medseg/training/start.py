@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from medseg.dataset import Split, file_digest
+from medseg.dataset import Labels, Split, file_digest
 from medseg.errors import ModelError
 from medseg.models.base import find_network
 from medseg.models.transfer import FAIR_SHARE, Meaning, Transferred, ports, transfer
@@ -80,7 +80,7 @@ class Source:
         plan: its plan.
         fold: name of its fold.
         past: which cases the networks of this fold were trained on.
-        warnings: what a report on the cases left out would not show.
+        warnings: what was trained on of the cases left out, and what images look like otherwise.
     """
 
     origin: Origin
@@ -121,7 +121,7 @@ class Source:
             transferred=moved,
         )
         past = Past.of(chosen, theirs, needs_annotations(theirs))
-        return cls(origin, tuple(folds[chosen]), theirs, chosen.name, past, _warnings(past, plan, split))
+        return cls(origin, tuple(folds[chosen]), theirs, chosen.name, past, (*_warnings(past, plan, split), *_unlike(plan, theirs)))
 
     def tell(self, progress: Progress) -> None:
         """Say what was transferred, and what a report would not show."""
@@ -219,8 +219,19 @@ def begun(run: RunFolder) -> bool:
 def _meaning(plan: Plan) -> Meaning:
     objective = find_objective(plan.task)(plan)
     names = [channel.name for channel in plan.data.channels]
-    more = [f"input {n + 1} after the image" for n in range(objective.channels - len(names))]
+    more = _prior_names(plan.data.labels) if plan.previous else []
+    more += [f"input {n + 1} after the image" for n in range(len(more), objective.channels - len(names))]
     return Meaning.of(plan.network.kind, names, more, objective.heads)
+
+
+def _prior_names(labels: Labels) -> list[str]:
+    """Names of the channels of a prior, one for each foreground value: those of the value's classes, by place where several values have the
+    same."""
+    named = [" + ".join(one.name for one in labels.classes if value in one.values) for value in labels.values]
+    return [
+        f"prior: {name}" + (f", value {named[:n].count(name) + 1} of {named.count(name)}" if named.count(name) > 1 else "")
+        for n, name in enumerate(named)
+    ]
 
 
 def _transferred(plan: Plan, network: nn.Module, source: Mapping[str, Tensor], meaning: Meaning) -> tuple[dict[str, Tensor], Transferred]:
@@ -277,6 +288,18 @@ def _warnings(past: Past, plan: Plan, split: Split) -> tuple[str, ...]:
     if past.seen(plan.data, split.val, annotated=False):
         told.append("the source was trained on this dataset's images, also of the cases left out here, but not on their annotations")
     return tuple(told)
+
+
+def _unlike(plan: Plan, theirs: Plan) -> tuple[str, ...]:
+    """How images look otherwise than to the source."""
+    places, others = ({c.name.strip().casefold(): n for n, c in enumerate(one.data.channels)} for one in (plan, theirs))
+    if len(places) == len(others) == 1:
+        others = dict.fromkeys(places, 0)
+    both = {plan.data.channels[n].name: (n, others[name]) for name, n in places.items() if name in others}
+    return tuple(
+        f"warning: {phrase}: the images do not look to the network as they did. A plan made with --like has them alike"
+        for phrase in plan.space.unlike(theirs.space, both)
+    )
 
 
 def _grouped(named: Mapping[str, str]) -> dict[str, list[str]]:

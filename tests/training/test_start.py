@@ -18,9 +18,10 @@ from medseg.dataset import Split
 from medseg.errors import ModelError
 from medseg.planning.pretext import pretext_plan
 from medseg.plans import Plan
+from medseg.tasks.base import find_objective
 from medseg.training.module import Learner
 from medseg.training.past import Past, past_of_cases
-from medseg.training.start import Origin, Source
+from medseg.training.start import Origin, Source, _meaning, _transferred
 from medseg.training.train import TrainingResult
 from medseg.workspace import RunFolder
 
@@ -210,6 +211,52 @@ def test_other_classes_and_channels(tiny, tmp_path):
     assert moved.adapted == {"enter.0.conv.weight": "channels by name: scan; new, the mean of the source's: t2"}
     why = "the source has no output tail, so all of the head begin alike"
     assert (moved.fresh, moved.left) == ({"heads.segmentation.0.weight": why, "heads.segmentation.0.bias": why}, 0)
+
+
+def test_priors_find_each_other_by_the_names_of_their_classes(tiny):
+    def cascade(*classes, **more):
+        data = tiny.plan.model_dump(mode="json") | {"name": "3d_cascade", "previous": "3d_low", "reasons": {}}
+        data["data"]["labels"] = {"classes": [{"name": name, "values": values} for name, values in classes], **more}
+        data["target"]["frequencies"] = [0.5] * (len(classes) + 1)
+        data["space"]["prior"] = {}
+        return Plan.parse(data, "x")
+
+    here, there = (
+        cascade(*((name, [n + 1]) for n, name in enumerate(names))) for names in (("tail", "Posterior"), ("anterior", "posterior"))
+    )
+    meaning = _meaning(there)
+    assert meaning.channels == ("scan", "prior: anterior", "prior: posterior")
+    network = find_objective(here.task)(here).network()
+    source = {name: torch.randn_like(tensor) for name, tensor in network.state_dict().items()}
+    state, moved = _transferred(here, network, source, meaning)
+    assert (
+        moved.adapted["enter.0.conv.weight"]
+        == "channels by name: scan, prior: Posterior; new, from 0: prior: tail; left out: prior: anterior"
+    )
+    weight, before = state["enter.0.conv.weight"], source["enter.0.conv.weight"]
+    assert torch.equal(weight[:, [0, 2]], before[:, [0, 2]])
+    assert not weight[:, 1].any()
+    regions = cascade(("whole", [1, 2, 4]), ("core", [2, 4]), ("hot", [4]), order=[1, 2, 4])
+    assert _meaning(regions).channels[1:] == ("prior: whole", "prior: whole + core", "prior: whole + core + hot")
+    joined = cascade(("both", [1, 3]), ("other", [2]))
+    assert _meaning(joined).channels[1:] == ("prior: both, value 1 of 2", "prior: other", "prior: both, value 2 of 2")
+
+
+def test_images_that_look_otherwise_are_told(tiny):
+    def told(**edits):
+        plan = tiny.plan.edited({f"space.{name}": value for name, value in edits.items()})
+        return Source.open(tiny.root / "source", plan, 0, tiny.splits[0]).warnings
+
+    assert tiny.plan.space.spacing == (1.0, 1.0, 1.0)
+    assert told(spacing="[1.04, 1, 1]") == ()
+    after = "the images do not look to the network as they did. A plan made with --like has them alike"
+    (warned,) = told(spacing="[3, 1, null]")
+    assert warned == f"warning: the target spacing is 3 x 1 x as is mm, the source's 1 x 1 x 1 mm: {after}"
+    assert tiny.plan.space.channels[0].scheme == "zscore"
+    assert told(channels='[{"scheme": "range"}]') == (
+        f"warning: channel 'scan' is normalised by 'range', in the source by 'zscore': {after}",
+    )
+    assert len(told(spacing="[2, 1, 1]", channels='[{"scheme": "range"}]')) == 2
 
 
 @pytest.mark.parametrize(

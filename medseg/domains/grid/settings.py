@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import ClassVar, Literal, Self
 
@@ -9,6 +10,8 @@ from pydantic import Field, model_validator
 
 from medseg.plans import SpaceSection
 from medseg.record import Record
+
+SAME_SPACING = 0.05  # share by which spacings differ without a word: augmentation zooms by far more
 
 
 class Scheme(StrEnum):
@@ -112,6 +115,14 @@ class PriorChanges(Record):
     lose_size: float = Field(default=0.5, gt=0, le=1, description="Largest side of that box as a fraction of the window.")
 
 
+def _near(one: float | None, other: float | None) -> bool:
+    return one == other if one is None or other is None else abs(one - other) <= SAME_SPACING * max(one, other)
+
+
+def _mm(spacing: tuple[float | None, ...]) -> str:
+    return " x ".join("as is" if s is None else f"{s:.4g}" for s in spacing)
+
+
 class GridSettings(SpaceSection):
     """How cases become prepared arrays, and how windows of them are varied in training."""
 
@@ -151,6 +162,18 @@ class GridSettings(SpaceSection):
         if any(s is not None and s <= 0 for s in self.spacing):
             raise ValueError(f"spacing must be positive, got {list(self.spacing)}")
         return self
+
+    def unlike(self, source: Self, channels: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+        """See `SpaceSection.unlike`: target spacing, beyond a few per cent, and how channels are normalised."""
+        here, there = self.spacing, source.spacing
+        told = []
+        if not all(_near(a, b) for a, b in zip(reversed(here), reversed(there), strict=False)):
+            told.append(f"the target spacing is {_mm(here)} mm, the source's {_mm(there)} mm")
+        for name, (place, other) in channels.items():
+            scheme, theirs = self.channels[place].scheme, source.channels[other].scheme
+            if scheme is not theirs:
+                told.append(f"channel '{name}' is normalised by '{scheme}', in the source by '{theirs}'")
+        return tuple(told)
 
     def preparation_key(self) -> str:
         """Random changes happen in training and blending in prediction: plans that differ in them share prepared cases."""
