@@ -16,7 +16,7 @@ BLOBS = 256  # components per window and class that are told apart; those beyond
 def number_blobs(classes: Tensor) -> Tensor:
     """Number of each voxel's connected component within its window and class.
 
-    Runs on the CPU, wherever the tensor lies: once per batch, at full resolution. An operator of its own, so that a training step can be
+    Runs on the CPU, wherever the tensor lies, which a GPU waits for: once per batch, at full resolution. An operator of its own, so that a training step can be
     measured under fake tensors.
 
     Args:
@@ -25,7 +25,7 @@ def number_blobs(classes: Tensor) -> Tensor:
     Returns:
         `(N, *spatial)` int16, from 1 on, at most `BLOBS`; 0 outside. Corners touch.
     """
-    values = classes.clamp_min(0).to("cpu", torch.int32).numpy()
+    values = classes.to("cpu", torch.int16).clamp_min_(0).numpy()
     numbers = np.zeros(values.shape, dtype=np.int16)
     for window, found in zip(values, numbers, strict=True):
         for index, box in enumerate(ndimage.find_objects(window), 1):

@@ -38,7 +38,7 @@ def augment_batch(
         label, earlier = maps
         if earlier is not None and prior is not None:
             flat = how.in_plane and len(window) == 3
-            earlier = disturb(earlier, prior.change, prior.change_size, prior.lose, prior.lose_size, flat, generator)
+            earlier = disturb(earlier, values, prior.change, prior.change_size, prior.lose, prior.lose_size, flat, generator)
     return Batch(image=image, label=label, prior=earlier, extra=batch.extra)
 
 
