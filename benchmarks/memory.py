@@ -149,7 +149,9 @@ def measured(plan: Plan, device: torch.device, float32: bool) -> float:
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 0.1)
-    return peak.stop()
+    highest = peak.stop()
+    assert highest is not None
+    return highest
 
 
 if __name__ == "__main__":

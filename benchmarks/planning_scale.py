@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("--cases", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.cases:
-        planned(10, Machine("mps", 4.0))
-        print(json.dumps(planned(arguments.cases, Machine("cuda", 11.0))))
+        planned(10, Machine("mps", 4.0), None)
+        print(json.dumps(planned(arguments.cases, Machine("cuda", 11.0), PeakMemory)))
         return
     rows = []
     for size in SIZES:
@@ -51,7 +51,7 @@ def main() -> None:
     write("planning_scale", rows, note)
 
 
-def planned(cases: int, machine: Machine) -> dict[str, object]:
+def planned(cases: int, machine: Machine, watch: Callable[[torch.device], PeakMemory] | None) -> dict[str, object]:
     """Every step's seconds of CPU time, and the peak of memory from the first case to the plans."""
     torch.set_num_threads(1)
     dataset = made_up(cases)
@@ -74,17 +74,17 @@ def planned(cases: int, machine: Machine) -> dict[str, object]:
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "fingerprint.json"
-        peak = PeakMemory(torch.device("cpu"))
+        peak = watch(torch.device("cpu")) if watch else None
         store(file)
         size = file.stat().st_size
         fingerprint = timed("read", lambda: Fingerprint.load(file))
         plans = timed("plan", lambda: make_plans(dataset, fingerprint, task="semantic", domain="grid", network="unet", machine=machine))
-        memory = peak.stop()
+        memory = peak.stop() if peak else None
     return {
         "cases": cases,
         "seconds": {name: round(seconds, 2) for name, seconds in times.items()},
         "total_seconds": round(sum(times.values()), 2),
-        "peak_gib": round(memory, 3),
+        "peak_gib": None if memory is None else round(memory, 3),
         "fingerprint_mib": round(size * GIB**-1 * 1024, 2),
         "plans": [p.name for p in plans],
     }

@@ -68,7 +68,8 @@ class TrainingResult(Record):
         patience: what was asked for; with it the weights are those of the best validation.
         stopped: whether it ended the training.
         tracking: MLflow's tracking URI, or empty.
-        memory: GiB at the peak of a training step, on the first device, measured in this session until its first validation.
+        memory: GiB at the peak of a training step, on the first device, measured in this session until its first validation;
+            None where it cannot be measured (see `medseg.peak.PeakMemory`).
         budget_seconds, budget_epochs: the length that was asked for; one of them is None.
     """
 
@@ -335,7 +336,7 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
 
 
 def _result(job: Job, supervisor: Supervisor, steps: int) -> TrainingResult:
-    validated = supervisor.validated
+    validated, memory = supervisor.validated, supervisor.peak.stop()
     scores = mean_scores([one.scores for one in validated])
     return TrainingResult(
         fold=job.fold,
@@ -352,7 +353,7 @@ def _result(job: Job, supervisor: Supervisor, steps: int) -> TrainingResult:
         interrupted=supervisor.interrupted,
         patience=job.patience,
         stopped=supervisor.stopped,
-        memory=round(supervisor.peak.stop(), 3),
+        memory=None if memory is None else round(memory, 3),
         budget_seconds=supervisor.clock.seconds,
         budget_epochs=supervisor.clock.epochs,
     )
