@@ -82,6 +82,12 @@ def moments(channel: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> tup
     return mean, math.sqrt(squares / count)
 
 
-def body_mask(nonzero: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Nonzero voxels and the holes within them: zeros inside the body are data, not background (Isensee et al. 2021)."""
+def body_mask(nonzero: NDArray[np.bool_], flat_is_slice: bool = False) -> NDArray[np.bool_]:
+    """Nonzero voxels and the holes within them: zeros inside the body are data, not background (Isensee et al. 2021).
+
+    Args:
+        flat_is_slice: an image of two axes is a volume of one slice, which is open on both sides and encloses nothing (as in nnU-Net).
+    """
+    if flat_is_slice and nonzero.ndim == 2:
+        return nonzero.copy()
     return np.asarray(ndimage.binary_fill_holes(nonzero))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from medseg.case import Case
 from medseg.dataset import LabelClass, Labels
@@ -157,6 +158,20 @@ def test_masked_normalisation_leaves_the_background_at_zero():
     prepared = prepare_case(Case("c", image, None, Grid.plain((8, 8, 8))), space(channels=(Normalization(scheme=Scheme.masked),) * 2))
     assert not prepared.image[:, 0].any()
     np.testing.assert_allclose(prepared.image[:, 2:6, 2:6, 2:6].mean((1, 2, 3)), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("interpolation", "filled"), [("smooth", True), ("nnunet", False)])
+def test_holes_of_images_are_background_as_in_nnunet(interpolation, filled):
+    image = np.random.default_rng(0).normal(50, 5, (1, 12, 12)).astype(np.float32)
+    image[:, 0], image[:, 5, 5] = 0, 0
+    how = space(ndim=2, channels=(Normalization(scheme=Scheme.masked),)).model_copy(update={"interpolation": Interpolation(interpolation)})
+    prepared = prepare_case(Case("c", image, None, Grid.plain((12, 12))), how).image[0]
+    assert not prepared[0].any()
+    assert (prepared[5, 5] < -5) == filled
+    body = ndimage.binary_fill_holes(image[0] != 0) if filled else ndimage.binary_fill_holes(image != 0)[0]  # nnU-Net: (1, y, x)
+    inside = image[0][body]
+    np.testing.assert_allclose(prepared[body], (inside - inside.mean()) / inside.std(), atol=1e-4)
+    assert not prepared[~body].any()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Cropping, normalisation and components."""
 
 import numpy as np
+from scipy import ndimage
 
 from medseg.imaging.components import component_sizes
 from medseg.imaging.crop import bounding_box, nonzero
@@ -51,6 +52,18 @@ def test_body_mask_fills_holes():
     mask[0], mask[4, 4] = False, False
     assert body_mask(mask)[4, 4]
     assert not body_mask(mask)[0].any()
+
+
+def test_images_have_no_holes_where_they_are_slices_of_volumes():
+    """nnU-Net fills holes of `(1, y, x)` volumes."""
+    mask = np.random.default_rng(0).random((20, 20)) < 0.7
+    mask[8:11, 8:11], mask[9, 9] = True, False
+    assert body_mask(mask)[9, 9]
+    np.testing.assert_array_equal(body_mask(mask, flat_is_slice=True), ndimage.binary_fill_holes(mask[None])[0])
+    ball = np.ones((5, 5, 5), bool)
+    ball[2, 2, 2] = False
+    assert body_mask(ball, flat_is_slice=True).all()
+    assert not body_mask(ball[2:3], flat_is_slice=True).all()
 
 
 def test_component_sizes_use_full_connectivity():

@@ -43,7 +43,7 @@ def prepare_case(case: Case, settings: GridSettings, scratch: Scratch = IN_MEMOR
     normal = scratch.zeros(image.shape, np.float32)
     as_nnunet = settings.interpolation is Interpolation.nnunet
     asked = any(c.scheme is Scheme.masked for c in settings.channels) or (as_nnunet and maps)
-    body = body_mask(inside) if inside is not None and asked else None
+    body = body_mask(inside, as_nnunet) if inside is not None and asked else None
     if as_nnunet and body is not None and "prior" in maps:
         body |= maps["prior"] != 0  # nnU-Net takes for body whatever the earlier stage found
     for k, (channel, how, out) in enumerate(zip(image, settings.channels, normal, strict=True)):
