@@ -151,9 +151,9 @@ class Semantic(Task):
             raise ValueError("targets need labels")
         label = batch.label
         if self.labels.exclusive:
-            targets = {"classes": self._table.to(label.device)[label.long() - self._lowest]}
+            targets = {"classes": self._constant(self._table, torch.int64, label.device)[label.long() - self._lowest]}
             return targets | {"blobs": number_blobs(targets["classes"])} if self.settings.blob else targets
-        regions = [torch.isin(label, torch.tensor(c.values, device=label.device, dtype=label.dtype)) for c in self.labels.classes]
+        regions = [torch.isin(label, self._constant(c.values, label.dtype, label.device)) for c in self.labels.classes]
         valid = torch.ones_like(label, dtype=torch.bool) if self.labels.ignore is None else label != self.labels.ignore
         targets = {"regions": torch.stack(regions, 1).to(torch.uint8), "valid": valid}
         if self.settings.blob:
@@ -264,23 +264,31 @@ class Semantic(Task):
 
     def _terms(self, logits: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         settings = self.settings
-        weights = torch.tensor(settings.class_weights, device=logits.device) if settings.class_weights else None
+        weights = self._constant(settings.class_weights, torch.float32, logits.device) if settings.class_weights else None
         form = Form(settings.batch_dice, settings.missed, settings.focal, settings.hardest)
         if self.labels.exclusive:
             return exclusive_loss(logits, targets["classes"], weights, form, targets.get("blobs"))
         return region_loss(logits, targets["regions"], targets["valid"], weights, form, targets.get("blobs"))
+
+    def _constant(self, values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """These numbers as a tensor, made once: a step that copies them to a GPU waits for it."""
+        key = (values, dtype, device)
+        if key not in self._constants:
+            self._constants[key] = torch.tensor(values, dtype=dtype, device=device)
+        return self._constants[key]
+
+    @cached_property
+    def _constants(self) -> dict[tuple[tuple[float, ...], torch.dtype, torch.device], Tensor]:
+        return {}
 
     @cached_property
     def _lowest(self) -> int:
         return min(0, *self._meanings)
 
     @cached_property
-    def _table(self) -> Tensor:
+    def _table(self) -> tuple[int, ...]:
         """Channel of each voxel value, from `_lowest` on."""
-        table = torch.zeros(max(0, *self._meanings) - self._lowest + 1, dtype=torch.int64)
-        for value, channel in self._meanings.items():
-            table[value - self._lowest] = channel
-        return table
+        return tuple(self._meanings.get(value, 0) for value in range(self._lowest, max(0, *self._meanings) + 1))
 
     @cached_property
     def _meanings(self) -> dict[int, int]:
@@ -332,7 +340,7 @@ def _many_small(fingerprint: Fingerprint) -> tuple[str, ...]:
     if not told:
         return ()
     return (
-        "; ".join(told) + ": windows are shared evenly by them.",
+        "; ".join(told) + ": half of the windows are shared evenly by them.",
         "Tversky, blob, focal and top-k losses (missed, blob, focal, hardest) brought no consistent gain in a small trial on such data "
         "(benchmarks/losses.py), so none is chosen.",
     )

@@ -298,7 +298,9 @@ def test_many_small_components_are_told() -> None:
         return needs.reasons["dice"]
 
     assert lesions(4) == plain
-    assert "'posterior' is 5 components in the median case, half of them below 17 voxels: windows are shared evenly" in lesions(5)
+    assert "'posterior' is 5 components in the median case, half of them below 17 voxels: half of the windows are shared evenly" in lesions(
+        5
+    )
 
 
 def test_heads_start_at_the_frequencies() -> None:
@@ -333,3 +335,19 @@ def test_impossible_settings(changes: dict[str, object], text: str) -> None:
     good = {"frequencies": (0.8, 0.1, 0.1), "class_weights": (), "batch_dice": True, "dice": 1.0, "cross_entropy": 1.0}
     with pytest.raises(ValueError, match=text):
         SemanticSettings.model_validate(good | changes)
+
+
+@pytest.mark.parametrize("name", ["sparse", "regions", "one"])
+def test_constants_are_made_once(name: str, tasks: dict[str, Semantic], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies to a GPU in every step would make it wait."""
+    plan = tasks[name].plan
+    count = len(plan.target.frequencies)  # type: ignore[attr-defined]
+    task = Semantic(plan.edited({"target.class_weights": str([1.0 + k for k in range(count)])}))
+    batch = batch_of(np.zeros((8, 8), np.int16))
+    logits = {HEAD: [torch.zeros(1, count, 8, 8)]}
+    first = task.loss(logits, task.targets(batch))
+    made: list[object] = []
+    monkeypatch.setattr(torch, "tensor", lambda *args, **_: made.append(args))
+    second = task.loss(logits, task.targets(batch))
+    assert made == []
+    assert first == second
