@@ -23,6 +23,7 @@ from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 ANISOTROPY = 3.0  # spacing ratio from which nnU-Net treats the coarse axis apart
 SAME_SPACING = 1e-5  # relative: spacings of oblique images come out of a square root
 SLAB = 2**22  # voxels of one float32 buffer (16 MiB)
+VOTERS = 2**13  # voxels that are decided at a time: their numbers stay in the processor's cache
 OUTSIDE = -1  # stands for background that is told apart; no label file holds it
 Float = NDArray[np.float32]
 
@@ -168,13 +169,16 @@ def resample_label(label: NDArray[Any], shape: Shape, apart: int | None = None, 
         return label.copy()
     axes = [_neighbours(a, b, axis == apart) for axis, (a, b) in enumerate(zip(source, shape, strict=True))]
     result = np.empty(shape, dtype=label.dtype)
+    signed = np.dtype(np.int64) if label.dtype == np.uint64 else np.result_type(label.dtype, np.int8)  # numpy would take floats for uint64
     # A voxel between different values takes some hundred bytes.
     most, most_source = (max(1, SLAB // 4 // max(1, int(np.prod(s[1:])))) for s in (shape, source))
     step = max(1, min(most, most_source * shape[0] // source[0]))
     for start in range(0, shape[0], step):
         rows = axes[0].part(slice(start, start + step))
         needed = slice(int(rows.low[0]), int(rows.high[-1]) + 1)
-        part = label[needed] if body is None else np.where((label[needed] == 0) & ~body[needed], np.int8(OUTSIDE), label[needed])
+        part = label[needed]
+        if body is not None:
+            part = np.where((part == 0) & ~body[needed], signed.type(OUTSIDE), part.astype(signed, copy=False))
         elected = _elected(part, [rows.shifted(-needed.start), *axes[1:]])
         result[start : start + step] = elected if body is None else np.where(elected == OUTSIDE, 0, elected)
     return result
@@ -213,17 +217,27 @@ def _elected(label: NDArray[Any], axes: list[_Neighbours]) -> NDArray[Any]:
     elected: NDArray[Any] = label[np.ix_(*(axis.near for axis in axes))]
     mixed = _mixed(label, [i for i, axis in enumerate(axes) if (axis.low != axis.high).any()])
     between = np.nonzero(mixed[np.ix_(*(axis.low for axis in axes))])
-    sides = [((axis.low[at], axis.weight[at]), (axis.high[at], 1 - axis.weight[at])) for axis, at in zip(axes, between, strict=True)]
+    if not len(between[0]):
+        return elected
+    values = np.unique(label)[:, None]
+    for start in range(0, len(between[0]), VOTERS):
+        at = tuple(places[start : start + VOTERS] for places in between)
+        elected[at] = _vote(label, axes, at, values, elected[at])
+    return elected
+
+
+def _vote(label: NDArray[Any], axes: list[_Neighbours], at: tuple[NDArray[np.intp], ...], values: NDArray[Any], near: NDArray[Any]) -> Any:
+    """The winners at some new voxels, of which the nearest old ones hold `near`; `values` `(n, 1)` are all that there are."""
+    sides = [((axis.low[i], axis.weight[i]), (axis.high[i], 1 - axis.weight[i])) for axis, i in zip(axes, at, strict=True)]
     corners = list(itertools.product(*sides))
     voters = np.stack([label[tuple(index for index, _ in corner)] for corner in corners])
     weights = np.stack([reduce(np.multiply, (weight for _, weight in corner)) for corner in corners])
-    # For each neighbour the votes for its value, in scipy's order: a sum in another order rounds otherwise.
-    votes = np.stack([reduce(np.add, np.where(voters == voter, weights, 0)) for voter in voters])
+    candidates = values if len(values) < len(voters) else voters
+    # In scipy's order: a sum in another order rounds otherwise.
+    votes = np.stack([reduce(np.add, np.where(voters == candidate, weights, 0)) for candidate in candidates])
     best = votes == votes.max(0)
-    near = elected[between]
-    smallest = np.where(best, voters, np.iinfo(label.dtype).max).min(0)
-    elected[between] = np.where((best & (voters == near)).any(0), near, smallest)
-    return elected
+    smallest = np.where(best, candidates, np.iinfo(label.dtype).max).min(0)
+    return np.where((best & (candidates == near)).any(0), near, smallest)
 
 
 def _mixed(label: NDArray[Any], axes: list[int]) -> NDArray[np.bool_]:

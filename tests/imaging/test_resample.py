@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -90,6 +92,25 @@ def test_background_outside_of_the_body_counts_by_itself():
     inside = resample_label(label, (1, 1), body=body)
     assert (inside.item(), inside.dtype) == (1, np.uint8)
     assert set(np.unique(resample_label(label, (5, 7), body=body))) == {0, 1}  # and is background again
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+@pytest.mark.parametrize("classes", [2, 20])
+def test_every_kind_of_integer_gives_the_same(kind, classes):
+    label = np.random.default_rng(0).integers(0, classes + 1, (9, 8, 7))
+    body = ndimage.binary_dilation(label == 1)
+    for inside, apart in itertools.product((None, body), (None, 1)):
+        found = resample_label(label.astype(kind), (12, 7, 11), apart, inside)
+        assert found.dtype == kind
+        np.testing.assert_array_equal(found, resample_label(label, (12, 7, 11), apart, inside))
+
+
+@pytest.mark.parametrize("voters", [1, 7, 10**6])
+def test_votes_are_the_same_whatever_is_counted_at_a_time(monkeypatch, voters):
+    label = np.random.default_rng(0).integers(0, 12, (9, 8, 7)).astype(np.uint8)
+    expected = resample_label(label, (12, 7, 11))
+    monkeypatch.setattr(resample, "VOTERS", voters)
+    np.testing.assert_array_equal(resample_label(label, (12, 7, 11)), expected)
 
 
 def test_label_values_are_not_mixed():
