@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Iterator
 
 import mlflow
+from alembic.util.exc import CommandError
 from mlflow.exceptions import MlflowException
 from mlflow.tracking._tracking_service import utils as service
 from mlflow.utils import logging_utils
 from sqlalchemy.exc import SQLAlchemyError
 
-FAILURES = (MlflowException, SQLAlchemyError, OSError)  # what an unusable server or database raises
+FAILURES = (MlflowException, SQLAlchemyError, CommandError, OSError)  # what an unusable server or database raises
 TALKATIVE = ("mlflow", "alembic", "mlflow.system_metrics", "mlflow.store.db.utils", "urllib3")
 LIBRARIES = r"(mlflow|sqlalchemy|alembic|pydantic)\b"
 PROMPT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # seconds; MLflow's own are 7 and 120

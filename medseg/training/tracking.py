@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import DataType, Schema
 from mlflow.types.schema import Array, ColSpec
 
+from medseg.claim import Claim, TakenError
 from medseg.errors import MedsegError, ResourceError
 from medseg.fingerprint import Fingerprint
 from medseg.plans import Plan, lookup
@@ -36,6 +38,8 @@ from medseg.training.start import Origin
 from medseg.workspace import Provenance, RunFolder, Workspace
 
 BATCH = 100  # parameters that MLflow takes at once
+SQLITE = "sqlite:///"
+PATIENCE = 120.0  # seconds in which another process makes a database
 LONGEST = 500  # characters of a parameter
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for a run that a store does not have
 RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # of an upload: a large model may take its time, a dead server may not
@@ -86,7 +90,7 @@ class Tracker:
             ResourceError: the tracking server cannot be reached.
         """
         with quiet(), prompt(), self._reachable():
-            client = MlflowClient(self.uri)
+            client = self._client()
             name = run.fold(fold).name
             file = run.fold(fold) / "state" / "tracking.json"
             known = RunIds.load(file) if file.is_file() else None
@@ -169,7 +173,7 @@ class Tracker:
         registered = metric_key(name or f"{plan.data.name}-{members}").replace("/", "-")
         weights = hashlib.blake2b(f"{registered}/{run.digest()}".encode(), digest_size=8).hexdigest()
         with quiet(), self._reachable((Exception,)):
-            client = MlflowClient(self.uri)
+            client = self._client()
             with prompt():
                 parent = provenance.mlflow_run
                 if not parent or not _exists(client, parent):
@@ -205,6 +209,23 @@ class Tracker:
                 pip_requirements=[f"medseg=={version('medseg')}"],
             )
         return str(logged.model_uri)
+
+    def _client(self) -> MlflowClient:
+        """A client whose store is ready. Of several processes that track in a new database at the same moment one makes it."""
+        client = MlflowClient(self.uri)
+        if not self.uri.startswith(SQLITE):
+            return client
+        folder = Path(self.uri.removeprefix(SQLITE)).parent
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with Claim(folder, "database"):
+                    client.search_experiments(max_results=1)
+                return client
+            except TakenError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
 
     @contextlib.contextmanager
     def _reachable(self, failures: tuple[type[Exception], ...] = FAILURES) -> Iterator[None]:
