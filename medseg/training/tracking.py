@@ -212,14 +212,14 @@ class Tracker:
 
     def _client(self) -> MlflowClient:
         """A client whose store is ready. Of several processes that track in a new database at the same moment one makes it."""
-        client = MlflowClient(self.uri)
         if not self.uri.startswith(SQLITE):
-            return client
+            return MlflowClient(self.uri)
         folder = Path(self.uri.removeprefix(SQLITE)).parent
         until = time.monotonic() + PATIENCE
         while True:
             try:
                 with Claim(folder, "database"):
+                    client = MlflowClient(self.uri)
                     client.search_experiments(max_results=1)
                 return client
             except TakenError:

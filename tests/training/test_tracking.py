@@ -364,3 +364,22 @@ def test_plan_as_parameters_and_explanation(tmp_path):
     assert not any(name.startswith("reasons") for name in values)
     text = explanation(tiny.plan)
     assert "| training.steps | 3 | set by hand (--set training.steps=3) |" in text
+
+
+def test_processes_that_begin_at_once_make_the_database_once(tmp_path):
+    """MLflow's own migrations would break a database that two of them make."""
+    script = (
+        "import sys; from medseg.training.tracking import Tracker; sys.stdin.readline(); "
+        "print(len(Tracker(sys.argv[1], '', 'x', 'y')._client().search_experiments()))"
+    )
+    uri = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
+    both = [
+        subprocess.Popen([sys.executable, "-c", script, uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in both:
+        out, error = process.communicate(timeout=120)
+        assert (process.returncode, out.strip()) == (0, "1"), error
