@@ -153,7 +153,7 @@ def _foretell(chosen: Sequence[Configuration], folds: Sequence[int | None], how:
     if count > 1:
         epochs = sorted({how.epochs if how.epochs is not None else one.plan.training.epochs for one in chosen})
         each = length(how.seconds, None) if how.seconds is not None else " or ".join(length(None, n) for n in epochs)
-        total = "" if how.seconds is None else f", {length(how.seconds * count, None)} in all"
+        total = "" if how.seconds is None else f", {length(how.seconds * count, None)} in all (preparing and predicting come on top)"
         names += [f"{one.plan.previous} for {one.plan.name}" for one in stages]
         what = "" if len(names) == 1 else f"{len(names)} configurations ({', '.join(names)}): "
         done = sum(file.is_file() for file in trainings)

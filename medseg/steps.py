@@ -187,6 +187,7 @@ def train_prepared(
     from medseg.training.train import train
 
     tracker = Tracker.open(workspace, chosen, workspace.fingerprint())
+    trained_before = folder.finished_file(fold).is_file()
     result = train(
         chosen,
         store,
@@ -203,7 +204,7 @@ def train_prepared(
         licence=workspace.dataset().licence,
         source=source,
     )
-    if result.memory is not None and result.finished and how.devices == 1:
+    if result.memory is not None and result.finished and how.devices == 1 and not trained_before:
         how.progress.say(f"memory at the peak of a training step: {result.memory:.2f} GiB; predicted {predicted:.2f} GiB")
     return result
 

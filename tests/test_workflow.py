@@ -120,7 +120,10 @@ def test_cross_validation_of_all_configurations_selects(steps, plans, tmp_path):
     assert [(name, fold) for name, fold, _ in trained] == [(name, fold) for name in names for fold in range(5)]
     assert reported == [([0, 1, 2, 3, 4], True, True)]
     assert (done.plan, done.selection.chosen) == (plans[1].name, (plans[1].name,))
-    assert talk.lines[0] == f"2 configurations ({', '.join(names)}): 10 trainings of 90 seconds, 15 minutes in all"
+    assert (
+        talk.lines[0]
+        == f"2 configurations ({', '.join(names)}): 10 trainings of 90 seconds, 15 minutes in all (preparing and predicting come on top)"
+    )
     # The same call goes on with the plans that are there, and no other set of configurations may.
     assert len(steps([result()] * 10, folds="all")[1]) == 10
     for options, text in (
@@ -178,13 +181,19 @@ def test_a_cascade_follows_its_earlier_stage_and_takes_it_from_there(monkeypatch
     monkeypatch.setattr("medseg.workspace._networks", lambda fold: 1)
     how = Training(5, None, None, True, "cpu", 1, 1, Talk())
     assert len(trainings.train_all(chosen, workspace, (0, 1), how)) == 4
-    assert how.progress.lines[0] == "2 configurations (3d_low, 3d_cascade): 4 trainings of 5 seconds, 20 seconds in all"
+    assert (
+        how.progress.lines[0]
+        == "2 configurations (3d_low, 3d_cascade): 4 trainings of 5 seconds, 20 seconds in all (preparing and predicting come on top)"
+    )
     # Alone it trains the earlier stage, too, with all folds.
     (alone,) = begin(RunFolder(tmp_path / "alone"), stages, ("3d_cascade",), {}, True, None, Silent())
     monkeypatch.setattr(trainings, "train_fold", lambda *arguments: result())
     how = Training(60, None, None, True, "cpu", 1, 1, Talk())
     trainings.train_all([alone], workspace, (0,), how)
-    assert how.progress.lines[0] == "2 configurations (3d_cascade, 3d_low for 3d_cascade): 6 trainings of 60 seconds, 6 minutes in all"
+    assert (
+        how.progress.lines[0]
+        == "2 configurations (3d_cascade, 3d_low for 3d_cascade): 6 trainings of 60 seconds, 6 minutes in all (preparing and predicting come on top)"
+    )
 
 
 def test_a_cascade_that_the_splits_do_not_allow_is_no_configuration(monkeypatch, tmp_path):

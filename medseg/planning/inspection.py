@@ -31,6 +31,7 @@ class CaseReport:
         shape, spacing: of the image; empty where it could not be read.
         content: digest of the image files.
         voxels: per class; empty where there is no readable label.
+        background: voxels of it.
         features: per channel: mean, standard deviation, smallest and largest value, as `asinh`.
         resample: the label lies on another grid and is to be resampled.
         moved: channels that lie on another grid than the first.
@@ -45,6 +46,7 @@ class CaseReport:
     spacing: tuple[float, ...] = ()
     content: str = ""
     voxels: tuple[int, ...] = ()
+    background: int = 0
     features: tuple[tuple[float, ...], ...] = ()
     resample: bool = False
     moved: list[Moved] = field(default_factory=list)
@@ -245,3 +247,4 @@ def _check_label(path: Path, labels: Labels, image: Header, report: CaseReport) 
             )
         )
     report.voxels = tuple(sum(present[v] for v in c.values) for c in labels.classes)
+    report.background = present[0]

@@ -205,13 +205,35 @@ def _classes(dataset: Dataset, reports: Sequence[CaseReport], occurrences: dict[
     if read and len(empty) == len(read):
         where = f"dataset '{dataset.name}'"
         expected = ", ".join(f"{v}" for v in dataset.labels.values)
+        if not any(r.background for r in read):
+            found = f"the ignore value {dataset.labels.ignore} everywhere"
+            return [
+                Problem("nothing is annotated", where, found, f"values 0, {expected}", "Check the label folder and the ignore value.")
+            ], []
         return [
             Problem("every label is empty", where, "no voxel of any class", f"values {expected}", "Check the label folder and the classes.")
         ], []
     warnings = [
         Problem("the label is empty", f"case '{r.id}', {r.label}", "only background", "", "Right where the case shows nothing to segment.")
+        if r.background
+        else Problem(
+            "nothing of the case is annotated",
+            f"case '{r.id}', {r.label}",
+            f"the ignore value {dataset.labels.ignore} everywhere",
+            fix="It teaches nothing and cannot be scored: annotate it, or list it without a label.",
+        )
         for r in empty
     ]
+    if dataset.labels.ignore is not None and read and not any(r.background for r in read):
+        warnings.append(
+            Problem(
+                "no voxel of background is annotated in any case",
+                f"dataset '{dataset.name}'",
+                f"classes and the ignore value {dataset.labels.ignore} only",
+                fix="A model cannot learn where the classes end, and scores count only within them: annotate some background (value 0), unless the "
+                "classes fill the whole image.",
+            )
+        )
     problems = []
     for name, count in occurrences.items():
         values = next(c.values for c in dataset.labels.classes if c.name == name)

@@ -37,7 +37,9 @@ def length(seconds: float | None, epochs: int | None) -> str:
     """A length of training in words."""
     if seconds is None:
         return f"{epochs} epoch{'' if epochs == 1 else 's'}"
-    return f"{seconds / 60:g} minutes" if seconds >= 120 else f"{seconds:g} seconds"
+    if seconds >= 7200:
+        return f"{seconds / 3600:.3g} hours"
+    return f"{seconds / 60:.3g} minutes" if seconds >= 120 else f"{seconds:g} seconds"
 
 
 class Clock:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from medseg.commands import app, main
 from medseg.domains.grid.settings import Blending, Interpolation, Orientation, Scheme
-from medseg.errors import ModelError, UsageError
+from medseg.errors import ModelError, PlanError, UsageError
 from medseg.inference.predictor import Predictor
 from medseg.interop.nnunet.checkpoint import read_checkpoint
 from medseg.interop.nnunet.folder import Exported, export_model, import_model
@@ -93,7 +93,7 @@ def write_case(folder: Path, recorded: str = "thick", stage: str = "") -> np.nda
 
 
 def refusal(folder: Path, out: Path, **options: Any) -> str:
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises((ModelError, PlanError)) as caught:
         import_model(folder, out, **options)
     assert not out.exists()
     assert not [p for p in out.parent.iterdir() if ".partial." in p.name]
@@ -184,6 +184,7 @@ def set_in(path: str, value: object) -> Change:
         (set_in("architecture.arch_kwargs.norm_op", "torch.nn.BatchNorm3d"), ["layers that are not known", "norm_op", "BatchNorm3d"]),
         (set_in("architecture.arch_kwargs.nonlin_first", True), ["layers that are not known", "nonlin_first"]),
         (lambda plans: plans.update(image_reader_writer="Tiff3DIO"), ["image_reader_writer", "Tiff3DIO"]),
+        (set_in("spacing", [0.0, 1.0, 1.0]), ["spacing must be positive", "plans.json"]),
         (set_in("architecture.arch_kwargs.features_per_stage", [4, 8]), ["not those of the network in plans.json", "[8, 4, 3, 3, 3]"]),
     ],
 )

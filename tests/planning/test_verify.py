@@ -378,3 +378,26 @@ def test_a_second_look_reads_no_digest_again(root, tmp_path, monkeypatch):
     first = verify(open_dataset(root), workers=1, cache=cache)
     monkeypatch.setattr("medseg.io.digests.file_digest", None)
     assert verify(open_dataset(root), workers=1, cache=cache) == first
+
+
+def test_what_an_ignore_value_leaves_unannotated(root):
+    dataset = open_dataset(root)
+    ignoring = dataset.model_copy(update={"labels": dataset.labels.model_copy(update={"ignore": 9})})
+    assert verify(ignoring, workers=1).warnings == ()
+
+    image(label_of(root, 0), np.full(SHAPE, 9, np.uint8))
+    (warning,) = verify(ignoring, workers=1).warnings
+    assert str(warning).startswith("case 'c0'")
+    assert "nothing of the case is annotated; found the ignore value 9 everywhere" in str(warning)
+
+    for i in range(1, 6):
+        label = values(label_of(root, i))
+        label[label == 0] = 9
+        image(label_of(root, i), label)
+    _, warning = verify(ignoring, workers=1).warnings
+    assert "no voxel of background is annotated in any case" in str(warning)
+
+    for i in range(1, 6):
+        image(label_of(root, i), np.full(SHAPE, 9, np.uint8))
+    with pytest.raises(DatasetError, match="nothing is annotated; found the ignore value 9 everywhere, expected values 0, 1, 2"):
+        verify(ignoring, workers=1)

@@ -374,7 +374,9 @@ def test_processes_that_begin_at_once_make_the_database_once(tmp_path):
     )
     uri = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
     both = [
-        subprocess.Popen([sys.executable, "-c", script, uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", script, uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     ]
     for process in both:

@@ -121,21 +121,22 @@ def _space(plans: NnUNetPlans, dataset: NnUNetDataset, configuration: Configurat
             found=str(len(configuration.normalization_schemes)),
             expected=str(channels),
         )
-    return GridSettings(
-        axes=(0, 1) if flat else plans.transpose_forward,
+    fields = {
+        "axes": (0, 1) if flat else plans.transpose_forward,
         # Photographs have spacing 1 for nnU-Net, whatever their files say, so they are never resampled.
-        spacing=(None,) * len(window) if plans.image_reader_writer == NATURAL else (None,) * lead + spacing,
-        crop=True,
-        channels=tuple(
+        "spacing": (None,) * len(window) if plans.image_reader_writer == NATURAL else (None,) * lead + spacing,
+        "crop": True,
+        "channels": tuple(
             _normalization(scheme, masked, plans.foreground_intensity_properties_per_channel, index)
             for index, (scheme, masked) in enumerate(zip(configuration.normalization_schemes, configuration.use_mask_for_norm, strict=True))
         ),
-        augmentation=plan_augmentation(spacing, window, mirror).value,
-        prior=None if configuration.previous_stage is None else PriorChanges(),
-        orientation=READERS[plans.image_reader_writer],
-        interpolation=Interpolation.nnunet,
-        blending=Blending.nnunet,
-    )
+        "augmentation": plan_augmentation(spacing, window, mirror).value,
+        "prior": None if configuration.previous_stage is None else PriorChanges(),
+        "orientation": READERS[plans.image_reader_writer],
+        "interpolation": Interpolation.nnunet,
+        "blending": Blending.nnunet,
+    }
+    return GridSettings.parse(fields, where=f"{PLANS}, configuration of the window {list(window)}")
 
 
 def _flat(plans: NnUNetPlans) -> bool:
