@@ -13,7 +13,7 @@ from PIL import Image
 from medseg import workflow
 from medseg.commands import main
 from medseg.dataset import LabelClass, Labels
-from medseg.evaluation.records import CaseScores, Comparison, Difference, Evaluation
+from medseg.evaluation.records import Before, CaseScores, Comparison, Difference, Evaluation
 from medseg.evaluation.selection import Candidate, Selection
 from medseg.evaluation.summary import summarise
 from medseg.workflow import RunResult
@@ -170,6 +170,12 @@ def test_a_finished_demo_shows_its_scores(cli: Cli, tmp_path: Path, monkeypatch:
         f"Report: {tmp_path / 'index.html'}\nOpen the report in a browser. The same on your data: medseg run DATASET -o RUN --time 20m\n"
     )
     assert "0.500" in out
+    assert "--init" not in out
+    known = evaluation.model_copy(update={"before": Before(cases=1, unknown=("other 3d",))})
+    monkeypatch.setattr(workflow, "demo", lambda *arguments, **options: done.model_copy(update={"evaluation": known}))
+    said = cli("demo", "-o", tmp_path)[1]
+    assert "warning 1 of these 1 cases were trained on by the model that this one began with (--init)" in said
+    assert "warning it is unknown which cases 'other 3d' was trained on" in said
 
 
 SELECTION = Selection(
