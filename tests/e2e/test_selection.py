@@ -21,6 +21,7 @@ from medseg.inference.predictor import Predictor
 from medseg.interop.nnunet.folder import export_model
 from medseg.io.images import read_label
 from medseg.plans import Plan
+from medseg.training.past import Past
 from medseg.training.splits import Splits
 from medseg.workspace import Provenance, RunFolder
 
@@ -110,6 +111,10 @@ def test_the_chosen_models_are_one_model(trained, runs, tmp_path, monkeypatch):
             "splits.json",
         ]
     )
+    for part in model.parts():  # of what began with another model, a selection tells it, too
+        assert [Past.load(part.fold(fold) / "past.json").trainings[0].cases for fold in (0, 1)] == [
+            split.train for split in Splits.load(model.splits_file).folds
+        ]
     image = trained / "data" / "imagesTr" / "hippocampus_001.nii.gz"
     labels = by_hand(runs, image)
     assert labels.any()
