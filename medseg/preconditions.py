@@ -48,6 +48,19 @@ def check_workspace(workspace: Workspace, found: Dataset) -> None:
         )
 
 
+def check_one_plan(folder: RunFolder) -> None:
+    """Refuse a workspace where a model folder or a plan is asked for. Raises UsageError."""
+    inside = Workspace(folder.root)
+    if folder.plan_file.is_file() or not inside.dataset_file.is_file():
+        return
+    others = (inside.dataset_file, inside.fingerprint_file, inside.splits_file)
+    raise UsageError.of(
+        "is a folder of plans",
+        where=str(folder.root),
+        expected="one of them: " + ", ".join(sorted(file.name for file in folder.root.glob("*.json") if file not in others)),
+    )
+
+
 def check_apart(out: Path, *inputs: Path) -> None:
     """Refuse to write among the files that are read. Raises UsageError."""
     for folder in inputs:

@@ -26,7 +26,15 @@ from medseg.planning.explain import explain as explain_plan
 from medseg.planning.verify import Verified
 from medseg.planning.verify import verify as verify_dataset
 from medseg.plans import Plan
-from medseg.preconditions import check_apart, check_configurations, check_fold_numbers, check_folds, check_length, check_names
+from medseg.preconditions import (
+    check_apart,
+    check_configurations,
+    check_fold_numbers,
+    check_folds,
+    check_length,
+    check_names,
+    check_one_plan,
+)
 from medseg.pretraining import pretrain as pretrain  # the one verb that has a file of its own
 from medseg.progress import Progress, Silent
 from medseg.record import Record
@@ -110,6 +118,8 @@ def explain(plan_file: Path) -> tuple[Decision, ...]:
     Of a model that was selected of several it begins with that choice; its partners are model folders of their own.
     """
     folder = RunFolder(plan_file) if plan_file.is_dir() else None
+    if folder is not None:
+        check_one_plan(folder)
     workspace = Workspace.of_plan(plan_file) if folder is None else Workspace(plan_file / "workspace")
     selection = Selection.load(folder.selection_file) if folder is not None and folder.selection_file.is_file() else None
     fingerprint = workspace.fingerprint() if workspace.fingerprint_file.is_file() else None

@@ -427,3 +427,12 @@ def test_nothing_is_written_among_what_is_read(dataset, tmp_path):
     check_apart(tmp_path / "out", tmp_path)
     with pytest.raises(UsageError, match="the output would lie among the inputs"):
         check_apart(tmp_path / "x" / "..", tmp_path)
+
+
+def test_a_folder_of_plans_is_no_plan(tmp_path, plans, dataset):
+    dataset.save(tmp_path / "dataset.json")
+    for one in plans:
+        one.save(tmp_path / f"{one.name}.json")
+    names = ", ".join(sorted(f"{one.name}.json" for one in plans))
+    with pytest.raises(UsageError, match=f"is a folder of plans; expected one of them: {names}"):
+        workflow.explain(tmp_path)

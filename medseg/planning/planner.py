@@ -105,13 +105,13 @@ def _like(drafts: Sequence[Draft], domain: str, fingerprint: Fingerprint, machin
     for name, ours, theirs in (("domain", domain, model.domain), ("dimensions of a case", fingerprint.ndim, model.data.ndim)):
         if ours != theirs:
             raise PlanError.of(
-                "this dataset cannot be planned like the model", where=f"--like, {name}", found=f"{theirs} in '{model.data.name} {model.name}'",
+                "this dataset cannot be planned like the model", where=f"--like, --init, {name}", found=f"{theirs} in '{model.data.name} {model.name}'",
                 expected=f"{ours}, as in dataset '{fingerprint.dataset}'", fix="Choose a model of such data.",
             )  # fmt: skip
     if model.previous:
         raise PlanError.of(
             "a cascade cannot be planned like its second stage alone",
-            where="--like",
+            where="--like, --init",
             found=f"'{model.data.name} {model.name}', which takes the prediction of '{model.previous}'",
             fix=f"Choose a model that stands alone, such as its '{model.previous}'.",
         )
@@ -120,7 +120,7 @@ def _like(drafts: Sequence[Draft], domain: str, fingerprint: Fingerprint, machin
     if chosen is None:
         raise PlanError.of(
             "this dataset cannot be planned like the model",
-            where="--like",
+            where="--like, --init",
             found=f"windows of {axes} axes in '{model.data.name} {model.name}'",
             expected=f"as many as in one of {', '.join(f'{draft.name} ({len(draft.windows[0])})' for draft in drafts)}",
             fix="Choose a model of such a configuration.",
