@@ -116,8 +116,8 @@ class Predictor:
             device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
             memory: GiB of main memory that the prediction of one case may take; maps beyond it live in temporary files. None is half of
                 the machine's.
-            folds: which folds to average (None within it: the model of all cases), of every member; None is every trained fold. The stage
-                before a cascade has seldom a model of all cases: where it has none, all its folds take that place.
+            folds: which folds to average (None within it: the model of all cases), of every member; None is every trained fold. A stage
+                before a cascade that has no model of all cases takes all its folds instead.
             learned: finish predictions by what was learned of held-out ones; False leaves them as the networks give them.
 
         Raises:
@@ -380,8 +380,7 @@ class Predictor:
 
     def _mirrored(self) -> list[tuple[int, ...]]:
         """The axes that each model flips that takes part in a prediction: members, and the stages before them."""
-        others = (*self.partners, *(() if self.previous is None else (self.previous,)))
-        return [self.plan.inference.mirror, *(axes for other in others for axes in other._mirrored())]
+        return [self.plan.inference.mirror, *(axes for other in (*self.partners, self.previous) if other for axes in other._mirrored())]
 
     def _as_float32(self, maps: NDArray[np.float16]) -> NDArray[np.float32]:
         """What files hold: few programs read float16."""

@@ -143,3 +143,13 @@ def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match=r"\.prediction\.lock: cannot be written; found .*\. Choose another folder with -o\."):
         Claim(tmp_path / "file", "prediction")
+
+
+def test_whether_another_call_holds_a_claim(tmp_path):
+    assert not claim.is_claimed(tmp_path / "none", "training")
+    assert not (tmp_path / "none").exists()
+    with Claim(tmp_path, "training"):
+        assert claim.is_claimed(tmp_path, "training")
+        assert not claim.is_claimed(tmp_path, "prediction")
+    assert not claim.is_claimed(tmp_path, "training")
+    assert not list(tmp_path.iterdir())
