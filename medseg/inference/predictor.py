@@ -116,8 +116,7 @@ class Predictor:
             device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
             memory: GiB of main memory that the prediction of one case may take; maps beyond it live in temporary files. None is half of
                 the machine's.
-            folds: which folds to average (None within it: the model of all cases), of every member; None is every trained fold. A stage
-                before a cascade that has no model of all cases takes all its folds instead.
+            folds: of every member; None is all, None within it the model of all cases (or all folds of an earlier stage without one).
             learned: finish predictions by what was learned of held-out ones; False leaves them as the networks give them.
 
         Raises:
