@@ -233,6 +233,7 @@ def _train_previous(chosen: Plan, workspace: Workspace, folder: RunFolder, split
         if free is None:
             wait(f"training of fold {missing[0]} of '{plan.name}'")
             continue
+        how.progress.say(f"{plan.name}, {folder.fold(free).name}")
         try:
             result = train_fold(plan, workspace, folder, free, replace(how, resume=True, init=None, patience=None))
         except TakenError:
