@@ -63,6 +63,7 @@ def test_what_a_training_leaves(tiny):
     assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == [
         "fold_0/metrics.csv",
         "fold_0/network_0.safetensors",
+        "fold_0/past.json",
         "fold_0/state/finished.json",
         "plan.json",
         "provenance.json",
