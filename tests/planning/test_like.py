@@ -115,9 +115,11 @@ def test_impossible_likeness(model):
         PlanError, match=r"dimensions of a case: this dataset cannot be planned like the model; found 3 in 'made up 3d', expected 2"
     ):
         plans(model, ndim=2)
-    with pytest.raises(PlanError, match=r"--like, dimensions of a case: .*found 2 in 'made up 2d', expected 3, as in dataset 'made up'"):
+    with pytest.raises(
+        PlanError, match=r"--like, --init, dimensions of a case: .*found 2 in 'made up 2d', expected 3, as in dataset 'made up'"
+    ):
         plans(make_plan(ndim=2))
-    with pytest.raises(PlanError, match=r"--like, domain: .*found points in 'made up 3d', expected grid"):
+    with pytest.raises(PlanError, match=r"--like, --init, domain: .*found points in 'made up 3d', expected grid"):
         plans(model.model_copy(update={"domain": "points"}))
     with pytest.raises(PlanError, match=r"found windows of 3 axes in 'made up 3d', expected as many as in one of 2d \(2\)"):
         plans(model, shape=(3, 120, 100))

@@ -266,13 +266,15 @@ def test_a_stub_of_a_network_is_not_delivered(several, paced, monkeypatch):
     assert result.score == pytest.approx(first[-1], abs=1e-5)
 
 
-def test_two_ranks_agree_where_networks_end_and_resume(several, monkeypatch):
+def test_two_ranks_agree_where_networks_end_and_resume(tmp_path, monkeypatch):
+    """Networks of 30 steps: a signal takes a while to reach the ranks, and must find them at work."""
+    several = Tiny(tmp_path, (("training.network_steps", "30"), ("training.networks", "3")))
     monkeypatch.setattr("medseg.training.supervisor.TELL_EVERY", 0.0)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert several.run("two", epochs=6, devices=2).networks == 3
-    part = several.run("two parts", epochs=6, devices=2, progress=Interrupting("SIGTERM", 2.5), save_every=1000)
+    assert several.run("two", epochs=30, devices=2).networks == 3
+    part = several.run("two parts", epochs=30, devices=2, progress=Interrupting("SIGTERM", 12.5), save_every=1000)
     assert not part.finished
-    assert several.run("two parts", epochs=6, devices=2, resume=True).networks == 3
+    assert several.run("two parts", epochs=30, devices=2, resume=True).networks == 3
     for number in range(3):
         assert several.weights("two parts", number=number) == several.weights("two", number=number)
 
