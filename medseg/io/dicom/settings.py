@@ -1,0 +1,66 @@
+"""How a model meets DICOM: which series is which channel, and what its classes are called in the terms of the field.
+
+`RUN/dicom.json` holds this where somebody chose it; what it leaves out follows from the names of channels and classes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from medseg.record import Record
+
+
+class Term(Record):
+    """A coded concept, for example `(69536005, SCT, Head)`."""
+
+    value: str = Field(min_length=1, max_length=16)
+    scheme: str = Field(default="SCT", min_length=1, max_length=16)
+    meaning: str = Field(min_length=1, max_length=64)
+
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class SegmentTerms(Record):
+    """What a class is: SNOMED CT category and type as in DICOM PS3.16 CID 7150 and CID 7166, side of the body, recommended colour.
+
+    Attributes:
+        category: for example `(123037004, SCT, Anatomical Structure)`.
+        type: for example `(10200004, SCT, Liver)`.
+        modifier: for example `(7771000, SCT, Left)`.
+        color: red, green, blue.
+    """
+
+    category: Term
+    type: Term
+    modifier: Term | None = None
+    color: tuple[Byte, Byte, Byte] | None = None
+
+
+class SeriesRule(Record):
+    """Which series serves as a channel.
+
+    Attributes:
+        modality: DICOM modalities, one of which the series must have; empty for any.
+        include: regular expressions, all of which must be found in the texts of the series (description, protocol, sequence, image type),
+            whatever the case of letters.
+        exclude: regular expressions none of which may be found in them.
+    """
+
+    modality: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+class DicomSettings(Record):
+    """What somebody chose about a model and DICOM.
+
+    Attributes:
+        series: channel name -> rule.
+        classes: class name -> terms.
+    """
+
+    series: dict[str, SeriesRule] = Field(default_factory=dict)
+    classes: dict[str, SegmentTerms] = Field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Services on top of the workflow: models behind a PACS."""
