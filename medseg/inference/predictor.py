@@ -27,6 +27,7 @@ from medseg.inference.ensemble import Ensemble
 from medseg.inference.inputs import find_cases, left_aside, resampled
 from medseg.inference.ledger import FailedCase, Ledger, PredictedCase, content_digest
 from medseg.inference.targets import check_targets, targets_of
+from medseg.io.digests import image_digest
 from medseg.io.images import image_stem, read_case, read_header, write_label, write_maps
 from medseg.models.weights import load_weights
 from medseg.plans import Plan
@@ -375,7 +376,7 @@ class Predictor:
     def source(self, files: CaseFiles, probabilities: bool, uncertainty: bool, mirror: bool) -> str:
         """Changes with whatever changes the outcome of a case."""
         mirrored = sorted(axes for axes in self._mirrored() if axes) if mirror else []
-        return _digest(self.key, *(file_digest(file) for file in files.images), repr((probabilities, uncertainty, mirrored)))
+        return _digest(self.key, *(image_digest(file) for file in files.images), repr((probabilities, uncertainty, mirrored)))
 
     def _mirrored(self) -> list[tuple[int, ...]]:
         """The axes that each model flips that takes part in a prediction: members, and the stages before them."""

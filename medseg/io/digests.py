@@ -10,6 +10,7 @@ from pathlib import Path
 
 from medseg.dataset import CaseFiles, case_digest, file_digest
 from medseg.errors import PlanError
+from medseg.io.dicom.volume import SUFFIX as SERIES
 from medseg.record import Record
 
 FRESH = 2 * 10**9
@@ -33,6 +34,15 @@ class KnownFile(Record):
     digest: str
 
 
+def image_digest(path: Path) -> str:
+    """See `medseg.dataset.file_digest`; that of a DICOM volume is of the contents of all its files, in the order of slices.
+
+    Raises:
+        ImageError: a file does not exist, or cannot be read.
+    """
+    return Digests().file(path)
+
+
 @dataclass(frozen=True)
 class Digests:
     """Digests of files and cases, one small record per file in `folder`, so processes can share it; None remembers nothing."""
@@ -51,6 +61,8 @@ class Digests:
             ImageError: the file does not exist, or cannot be read.
             ResourceError: `folder` cannot be written.
         """
+        if path.name.endswith(SERIES):
+            return self._series(path)
         if self.folder is None:
             return file_digest(path)
         try:
@@ -66,6 +78,14 @@ class Digests:
         if time.time_ns() - max(seen.st_mtime_ns, seen.st_ctime_ns) > FRESH:
             KnownFile(size=seen.st_size, modified=seen.st_mtime_ns, changed=seen.st_ctime_ns, digest=digest).save(entry)
         return digest
+
+    def _series(self, path: Path) -> str:
+        from medseg.io.dicom.reader import find_volume
+
+        # Of an archive the whole is taken: its members cannot change without it.
+        volume = find_volume(path)
+        files = dict.fromkeys(source.path for source in volume.sources)
+        return hashlib.blake2b("/".join([volume.key, *(self.file(file) for file in files)]).encode(), digest_size=8).hexdigest()
 
     def case(self, files: CaseFiles) -> str:
         """See `medseg.dataset.case_digest`."""

@@ -17,13 +17,14 @@ from medseg.case import Case
 from medseg.dataset import CaseFiles
 from medseg.errors import ImageError, Problem
 from medseg.geometry import Array
+from medseg.io.dicom.volume import SUFFIX as SERIES
 from medseg.io.format import Format, Header, Image, Native, numbers, smallest_integer
 from medseg.io.grids import Placement, grid_problems, nearest, place, resample
 from medseg.record import write_atomic
 from medseg.scratch import IN_MEMORY, Scratch, copy
 
 FORMATS = {".nii.gz": "nifti", ".nii": "nifti", ".nrrd": "itk", ".mha": "itk", ".mhd": "itk", ".png": "raster", ".jpg": "raster",
-           ".jpeg": "raster", ".bmp": "raster", ".tif": "tiff", ".tiff": "tiff"}  # fmt: skip
+           ".jpeg": "raster", ".bmp": "raster", ".tif": "tiff", ".tiff": "tiff", SERIES: "dicom"}  # fmt: skip
 
 SUFFIXES: tuple[str, ...] = tuple(FORMATS)
 """Every suffix that can be read, lower case."""
@@ -40,6 +41,10 @@ def _load(kind: str) -> Format:
         from medseg.io.itk import Itk
 
         return Itk()
+    if kind == "dicom":
+        from medseg.io.dicom.format import Dicom
+
+        return Dicom()
     if kind == "tiff":
         from medseg.io.tiff import Tiff
 
@@ -65,15 +70,17 @@ def image_stem(path: Path) -> str:
 
 
 def label_suffix(path: Path) -> str:
-    """The suffix under which a label map for this image is written: its own, or `.png` for JPEG, which would change the values."""
+    """The suffix under which a label map for this image is written: its own; `.png` for JPEG, which would change the values; `.nii.gz` for
+    DICOM."""
     suffix = image_suffix(path)
-    return ".png" if suffix.lower() in (".jpg", ".jpeg") else suffix
+    return ".nii.gz" if suffix == SERIES else ".png" if suffix.lower() in (".jpg", ".jpeg") else suffix
 
 
 def map_suffix(path: Path) -> str:
-    """The suffix under which float maps for this image are written: its own, or `.tif` for photographs, which hold no floats."""
+    """The suffix under which float maps for this image are written: its own; `.tif` for photographs, which hold no floats; `.nii.gz` for
+    DICOM."""
     suffix = image_suffix(path)
-    return ".tif" if suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp") else suffix
+    return ".nii.gz" if suffix == SERIES else ".tif" if suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp") else suffix
 
 
 def read_header(path: Path, label: bool = False) -> Header:
