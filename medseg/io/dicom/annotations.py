@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydicom import Dataset
 
 from medseg.errors import Problem
-from medseg.io.dicom.planes import text
+from medseg.io.dicom.groups import text
 from medseg.io.dicom.volume import Annotation, Source
 
 KINDS = {

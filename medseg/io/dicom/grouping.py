@@ -1,11 +1,12 @@
-"""Planes into volumes: what belongs together, in which order, on which grid, and what is wrong where no grid fits."""
+"""Planes into volumes: which belong together, in which order, on which grid, and what is wrong where no grid fits."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,112 +14,213 @@ import numpy as np
 
 from medseg.errors import Problem
 from medseg.geometry import Grid
-from medseg.io.dicom.planes import CLOCK, Plane
+from medseg.io.dicom.copies import without_copies
+from medseg.io.dicom.places import STACKED
+from medseg.io.dicom.planes import Plane
+from medseg.io.dicom.stacking import SAME_PLACE, Stack, heights_of, stack_up
+from medseg.io.dicom.timing import Timed, in_time, times_of
 from medseg.io.dicom.volume import Volume
 
-SAME_PLACE = 1e-2  # of a millimetre: slices that lie closer lie at one position
-EVEN = 0.02  # share of the spacing by which positions may deviate from an even grid
+PARALLEL = 1e-3  # how far components of directions may differ within a volume
+SAME_SPACING = 1e-3  # share by which distances of pixels may differ within a volume
+LOCALIZERS = ("LOCALIZER", "SCOUT", "TOPOGRAM")
+SECONDARY = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture, and the multi-frame kinds of it below
 
 
-def group(planes: Sequence[Plane]) -> list[Volume]:
+def group(planes: Iterable[Plane]) -> list[Volume]:
     """The volumes that planes form, in order of series numbers."""
-    groups: dict[Any, list[Plane]] = defaultdict(list)
+    series: dict[str, list[Plane]] = defaultdict(list)
     for plane in planes:
-        groups[_group_key(plane)].append(plane)
-    volumes = [_volume(members) for members in groups.values()]
-    return sorted(volumes, key=lambda one: (one.series.number is None, one.series.number or 0, one.series.uid, one.key))
+        series[plane.series.uid].append(plane)
+    volumes: list[Volume] = []
+    for members in series.values():
+        volumes += _of_series(members)
+    return sorted(volumes, key=lambda one: (one.series.number is None, one.series.number or 0, one.series.uid, -len(one.frames), one.key))
 
 
-def _group_key(plane: Plane) -> tuple[Any, ...]:
-    axes = None if plane.axes is None else tuple(round(value, 3) + 0.0 for value in plane.axes)
-    spacing = None if plane.spacing is None else tuple(round(value, 4) for value in plane.spacing)
-    alone = plane.frame.sop_uid if plane.position is None or plane.axes is None else ""
-    return (plane.series.uid, plane.series.world, axes, plane.shape, spacing, plane.samples, plane.marks, alone)
-
-
-def _volume(planes: list[Plane]) -> Volume:
-    first = planes[0]
-    planes = _unique(planes)
-    dtype = np.result_type(*{plane.dtype for plane in planes}).name
-    common: dict[str, Any] = {
-        "key": key_of(planes),
-        "folder": common_folder([plane.frame.source.path for plane in planes]),
-        "series": first.series,
-        "samples": first.samples,
-        "dtype": dtype,
-    }
-    if first.position is None or first.axes is None:
-        ordered = sorted(planes, key=lambda plane: plane.frame.index or 0)
-        grid = Grid.plain(first.shape, first.spacing)
-        singles = tuple((plane.frame,) for plane in ordered)
-        return Volume(**common, grid=grid, spaced=first.spacing is not None, frames=singles, times=tuple(map(float, range(len(singles)))))
-    errors: list[Problem] = []
-    stacks, heights = _stacked(planes)
-    counts = {len(stack) for stack in stacks}
-    if len(counts) > 1:
-        errors.append(
-            Problem("positions hold different numbers of images", found=", ".join(map(str, sorted(counts))), expected="one number")
-        )
-    step = float(np.median(np.diff(heights))) if len(heights) > 1 else first.step or 1.0
-    if len(heights) > 1 and np.abs(np.diff(heights) - step).max() > EVEN * step:
-        errors.append(
-            Problem(
-                "slices are missing, or lie unevenly",
-                found=f"distances of {np.diff(heights).min():.4g} to {np.diff(heights).max():.4g} mm",
-                expected="one distance",
-            )
-        )
-    times = min(counts)
-    frames = tuple(tuple(stack[t].frame for stack in stacks) for t in range(times))
-    grid = _grid([stack[0] for stack in stacks], step)
-    return Volume(**common, grid=grid, spaced=True, frames=frames, times=tuple(map(float, range(times))), errors=tuple(errors))
-
-
-def _unique(planes: list[Plane]) -> list[Plane]:
-    kept = {
-        (plane.frame.sop_uid, plane.frame.index, plane.position, plane.clock.get("InstanceNumber")): plane for plane in reversed(planes)
-    }
-    return list(reversed(kept.values()))
-
-
-def _stacked(planes: list[Plane]) -> tuple[list[list[Plane]], list[float]]:
-    """Planes by position along the normal, each position in order of time; and the positions."""
-    normal = normal_of(planes[0])
-    ordered = sorted(((float(np.dot(plane.position or (), normal)), plane) for plane in planes), key=lambda one: one[0])
-    stacks: list[list[Plane]] = []
-    heights: list[float] = []
-    for height, plane in ordered:
-        if stacks and height - heights[-1] < SAME_PLACE:
-            stacks[-1].append(plane)
+def _of_series(planes: list[Plane]) -> list[Volume]:
+    planes, warnings = without_copies(planes)
+    flat: dict[tuple[Any, ...], list[Plane]] = defaultdict(list)
+    solid: list[Plane] = []
+    for plane in planes:
+        if plane.solid:
+            solid.append(plane)
         else:
-            stacks.append([plane])
-            heights.append(height)
-    for name in [*CLOCK, "Frame"]:
-        if all(len({plane.clock.get(name) for plane in stack} - {None}) == len(stack) for stack in stacks):
-            for stack in stacks:
-                stack.sort(key=lambda plane: plane.clock[name])
-            break
-    return stacks, heights
+            flat[(plane.frame.sop_uid, plane.frame.source, plane.shape, plane.samples)].append(plane)
+    volumes = [_flat(members) for members in flat.values()]
+    parts = _alike(solid)
+    if len({part[0].place.axes for part in parts}) > 1 and not _localizer(planes[0]):
+        warnings = (*warnings, _mixed(parts))
+    for part in parts:
+        volumes += _solid(part)
+    return [replace(volume, warnings=(*warnings, *volume.warnings)) for volume in volumes]
 
 
-def normal_of(plane: Plane) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The unit vector along which slices ascend."""
-    axes = np.asarray(plane.axes, dtype=np.float64)
-    cross = np.cross(axes[:3], axes[3:])
-    return np.asarray(cross / (np.linalg.norm(cross) or 1.0))
+def _mixed(parts: list[list[Plane]]) -> Problem:
+    return Problem(
+        "the series mixes orientations; each is a volume of its own",
+        found=f"{len(parts)} groups of {', '.join(str(len(part)) for part in parts[:8])} images",
+        expected="parallel slices",
+    )
 
 
-def _grid(slices: list[Plane], step: float) -> Grid:
-    first, last = slices[0], slices[-1]
-    axes = np.asarray(first.axes, dtype=np.float64)
-    rows, columns = first.spacing or (1.0, 1.0)
-    start = np.asarray(first.position, dtype=np.float64)
-    affine = np.eye(4)
-    affine[:3, 0] = (np.asarray(last.position) - start) / (len(slices) - 1) if len(slices) > 1 else normal_of(first) * step
-    affine[:3, 1] = axes[3:] * rows
-    affine[:3, 2] = axes[:3] * columns
-    affine[:3, 3] = start
-    return Grid((len(slices), *first.shape), affine)
+def _alike(planes: list[Plane]) -> list[list[Plane]]:
+    """Planes of one size, orientation, distance of pixels and frame of reference. Numbers are compared, not rounded."""
+    groups: list[list[Plane]] = []
+    worlds = {plane.series.world for plane in planes}
+    scrambled = len(worlds) > 1 and len(worlds) * 2 > len({plane.frame.source for plane in planes})
+    for plane in planes:
+        for members in groups:
+            if _fit(plane, members[0], scrambled):
+                members.append(plane)
+                break
+        else:
+            groups.append([plane])
+    return groups
+
+
+def _fit(plane: Plane, other: Plane, scrambled: bool) -> bool:
+    if (plane.shape, plane.samples, plane.place.guessed) != (other.shape, other.samples, other.place.guessed):
+        return False
+    if plane.series.world != other.series.world and not scrambled:
+        return False
+    one, two = plane.place, other.place
+    if (one.spacing is None) != (two.spacing is None):
+        return False
+    if one.spacing is not None and not np.allclose(one.spacing, two.spacing or (), rtol=SAME_SPACING):
+        return False
+    return bool(np.abs(np.subtract(one.axes or (), two.axes or ())).max() <= PARALLEL)
+
+
+def _solid(planes: list[Plane]) -> list[Volume]:
+    """Volumes of parallel planes: split by what marks them where they do not form one as they are."""
+    stacks = _by_position(planes)
+    timed = in_time(stacks)
+    stack = stack_up([one[0].place for one in timed.slices], planes[0].shape, [str(one[0].frame.source) for one in timed.slices])
+    repeated = max(map(len, stacks)) > 1
+    if repeated or stack.errors or timed.errors:
+        for name in sorted({name for plane in planes for name in plane.marks}):
+            parts = _split(planes, [plane.marks.get(name) for plane in planes])
+            if len(parts) > 1 and (repeated or all(_even(part) for part in parts)):
+                return [volume for part in parts for volume in _solid(part)]
+        if stack.errors or timed.errors:
+            for clock in ("AcquisitionNumber", "TemporalPositionIdentifier"):
+                parts = _split(planes, [plane.clock.get(clock) for plane in planes])
+                if 1 < len(parts) <= len(planes) // 2 and all(_even(part) for part in parts):
+                    return [volume for part in parts for volume in _solid(part)]
+    volumes = [_volume(planes, timed, stack)]
+    for z, images in timed.whole:
+        alone = Timed([images])
+        place = replace(images[0].place, step=images[0].place.step or float(np.linalg.norm(stack.grid.affine[:3, 0])))
+        volumes.append(_volume(images, alone, stack_up([place], images[0].shape, [str(images[0].frame.source)]), part=z + 1))
+    return volumes
+
+
+def _split(planes: list[Plane], by: list[Any]) -> list[list[Plane]]:
+    parts: dict[Any, list[Plane]] = defaultdict(list)
+    for plane, value in zip(planes, by, strict=True):
+        parts[value].append(plane)
+    return list(parts.values())
+
+
+def _even(planes: list[Plane]) -> bool:
+    timed = in_time(_by_position(planes))
+    return not timed.errors and not stack_up([one[0].place for one in timed.slices], planes[0].shape, [""] * len(timed.slices)).errors
+
+
+def _by_position(planes: list[Plane]) -> list[list[Plane]]:
+    axes = planes[0].place.axes
+    assert axes is not None
+    heights = heights_of([plane.place for plane in planes], axes)
+    stacks: list[list[Plane]] = []
+    last = -np.inf
+    for i in np.argsort(heights, kind="stable"):
+        if heights[i] - last < SAME_PLACE:
+            stacks[-1].append(planes[i])
+        else:
+            stacks.append([planes[i]])
+            last = heights[i]
+    return stacks
+
+
+def _volume(planes: list[Plane], timed: Timed, stack: Stack, part: int = 0) -> Volume:
+    used = [plane for images in timed.slices for plane in images]
+    first = used[0]
+    warnings = [*_notes(planes), *timed.warnings, *stack.warnings]
+    if part:
+        warnings.append(Problem("is one position of a time series that other positions hold only in part", found=f"position {part}"))
+    frames = tuple(tuple(images[t].frame for images in timed.slices) for t in range(len(timed.slices[0])))
+    return Volume(
+        key=key_of(used),
+        folder=common_folder([plane.frame.source.path for plane in used]),
+        series=first.series,
+        grid=stack.level or stack.grid,
+        spaced=not first.place.guessed,
+        frames=frames,
+        times=times_of(timed.slices),
+        samples=first.samples,
+        dtype=common_type(plane.dtype for plane in used),
+        tilted=stack.grid if stack.level is not None else None,
+        warnings=tuple(warnings),
+        errors=tuple(dict.fromkeys([*(error for plane in planes for error in plane.errors), *timed.errors, *stack.errors])),
+    )
+
+
+def _flat(planes: list[Plane]) -> Volume:
+    ordered = sorted(planes, key=lambda plane: (plane.frame.index or 0, plane.frame.tile or 0))
+    first = ordered[0]
+    return Volume(
+        key=key_of(ordered),
+        folder=common_folder([plane.frame.source.path for plane in ordered]),
+        series=first.series,
+        grid=Grid.plain(first.shape, first.place.spacing),
+        spaced=False,
+        frames=tuple((plane.frame,) for plane in ordered),
+        times=times_of([ordered]),
+        samples=first.samples,
+        dtype=common_type(plane.dtype for plane in ordered),
+        warnings=tuple(_notes(ordered)),
+        errors=tuple(dict.fromkeys(error for plane in ordered for error in plane.errors)),
+    )
+
+
+def _notes(planes: list[Plane]) -> list[Problem]:
+    """What is worth knowing about images before they are used."""
+    first = planes[0]
+    notes = list(dict.fromkeys(warning for plane in planes for warning in plane.warnings))
+    if _localizer(first):
+        notes.append(Problem("is a localizer", found=first.series.kind.replace("\\", ", ")))
+    if first.frame.sop_class.startswith(SECONDARY):
+        notes.append(
+            Problem("is a secondary capture: a picture of an image, not the image", found=first.series.description or "no description")
+        )
+    if not first.solid and first.series.modality in STACKED:
+        notes.append(Problem("the files do not say where slices lie; images are read in 2D", expected="position and orientation"))
+    if first.place.guessed:
+        notes.append(Problem("the files do not say where slices lie; their slice locations order them", expected="ImagePositionPatient"))
+    elif first.solid:
+        worlds = {plane.series.world for plane in planes}
+        if len(worlds) > 1:
+            notes.append(Problem("the frame of reference differs within the series", found=f"{len(worlds)} of them", expected="one"))
+        levels = len({plane.place.position for plane in planes})
+        if levels == 1 and len(planes) > 1:
+            notes.append(Problem("is one slice at several times, not a volume in space", found=f"{len(planes)} images at one position"))
+        elif levels < 3:
+            notes.append(
+                Problem("is a single slice" if levels == 1 else "has only two slices", found=f"{levels} positions" if levels > 1 else "")
+            )
+    return notes
+
+
+def _localizer(plane: Plane) -> bool:
+    words = plane.series.kind.upper().split("\\")
+    return any(word in LOCALIZERS for word in words)
+
+
+def common_type(names: Iterable[str]) -> str:
+    """The numpy type that holds values of all these types: never a float for integers that fit into int32."""
+    found = np.result_type(*set(names))
+    return "float32" if found.kind == "f" or found.itemsize > 4 or found == np.uint32 else found.name
 
 
 def key_of(planes: Sequence[Plane]) -> str:

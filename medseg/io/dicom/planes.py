@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 
-from medseg.io.dicom.groups import find
+from medseg.errors import ImageError, Problem
+from medseg.io.dicom.groups import find, moment, number, seconds, text, whole
+from medseg.io.dicom.mosaic import is_mosaic, mosaic_of
+from medseg.io.dicom.places import Place, place_of
+from medseg.io.dicom.suv import is_uptake, uptake_problems
 from medseg.io.dicom.values import scaling, value_type
 from medseg.io.dicom.volume import Frame, Series, Source
 
-Vector = tuple[float, ...]
+MOST = 10**6  # frames and pixels along an edge; a header that promises more is damaged
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,11 @@ class Plane:
         shape: rows, columns.
         samples: 1, or 3 for colour.
         dtype: numpy name of its values.
-        position: centre of the first pixel, LPS millimetres; None where the file does not say.
-        axes: direction of rows and of columns, six numbers; None where the file does not say.
-        spacing: millimetres between rows and between columns; None where the file does not say.
-        step: millimetres between slices, as the file says.
-        marks: what differs between volumes of one series.
+        place: where it lies.
+        marks: what may differ between volumes of one series: image type, echo, kernel; by name.
         clock: what may tell time points apart, by name.
+        warnings: oddities.
+        errors: why it cannot be used.
     """
 
     frame: Frame
@@ -40,20 +41,60 @@ class Plane:
     shape: tuple[int, int]
     samples: int
     dtype: str
-    position: Vector | None
-    axes: Vector | None
-    spacing: tuple[float, float] | None
-    step: float | None
-    marks: tuple[Any, ...] = ()
+    place: Place
+    marks: dict[str, Any] = field(default_factory=dict)
     clock: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[Problem, ...] = ()
+    errors: tuple[Problem, ...] = ()
+
+    @property
+    def solid(self) -> bool:
+        """Whether it is a slice of something in 3D."""
+        return self.place.position is not None and self.place.axes is not None
 
 
 def read_planes(header: Dataset, source: Source) -> list[Plane]:
-    """The images of a file."""
+    """The images of a file.
+
+    Raises:
+        ImageError: the header contradicts itself.
+    """
     series = read_series(header)
-    count = whole(header.get("NumberOfFrames")) or 1
-    multi = "NumberOfFrames" in header and (count > 1 or "PerFrameFunctionalGroupsSequence" in header)
-    return [_plane(header, source, series, index if multi else None) for index in range(count)]
+    rows, columns = whole(header.get("Rows")) or 0, whole(header.get("Columns")) or 0
+    stated = header.get("NumberOfFrames")
+    count = 1 if stated is None or stated == "" else whole(stated) or 0
+    if not (0 < rows < MOST and 0 < columns < MOST and 0 < count < MOST):
+        raise ImageError.of(
+            "the size of the image is impossible",
+            where=str(source),
+            found=f"{rows} x {columns} pixels, {text(stated) or 1} frames",
+            expected="positive whole numbers",
+            fix="Export it again, or repair the header.",
+        )
+    multi = stated not in (None, "") and (count > 1 or "PerFrameFunctionalGroupsSequence" in header)
+    frames = header.get("PerFrameFunctionalGroupsSequence")
+    if multi and frames is not None and len(frames) != count:
+        raise ImageError.of(
+            "the number of frames contradicts the functional groups",
+            where=str(source),
+            found=f"{count} frames, {len(frames)} groups",
+            expected="as many",
+            fix="Export it again.",
+        )
+    if is_mosaic(header):
+        mosaic = mosaic_of(header, source)
+        plane = _plane(header, source, series, None, mosaic.shape)
+        return [
+            _moved(plane, Frame(source, plane.frame.sop_class, plane.frame.sop_uid, None, tile), place)
+            for tile, place in enumerate(mosaic.places)
+        ]
+    return [_plane(header, source, series, index if multi else None, (rows, columns)) for index in range(count)]
+
+
+def _moved(plane: Plane, frame: Frame, place: Place) -> Plane:
+    return Plane(
+        frame, plane.series, plane.shape, plane.samples, plane.dtype, place, plane.marks, plane.clock, plane.warnings, plane.errors
+    )
 
 
 def read_series(header: Dataset) -> Series:
@@ -75,77 +116,88 @@ def read_series(header: Dataset) -> Series:
     )
 
 
-CLOCK = {
-    "TemporalPositionIndex": ("FrameContentSequence",),
-    "TemporalPositionIdentifier": (),
-    "TriggerTime": (),
-    "NominalCardiacTriggerDelayTime": ("CardiacSynchronizationSequence",),
-    "AcquisitionNumber": (),
-    "DiffusionBValue": ("MRDiffusionSequence",),
-    "InstanceNumber": (),
-}
-
-
-def _plane(header: Dataset, source: Source, series: Series, index: int | None) -> Plane:
-    position = vector(find(header, index, "ImagePositionPatient", "PlanePositionSequence"), 3)
-    axes = vector(find(header, index, "ImageOrientationPatient", "PlaneOrientationSequence"), 6)
-    spacing = vector(find(header, index, "PixelSpacing", "PixelMeasuresSequence"), 2)
-    step = number(find(header, index, "SpacingBetweenSlices", "PixelMeasuresSequence"))
-    thickness = number(find(header, index, "SliceThickness", "PixelMeasuresSequence"))
-    clock = {name: number(find(header, index, name, *groups)) for name, groups in CLOCK.items()}
-    if index is not None:
-        clock["Frame"] = float(index)
-    kind = text(find(header, index, "FrameType", "MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence"))
-    echo = number(find(header, index, "EffectiveEchoTime", "MREchoSequence")) if index is not None else number(header.get("EchoTime"))
+def _plane(header: Dataset, source: Source, series: Series, index: int | None, shape: tuple[int, int]) -> Plane:
+    place = place_of(header, index)
+    scale = scaling(header, index, flat=place.position is None or place.axes is None)
+    warnings: Sequence[Problem] = uptake_problems(header) if is_uptake(header) else ()
+    dtype = "float32" if is_uptake(header) else value_type(header, scale).name
     return Plane(
         frame=Frame(source, text(header.get("SOPClassUID")), text(header.get("SOPInstanceUID")), index),
         series=series,
-        shape=(whole(header.get("Rows")) or 0, whole(header.get("Columns")) or 0),
-        samples=3 if colours(header) else 1,
-        dtype=value_type(header, scaling(header, index)).name,
-        position=position,
-        axes=axes,
-        spacing=(spacing[0], spacing[1]) if spacing else None,
-        step=step or thickness,
-        marks=(kind or series.kind, number(header.get("EchoNumbers")), echo),
-        clock={name: value for name, value in clock.items() if value is not None},
+        shape=shape,
+        samples=3 if (whole(header.get("SamplesPerPixel")) or 1) > 1 or scale.palette else 1,
+        dtype=dtype,
+        place=place,
+        marks=_marks(header, index),
+        clock=_clock(header, index),
+        warnings=tuple(warnings),
+        errors=tuple(_unusable(header)),
     )
 
 
-def colours(header: Dataset) -> bool:
-    """Whether pixels are read as red, green and blue."""
-    return (whole(header.get("SamplesPerPixel")) or 1) > 1 or header.get("PhotometricInterpretation") == "PALETTE COLOR"
+def _marks(header: Dataset, index: int | None) -> dict[str, Any]:
+    kinds = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence", "XAXRFFrameCharacteristicsSequence")
+    kind = text(find(header, index, "FrameType", *kinds)) if index is not None else ""
+    return {
+        "image type": kind or text(header.get("ImageType")),
+        "component": text(find(header, index, "ComplexImageComponent", "MRImageFrameTypeSequence")),
+        "echo": number(header.get("EchoNumbers")),
+        "echo time": number(find(header, index, "EffectiveEchoTime", "MREchoSequence") if index is not None else header.get("EchoTime")),
+        "inversion time": number(header.get("InversionTime")),
+        "kernel": text(find(header, index, "ConvolutionKernel", "CTReconstructionSequence")),
+    }
 
 
-def text(value: Any) -> str:
-    """An element as one line; several values are joined by backslashes, as in the file."""
-    if value is None:
-        return ""
-    if isinstance(value, (MultiValue, list, tuple)):
-        return "\\".join(str(one) for one in value)
-    return str(value).strip()
+CLOCKS = {
+    "TemporalPositionIndex": ("FrameContentSequence", "TemporalPositionSequence"),
+    "TemporalPositionIdentifier": (),
+    "TriggerTime": (),
+    "NominalCardiacTriggerDelayTime": ("CardiacSynchronizationSequence", "CardiacTriggerSequence"),
+    "FrameReferenceTime": (),
+    "AcquisitionNumber": (),
+    "FrameAcquisitionNumber": ("FrameContentSequence",),
+    "DiffusionBValue": ("MRDiffusionSequence",),
+    "InstanceNumber": (),
+}
+ORDER = (
+    "TemporalPositionIndex",
+    "TemporalPositionIdentifier",
+    "TriggerTime",
+    "NominalCardiacTriggerDelayTime",
+    "FrameReferenceTime",
+    "AcquisitionNumber",
+    "FrameAcquisitionNumber",
+    "acquired",
+    "DiffusionBValue",
+    "InstanceNumber",
+    "file",
+    "content",
+    "frame",
+)
+"""Which clock is asked first for the order of images at one position."""
 
 
-def number(value: Any) -> float | None:
-    """An element as a finite number; the first of several."""
-    if isinstance(value, (MultiValue, list, tuple)):
-        value = value[0] if len(value) else None
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        return None
-    return result if np.isfinite(result) else None
+def _clock(header: Dataset, index: int | None) -> dict[str, float]:
+    clock = {name: number(find(header, index, name, *groups)) for name, groups in CLOCKS.items()}
+    stamp = find(header, index, "FrameAcquisitionDateTime", "FrameContentSequence") or header.get("AcquisitionDateTime")
+    clock["acquired"] = moment(stamp) if stamp else seconds(header.get("AcquisitionDate"), header.get("AcquisitionTime"))
+    clock["content"] = seconds(header.get("ContentDate"), header.get("ContentTime"))
+    clock["interval"] = number(header.get("NominalInterval"))
+    if index is not None:
+        clock["frame"] = float(index)
+        clock.pop("InstanceNumber")  # of the file, not of the frame
+        clock["file"] = number(header.get("InstanceNumber"))
+    return {name: value for name, value in clock.items() if value is not None}
 
 
-def whole(value: Any) -> int | None:
-    """An element as an integer."""
-    result = number(value)
-    return None if result is None else int(result)
-
-
-def vector(values: Any, count: int) -> Vector | None:
-    """An element as so many finite numbers."""
-    if not isinstance(values, (MultiValue, Sequence)) or len(values) != count:
-        return None
-    found = [number(value) for value in values]
-    return None if any(value is None for value in found) else tuple(float(value) for value in found if value is not None)
+def _unusable(header: Dataset) -> list[Problem]:
+    if "TotalPixelMatrixColumns" in header:
+        return [
+            Problem(
+                "is a whole-slide image in tiles",
+                found=f"{text(header.get('TotalPixelMatrixRows'))} x {text(header.get('TotalPixelMatrixColumns'))} pixels in all",
+                expected="an image in one piece",
+                fix="Export the region of interest as TIFF.",
+            )
+        ]
+    return []

@@ -1,27 +1,25 @@
-"""Find and read DICOM images: `scan` says what lies somewhere, `read_voxels` reads one volume of it."""
+"""Read DICOM images: `scan` says what lies somewhere, `find_volume` knows a volume by its name, `read_voxels` reads it."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset
-from pydicom.uid import UID
 
-from medseg.errors import ImageError, MedsegError, Problem
-from medseg.geometry import Array
-from medseg.io.dicom.annotations import KINDS, read_annotation
-from medseg.io.dicom.grouping import group
+from medseg.errors import ImageError
+from medseg.geometry import Array, Grid
+from medseg.io.dicom import scanning
+from medseg.io.dicom.mosaic import tile_of
 from medseg.io.dicom.pixels import frames_of
-from medseg.io.dicom.planes import Plane, read_planes
-from medseg.io.dicom.sources import read_dataset, walk
-from medseg.io.dicom.values import scaled, scaling
-from medseg.io.dicom.volume import SUFFIX, Annotation, Frame, Other, Scan, Source, Volume
-from medseg.progress import Progress, Silent
+from medseg.io.dicom.sources import read_dataset
+from medseg.io.dicom.suv import is_uptake, uptake_factor
+from medseg.io.dicom.tilt import level, to_acquired
+from medseg.io.dicom.values import scaling, values_of
+from medseg.io.dicom.volume import SUFFIX, Frame, Scan, Source, Volume
+from medseg.progress import Progress
 from medseg.scratch import IN_MEMORY, Scratch, release
 
 REMEMBERED = 256  # volumes whose headers are kept; more are read again
@@ -30,61 +28,27 @@ _known: OrderedDict[Path, tuple[str, Volume]] = OrderedDict()
 
 
 def scan(paths: Iterable[Path] | Path, progress: Progress | None = None) -> Scan:
-    """Everything that lies in folders, files, zip archives and DICOMDIRs; headers only.
+    """Everything that lies in folders, files, zip archives and DICOMDIRs; see `scanning.scan`. Volumes are remembered by name.
 
     Raises:
         UsageError: a path that does not exist.
     """
-    sources = list(walk([paths] if isinstance(paths, Path) else list(paths)))
-    planes: list[Plane] = []
-    others: list[Other] = []
-    annotations: list[Annotation] = []
-    foreign = 0
-    for source in (progress or Silent()).track(sources, len(sources), "reading headers"):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                header = read_dataset(source)
-                if not _plausible(header):
-                    foreign += 1
-                elif header.get("SOPClassUID") in KINDS:
-                    annotations.append(read_annotation(header, source))
-                elif "Rows" in header and "Columns" in header:
-                    planes += read_planes(header, source)
-                else:
-                    others.append(Other(source, _class_name(header)))
-        except MedsegError as error:
-            others.append(Other(source, problems=error.problems))
-        except Exception as error:  # whatever bytes provoke
-            others.append(Other(source, problems=(Problem("the header cannot be read", str(source), f"{type(error).__name__}: {error}"),)))
-    volumes = tuple(group(planes))
-    for volume in volumes:
-        _remember(volume)
-    return Scan(volumes, tuple(annotations), tuple(others), foreign)
+    found = scanning.scan(paths, progress)
+    for volume in found.volumes[-REMEMBERED:]:
+        _known[volume.path.absolute()] = (_state(volume.sources), volume)
+        _known.move_to_end(volume.path.absolute())
+    while len(_known) > REMEMBERED:
+        _known.popitem(last=False)
+    return found
 
 
-def _plausible(header: Dataset) -> bool:
-    return "SOPClassUID" in header or ("Rows" in header and "Columns" in header)
-
-
-def _class_name(header: Dataset) -> str:
-    uid = header.get("SOPClassUID")
-    return str(uid.name) if isinstance(uid, UID) else ""
-
-
-def state_of(sources: Iterable[Source]) -> str:
+def _state(sources: Iterable[Source]) -> str:
     """What changes when one of the files does: sizes and times."""
     parts = []
     for path in dict.fromkeys(source.path for source in sources):
         seen = path.stat()
         parts.append(f"{path}|{seen.st_size}|{seen.st_mtime_ns}|{seen.st_ctime_ns}")
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
-
-
-def _remember(volume: Volume) -> None:
-    _known[volume.path.absolute()] = (state_of(volume.sources), volume)
-    while len(_known) > REMEMBERED:
-        _known.popitem(last=False)
+    return hashlib.blake2b("\n".join(parts).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 def find_volume(path: Path) -> Volume:
@@ -96,11 +60,11 @@ def find_volume(path: Path) -> Volume:
     entry = _known.get(path.absolute())
     if entry is not None:
         try:
-            if state_of(entry[1].sources) == entry[0]:
+            if _state(entry[1].sources) == entry[0]:
                 return entry[1]
         except OSError:
-            pass  # a file is gone: found anew, or said below
-    _known.pop(path.absolute(), None)
+            pass  # a file is gone: looked for below
+        del _known[path.absolute()]
     found = scan(path.parent).volumes if path.parent.exists() else ()
     for volume in found:
         if volume.path.name == path.name:
@@ -122,36 +86,63 @@ def usable(volume: Volume) -> Volume:
 
 
 def read_voxels(volume: Volume, scratch: Scratch = IN_MEMORY, suv: bool = True) -> Array:
-    """The values of a volume, `(T * samples, *grid.shape)`, slices and time points in its order.
+    """The values of a volume, `(T * samples, *grid.shape)`, slices and time points in its order; each file is read once.
 
     Args:
         volume: as `scan` or `find_volume` gives it.
         scratch: where the array lies.
-        suv: PET in standardised uptake values; False leaves it as rescaled.
+        suv: PET in standardised uptake values by body weight; False leaves it as rescaled (Bq/ml, counts).
 
     Raises:
-        ImageError: the volume has errors, or its pixels cannot be decoded.
+        ImageError: the volume has errors, its pixels cannot be decoded, or PET lacks what SUV takes.
     """
     usable(volume)
-    flat = volume.grid.ndim == 2
-    array = scratch.zeros((len(volume.frames) * volume.samples, *volume.grid.shape), np.dtype(volume.dtype))
+    acquired = volume.tilted or volume.grid
+    array = scratch.zeros((len(volume.frames) * volume.samples, *acquired.shape), np.dtype(volume.dtype))
     places: dict[Source, list[tuple[Frame, int, int]]] = defaultdict(list)
     for t, stack in enumerate(volume.frames):
         for z, frame in enumerate(stack):
             places[frame.source].append((frame, t, z))
     for source, wanted in places.items():
-        data = read_dataset(source, pixels=True)
-        single = wanted[0][0].index is None
-        for pixels, (frame, t, z) in zip(frames_of(data, None if single else [f.index or 0 for f, _, _ in wanted]), wanted, strict=True):
-            values = scaled(pixels, scaling(data, frame.index), array.dtype)
-            channels = np.moveaxis(values, -1, 0) if volume.samples > 1 else values[None]
-            block = array[t * volume.samples : (t + 1) * volume.samples]
-            if flat:
-                block[...] = channels
-            else:
-                block[:, z] = channels
-            release(array)
-    return array
+        _read_file(source, wanted, volume, acquired, array, suv)
+        release(array)
+    if volume.tilted is None:
+        return array
+    straight = scratch.zeros((len(array), *volume.grid.shape), array.dtype)
+    for values, out in zip(array, straight, strict=True):
+        level(values, volume.tilted, volume.grid, out)
+        release(straight)
+    return straight
 
 
-__all__ = ["find_volume", "read_dataset", "read_voxels", "scan", "usable"]
+def _read_file(source: Source, wanted: list[tuple[Frame, int, int]], volume: Volume, grid: Grid, array: Array, suv: bool) -> None:
+    data = read_dataset(source, pixels=True)
+    where, flat = str(source), grid.ndim == 2
+    factor = uptake_factor(data, where) if suv and is_uptake(data) else 1.0
+    order = sorted(wanted, key=lambda one: one[0].index or 0)
+    indices = None if order[0][0].index is None else list(dict.fromkeys(frame.index or 0 for frame, _, _ in order))
+    frames = frames_of(data, indices, where)
+    last: int | None = -1
+    values = array[:0]
+    for frame, t, z in order:
+        if frame.index != last:
+            last = frame.index
+            values = values_of(next(frames), data, scaling(data, frame.index, flat), array.dtype, where, factor)
+        pixels = values if frame.tile is None else tile_of(values, frame.tile, (grid.shape[1], grid.shape[2]))
+        channels = np.moveaxis(pixels, -1, 0) if volume.samples > 1 else pixels[None]
+        if channels.shape != (volume.samples, *grid.shape[-2:]):
+            raise ImageError.of(
+                "the pixels do not have the shape that the header promises",
+                where=where,
+                found=" x ".join(map(str, channels.shape)),
+                expected=" x ".join(map(str, (volume.samples, *grid.shape[-2:]))),
+                fix="Export it again.",
+            )
+        block = array[t * volume.samples : (t + 1) * volume.samples]
+        if flat:
+            block[...] = channels
+        else:
+            block[:, z] = channels
+
+
+__all__ = ["find_volume", "read_dataset", "read_voxels", "scan", "to_acquired", "usable"]

@@ -1,54 +1,83 @@
-"""From stored numbers to what they mean: rescale slope and intercept, lookup tables, and the type that holds the result."""
+"""From stored numbers to what they mean: rescale slope and intercept, lookup tables, palettes, and the type that holds the result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
+from medseg.errors import ImageError
 from medseg.geometry import Array
-from medseg.io.dicom.groups import find
+from medseg.io.dicom.groups import find, number, text, whole
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How stored values of one frame become values: `slope * stored + intercept`."""
+    """How stored values of one frame become values: `slope * stored + intercept`.
+
+    Attributes:
+        slope: of the file or the frame; the dose grid scaling of a dose.
+        intercept: of the file or the frame.
+        table: a modality lookup table stands instead.
+        palette: stored values are indices of colours.
+        inverted: the smallest value is the brightest; it becomes the largest.
+    """
 
     slope: float = 1.0
     intercept: float = 0.0
+    table: bool = False
+    palette: bool = False
+    inverted: bool = False
 
     @property
-    def whole(self) -> bool:
+    def exact(self) -> bool:
         """Whether integers stay integers."""
         return float(self.slope).is_integer() and float(self.intercept).is_integer()
 
 
-def scaling(header: Dataset, index: int | None) -> Scaling:
-    """The scaling of a frame, from the file or from its functional groups."""
-    slope = _number(find(header, index, "RescaleSlope", "PixelValueTransformationSequence"), 1.0)
-    intercept = _number(find(header, index, "RescaleIntercept", "PixelValueTransformationSequence"), 0.0)
-    return Scaling(slope or 1.0, intercept)
+def scaling(header: Dataset, index: int | None, flat: bool = False) -> Scaling:
+    """The scaling of a frame, from the file or from its functional groups.
 
-
-def _number(value: Any, default: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return default
-    return number if np.isfinite(number) else default
+    Args:
+        header: of the file; needs no pixels.
+        index: of the frame; None in files of one image.
+        flat: an image in 2D. Where its smallest value is the brightest (MONOCHROME1) it is inverted, so that bone is bright in every
+            radiograph; volumes keep their values, which are quantities.
+    """
+    photometric = text(header.get("PhotometricInterpretation"))
+    slope = number(find(header, index, "RescaleSlope", "PixelValueTransformationSequence"))
+    intercept = number(find(header, index, "RescaleIntercept", "PixelValueTransformationSequence"))
+    if text(header.get("Modality")) == "RTDOSE":
+        slope = number(header.get("DoseGridScaling"))
+    return Scaling(
+        slope or 1.0,
+        intercept or 0.0,
+        table=bool(header.get("ModalityLUTSequence")),
+        palette=photometric == "PALETTE COLOR",
+        inverted=flat and photometric == "MONOCHROME1",
+    )
 
 
 def value_type(header: Dataset, scale: Scaling) -> np.dtype:
     """The type that holds every value of a frame: an integer where the scaling is whole, else float32."""
-    if "FloatPixelData" in header or "DoubleFloatPixelData" in header or not scale.whole:
+    if scale.palette:
+        return np.dtype(np.uint8)
+    if scale.table:
+        entries = header.ModalityLUTSequence[0].get("LUTDescriptor") or (0, 0, 16)
+        return smallest(0, 2 ** int(entries[2]) - 1)
+    if "FloatPixelData" in header or "DoubleFloatPixelData" in header or not scale.exact or not whole(header.get("BitsAllocated")):
         return np.dtype(np.float32)
-    bits = int(header.get("BitsStored") or header.get("BitsAllocated") or 16)
-    signed = int(header.get("PixelRepresentation") or 0) == 1
-    stored = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    ends = [value * int(scale.slope) + int(scale.intercept) for value in stored]
+    ends = [value * int(scale.slope) + int(scale.intercept) for value in _stored(header)]
     return smallest(min(ends), max(ends))
+
+
+def _stored(header: Dataset) -> tuple[int, int]:
+    """The range of stored values."""
+    allocated = whole(header.get("BitsAllocated")) or 16
+    bits = min(whole(header.get("BitsStored")) or allocated, allocated)
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if whole(header.get("PixelRepresentation")) == 1 else (0, 2**bits - 1)
 
 
 def smallest(low: int, high: int) -> np.dtype:
@@ -59,10 +88,57 @@ def smallest(low: int, high: int) -> np.dtype:
     return np.dtype(np.float32)
 
 
-def scaled(stored: Array, scale: Scaling, dtype: np.dtype) -> Array:
-    """The values of a frame, as `dtype`."""
-    if scale == Scaling():
-        return stored.astype(dtype, copy=False)
-    if dtype.kind in "iu":
-        return (stored.astype(np.int64) * int(scale.slope) + int(scale.intercept)).astype(dtype)
-    return (stored.astype(np.float64) * scale.slope + scale.intercept).astype(dtype)
+def values_of(stored: Array, data: Dataset, scale: Scaling, dtype: np.dtype, where: str, factor: float = 1.0) -> Array:
+    """The values of a frame, as `dtype`: `(rows, columns)`, or `(rows, columns, 3)` for colour.
+
+    Args:
+        stored: the frame, from `pixels.frames_of`.
+        data: its file.
+        scale: its scaling.
+        dtype: of the volume.
+        where: for error texts.
+        factor: by which values are multiplied in the end, for SUV.
+
+    Raises:
+        ImageError: a value lies outside the range that the header promises, or a lookup table cannot be applied.
+    """
+    try:
+        if scale.palette:
+            colours = apply_color_lut(stored, data)[..., :3]
+            return (colours >> 8).astype(np.uint8) if colours.dtype.itemsize == 2 else colours.astype(np.uint8)
+        if scale.table:
+            return np.asarray(apply_modality_lut(stored, data)).astype(dtype)
+    except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
+        raise ImageError.of("a lookup table cannot be applied", where=where, found=str(error)[:200], fix="Export it again.") from None
+    stored = _without_overlay(stored, data)
+    if scale.inverted:
+        low, high = _stored(data)
+        stored = low + high - stored.astype(np.int64)
+    if dtype.kind == "f":
+        real: Array = (stored.astype(np.float64) * scale.slope + scale.intercept) * factor
+        return real.astype(dtype)
+    if scale == Scaling() and stored.dtype == dtype:
+        return stored
+    result: Array = stored.astype(np.int64) * int(scale.slope) + int(scale.intercept)
+    limits = np.iinfo(dtype)
+    if result.size and (result.min() < limits.min or result.max() > limits.max):
+        raise ImageError.of(
+            "values lie outside the range that the header promises",
+            where=where,
+            found=f"{result.min()} to {result.max()}",
+            expected=f"{limits.min} to {limits.max}, from {data.get('BitsStored')} bits stored",
+            fix="Repair the header (BitsStored, PixelRepresentation), or export the image again.",
+        )
+    return result.astype(dtype)
+
+
+def _without_overlay(stored: Array, data: Dataset) -> Array:
+    """Without the bits of an overlay that old files keep in the unused bits of pixels."""
+    allocated, bits = whole(data.get("BitsAllocated")) or 0, whole(data.get("BitsStored")) or 0
+    planes = [group for group in range(0x6000, 0x6020, 2) if (group, 0x0102) in data and (group, 0x3000) not in data]
+    if not planes or bits >= allocated or stored.dtype.kind not in "iu":
+        return stored
+    values = stored.astype(np.int64) & (2**bits - 1)
+    if whole(data.get("PixelRepresentation")) == 1:
+        values = np.where(values >= 2 ** (bits - 1), values - 2**bits, values)
+    return values.astype(stored.dtype)

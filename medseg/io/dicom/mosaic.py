@@ -1,0 +1,99 @@
+"""Siemens mosaics: the slices of a volume as tiles of one large image.
+
+The file's position is that of the large image's corner, as if it were one slice; the first tile lies where it would be alone. What the
+file keeps in private elements (the CSA header: number of tiles, slice normal) is read by nibabel, whose description is followed:
+https://nipy.org/nibabel/dicom/dicom_mosaic.html
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset
+
+from medseg.errors import ImageError
+from medseg.geometry import Array
+from medseg.io.dicom.groups import number, text, vector, whole
+from medseg.io.dicom.places import Place, normal_of, place_of
+from medseg.io.dicom.volume import Source
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """How a mosaic falls apart: `shape` of a tile, and the places of the tiles in their order in the image."""
+
+    shape: tuple[int, int]
+    places: tuple[Place, ...]
+
+
+def is_mosaic(header: Dataset) -> bool:
+    """Whether the file is a mosaic."""
+    return "MOSAIC" in text(header.get("ImageType")).split("\\")
+
+
+def mosaic_of(header: Dataset, source: Source) -> Mosaic:
+    """The tiles of a mosaic; the header is needed with its private elements.
+
+    Raises:
+        ImageError: the file does not say how many tiles there are, or where they lie.
+    """
+    csa = _csa(header)
+    count = whole(_csa_value(csa, "NumberOfImagesInMosaic")) or whole(_private(header, 0x0019, 0x0A, "SIEMENS MR HEADER")) or 0
+    place = place_of(header, None)
+    rows, columns = whole(header.get("Rows")) or 0, whole(header.get("Columns")) or 0
+    edge = math.ceil(math.sqrt(count)) if count > 0 else 0
+    step = number(header.get("SpacingBetweenSlices")) or place.step
+    if not edge or rows % edge or columns % edge or place.position is None or place.axes is None or place.spacing is None or not step:
+        raise ImageError.of(
+            "is a mosaic whose tiles are not described",
+            where=str(source),
+            found=f"{rows} x {columns} pixels, {count or 'no number of'} tiles",
+            expected="the private CSA header of Siemens, a position, an orientation and a spacing",
+            fix="An anonymiser may have removed private elements: export it again with these, or as enhanced MR.",
+        )
+    shape = (rows // edge, columns // edge)
+    normal = normal_of(place.axes)
+    told = vector(_csa_list(csa, "SliceNormalVector"), 3)
+    if told is not None and float(np.dot(told, normal)) < 0:
+        normal = -normal
+    axes = np.asarray(place.axes)
+    corner = np.asarray(place.position)
+    corner = corner + axes[:3] * place.spacing[1] * (columns - shape[1]) / 2 + axes[3:] * place.spacing[0] * (rows - shape[0]) / 2
+    places = [Place(tuple(float(v) for v in corner + normal * step * tile), place.axes, place.spacing, abs(step)) for tile in range(count)]
+    return Mosaic(shape, tuple(places))
+
+
+def tile_of(image: Array, tile: int, shape: tuple[int, int]) -> Array:
+    """One tile `(rows, columns)` of a mosaic, tiles being counted row by row."""
+    per_row = image.shape[1] // shape[1]
+    y, x = (tile // per_row) * shape[0], (tile % per_row) * shape[1]
+    return image[y : y + shape[0], x : x + shape[1]]
+
+
+def _csa(header: Dataset) -> dict[str, Any] | None:
+    from nibabel.nicom.csareader import CSAReadError, get_csa_header
+
+    try:
+        found: dict[str, Any] | None = get_csa_header(header, "image")
+    except (CSAReadError, KeyError, ValueError, TypeError, AttributeError):
+        return None
+    return found
+
+
+def _csa_list(csa: dict[str, Any] | None, name: str) -> Any:
+    return csa["tags"][name]["items"] if csa is not None and name in csa.get("tags", {}) else None
+
+
+def _csa_value(csa: dict[str, Any] | None, name: str) -> Any:
+    items = _csa_list(csa, name)
+    return items[0] if items else None
+
+
+def _private(header: Dataset, group: int, element: int, creator: str) -> Any:
+    try:
+        return header.private_block(group, creator)[element].value
+    except KeyError:
+        return None
