@@ -24,17 +24,19 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class SegmentTerms(Record):
-    """What a class is: SNOMED CT category and type as in DICOM PS3.16 CID 7150 and CID 7166, side of the body, recommended colour.
+    """What a class is: SNOMED CT category and type as in DICOM PS3.16 CID 7150 and CID 7151, side of the body, recommended colour.
 
     Attributes:
         category: for example `(123037004, SCT, Anatomical Structure)`.
         type: for example `(10200004, SCT, Liver)`.
-        modifier: for example `(7771000, SCT, Left)`.
+        region: where in the body, of what may be anywhere: a tumour, vessels.
+        modifier: for example `(7771000, SCT, Left)`; of the region where there is one, else of the type.
         color: red, green, blue.
     """
 
     category: Term
     type: Term
+    region: Term | None = None
     modifier: Term | None = None
     color: tuple[Byte, Byte, Byte] | None = None
 
