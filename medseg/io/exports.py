@@ -67,6 +67,10 @@ class Export(ABC):
     def problems(self, files: CaseFiles) -> tuple[Problem, ...]:
         """Why this case cannot be written in this format; from headers alone."""
 
+    def warnings(self, files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
+        """What will be written less well than one may expect, such as classes without a code; from headers alone."""
+        return ()
+
     @abstractmethod
     def write(self, result: Result, out: Path) -> None:
         """Write every target into `out`, each atomically.

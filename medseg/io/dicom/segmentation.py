@@ -1,0 +1,396 @@
+"""Predictions as DICOM segmentations: BINARY, LABELMAP, and probabilities as FRACTIONAL (PS3.3 A.51 and A.90).
+
+A label map lies on the slices it was predicted from: frames take position, orientation and spacing from these instances and refer to them.
+Of several time points it lies on the first. One segment per class; in a BINARY object, regions that overlap are stored as they are, one
+mask each; in a LABELMAP object a voxel has one value, that of the last region that holds it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, config
+
+from medseg.dataset import CaseFiles, Labels
+from medseg.errors import ImageError, MedsegError, Problem
+from medseg.geometry import Array
+from medseg.io.dicom.origin import Origin, array_digest, no_place, origin_of
+from medseg.io.dicom.reader import find_volume
+from medseg.io.dicom.settings import SegmentTerms, Term
+from medseg.io.dicom.terms import class_terms, unknown_classes
+from medseg.io.dicom.volume import SUFFIX, Volume
+from medseg.io.exports import Export, Maker, Result
+from medseg.io.format import Image, Native
+from medseg.io.grids import nearest
+from medseg.record import write_atomic
+from medseg.scratch import row_slabs
+
+Kind = Literal["BINARY", "LABELMAP", "FRACTIONAL"]
+NUMBERS: dict[Kind, int] = {"BINARY": 91, "LABELMAP": 92, "FRACTIONAL": 93}  # of the series, after that of the images
+MOST = 2**31  # voxels of all segments together: what one object can hold of fractions, one byte each
+STEPS = 255  # of a fraction
+
+
+@final
+class Seg(Export):
+    """`<id>.seg.dcm`, and `<id>.probabilities.dcm` where probabilities are asked for."""
+
+    name: ClassVar[str] = "seg"
+    summary: ClassVar[str] = "DICOM Segmentation, one binary mask per class; probabilities as fractional masks"
+
+    def targets(self, files: CaseFiles, probabilities: bool) -> tuple[Path, ...]:
+        """See `Export.targets`."""
+        return (Path(f"{files.id}.seg.dcm"), *([Path(f"{files.id}.probabilities.dcm")] if probabilities else []))
+
+    def problems(self, files: CaseFiles) -> tuple[Problem, ...]:
+        """See `Export.problems`."""
+        return series_problems(files)
+
+    def warnings(self, files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
+        """See `Export.warnings`."""
+        return series_warnings(files, labels, maker)
+
+    def write(self, result: Result, out: Path) -> None:
+        """See `Export.write`."""
+        origin = origin_of(find_volume(result.files.images[0]))
+        save(make_segmentation(result, origin, "BINARY"), out / f"{result.files.id}.seg.dcm")
+        if result.prediction.probabilities is not None:
+            save(make_segmentation(result, origin, "FRACTIONAL"), out / f"{result.files.id}.probabilities.dcm")
+
+
+@final
+class LabelMap(Export):
+    """`<id>.labelmap.dcm`."""
+
+    name: ClassVar[str] = "labelmap"
+    summary: ClassVar[str] = "DICOM Label Map Segmentation (2024), one value per voxel, compressed"
+
+    def targets(self, files: CaseFiles, probabilities: bool) -> tuple[Path, ...]:
+        """See `Export.targets`."""
+        return (Path(f"{files.id}.labelmap.dcm"),)
+
+    def problems(self, files: CaseFiles) -> tuple[Problem, ...]:
+        """See `Export.problems`."""
+        return series_problems(files)
+
+    def warnings(self, files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
+        """See `Export.warnings`."""
+        return series_warnings(files, labels, maker)
+
+    def write(self, result: Result, out: Path) -> None:
+        """See `Export.write`."""
+        origin = origin_of(find_volume(result.files.images[0]))
+        save(make_segmentation(result, origin, "LABELMAP"), out / f"{result.files.id}.labelmap.dcm")
+
+
+def series_problems(files: CaseFiles) -> tuple[Problem, ...]:
+    """Why no DICOM object can refer to this case: its first image is none, or does not say where it lies."""
+    first = files.images[0]
+    if first.suffix != SUFFIX:
+        return (
+            Problem(
+                "is no DICOM series, so no DICOM object can refer to it",
+                str(first),
+                fix="Predict from the DICOM files, or ask for --format nifti.",
+            ),
+        )
+    try:
+        return no_place(find_volume(first))
+    except MedsegError as error:
+        return error.problems
+
+
+def series_warnings(files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
+    """What an object about this case will lack: codes of classes, and elements that its images lack."""
+    return (*unknown_classes(labels, maker.settings, maker.model), *origin_of(find_volume(files.images[0])).filled)
+
+
+def make_segmentation(result: Result, origin: Origin, kind: Kind) -> Dataset:
+    """The segmentation as a data set with file meta information, not yet written.
+
+    Args:
+        result: what was predicted.
+        origin: of the volume that it was predicted from.
+        kind: FRACTIONAL needs probabilities.
+
+    Raises:
+        ImageError: the prediction does not have the shape of the volume, or is too large for one object.
+    """
+    from highdicom.seg import Segmentation
+
+    labels = on_slices(result.prediction.labels, origin.volume)
+    masks, uid = _masks(result, origin, kind, labels)
+    sources = _sources(origin)
+    with warnings.catch_warnings(), config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        data: Dataset = Segmentation(
+            source_images=sources,
+            pixel_array=masks,
+            segmentation_type=kind,
+            segment_descriptions=_descriptions(result, origin, kind),
+            series_instance_uid=origin.uid("series", kind, result.maker.digest, uid),
+            series_number=origin.number(NUMBERS[kind]),
+            sop_instance_uid=uid,
+            instance_number=1,
+            manufacturer="medseg",
+            manufacturer_model_name=cut(result.maker.model),
+            software_versions=result.maker.version,
+            device_serial_number=result.maker.digest or "unknown",
+            fractional_type="PROBABILITY",
+            max_fractional_value=STEPS,
+            content_label={"BINARY": "SEGMENTATION", "LABELMAP": "LABELMAP", "FRACTIONAL": "PROBABILITIES"}[kind],
+            content_description=cut(f"Segmentation by {result.maker.model}"),
+            series_description=cut(f"{result.maker.model} {kind.lower()} segmentation"),
+            transfer_syntax_uid="1.2.840.10008.1.2.5" if kind == "LABELMAP" else "1.2.840.10008.1.2.1",
+            content_creator_name="medseg^automatic",
+            specific_character_set="ISO_IR 192",
+            omit_empty_frames=True,
+        )
+        _refer(data, origin)
+        for keyword in origin.common.dir("Clinical", "Deidentification", "PatientIdentity", "Longitudinal"):
+            setattr(data, keyword, origin.common[keyword].value)
+        if kind == "FRACTIONAL":
+            assert result.prediction.probabilities is not None
+            _fill(data, _foreground(result, result.prediction.probabilities), origin)
+    return data
+
+
+def save(data: Dataset, path: Path) -> None:
+    """Write an object atomically. Raises ResourceError."""
+    with warnings.catch_warnings(), config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        write_atomic(path, lambda temporary: data.save_as(temporary, enforce_file_format=True))
+
+
+def segmentation_uid(result: Result, origin: Origin, kind: Kind = "BINARY") -> str:
+    """The SOP Instance UID that the segmentation of a result has."""
+    array = result.prediction.probabilities if kind == "FRACTIONAL" else result.prediction.labels
+    assert array is not None
+    return origin.uid(kind, result.maker.digest, *result.labels.names, array_digest(array))
+
+
+def tracking_uid(result: Result, origin: Origin, name: str) -> str:
+    """What the finding of a class in these images is called in all objects about it."""
+    return origin.uid("tracking", result.maker.digest, name, array_digest(result.prediction.labels))
+
+
+def tracking_id(result: Result, name: str) -> str:
+    """The same for people."""
+    return cut(f"{result.maker.model} {name}")
+
+
+def class_mask(labels: Array, result: Result, index: int) -> NDArray[np.bool_]:
+    """The voxels of a class, regions included."""
+    return np.isin(labels, result.labels.classes[index].values)
+
+
+def on_slices(labels: Array, volume: Volume) -> Array:
+    """A label map on the slices as they were acquired, where these were resampled for a gantry tilt; else as it is."""
+    if labels.shape != volume.grid.shape:
+        raise ImageError.of(
+            "a prediction does not have the shape of its images",
+            where=str(volume.path),
+            found=" x ".join(map(str, labels.shape)),
+            expected=" x ".join(map(str, volume.grid.shape)),
+        )
+    if volume.tilted is None:
+        return labels
+    image = Image(labels[None], volume.grid, Native("DICOM", labels.dtype.name, True))
+    return nearest(image, volume.tilted)[0]
+
+
+def cut(text: str, length: int = 64) -> str:
+    """A text as long as DICOM allows, without what a long string must not hold."""
+    return "".join(c for c in text if c.isprintable() and c != "\\")[:length].strip() or "unnamed"
+
+
+def coded(term: Term) -> Any:
+    """A term as highdicom's code."""
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(term.value, term.scheme, term.meaning)
+
+
+def _masks(result: Result, origin: Origin, kind: Kind, labels: Array) -> tuple[Array, str]:
+    """What highdicom is given: segment numbers `(Z, Y, X)`, or `(Z, Y, X, K)` 0 and 1 where voxels may have several; and the UID."""
+    uid = segmentation_uid(result, origin, kind)
+    stack = labels[None] if labels.ndim == 2 else labels
+    count = len(result.labels.classes)
+    if kind == "FRACTIONAL" or (kind == "BINARY" and not result.labels.exclusive):
+        if stack.size * count >= MOST:
+            raise ImageError.of(
+                "the prediction is too large for one DICOM object with a mask per class",
+                where=str(origin.volume.path),
+                found=f"{stack.size * count / 2**30:.1f} G voxels in {count} masks",
+                expected=f"less than {MOST / 2**30:.0f} G",
+                fix="Ask for --format labelmap, or for --format nifti with --probabilities.",
+            )
+        masks = np.zeros((*stack.shape, count), np.uint8)
+        if kind == "FRACTIONAL":
+            assert result.prediction.probabilities is not None
+            for k, values in enumerate(_foreground(result, result.prediction.probabilities)):
+                on = values if labels.ndim == 3 else values[None]
+                for rows in row_slabs(stack.shape):
+                    masks[rows, ..., k] = _steps(on[rows]) > 0
+        else:
+            for k in range(count):
+                masks[..., k] = class_mask(stack, result, k)
+        return masks, uid
+    dtype = np.uint8 if count < 256 else np.uint16
+    numbers = np.zeros(stack.shape, dtype)
+    for rows in row_slabs(stack.shape):
+        numbers[rows] = _numbered(stack[rows], result.labels, dtype)
+    return numbers, uid
+
+
+def _numbered(labels: Array, shown: Labels, dtype: Any) -> Array:
+    """Values as they are written to numbers of segments, which are those of classes, from 1."""
+    pairs = {value: k + 1 for k, one in enumerate(shown.classes) for value in one.values}
+    pairs |= {value: k + 1 for k, value in enumerate(shown.written)}
+    known = np.array(sorted(pairs))
+    table = np.array([pairs[int(value)] for value in known], dtype)
+    place = np.minimum(np.searchsorted(known, labels), len(known) - 1)
+    return np.where(known[place] == labels, table[place], dtype(0))
+
+
+def _foreground(result: Result, probabilities: Array) -> Array:
+    """`(K, *shape)`: without the background that comes first where classes exclude each other."""
+    count = len(result.labels.classes)
+    return probabilities[len(probabilities) - count :]
+
+
+def _steps(values: Array) -> NDArray[np.uint8]:
+    return np.asarray(np.rint(np.clip(values.astype(np.float32), 0, 1) * STEPS), np.uint8)
+
+
+def _fill(data: Dataset, probabilities: Array, origin: Origin) -> None:
+    """Replace the full fractions of every frame by the probabilities."""
+    places = {tuple(float(f"{v:.6g}") for v in position): z for z, position in enumerate(origin.positions)}
+    frames = []
+    shared = data.SharedFunctionalGroupsSequence[0]
+    for group in data.PerFrameFunctionalGroupsSequence:
+        holder = group if "SegmentIdentificationSequence" in group else shared
+        segment = int(holder.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        values = probabilities[segment - 1]
+        if origin.positions:
+            values = values[places[tuple(float(f"{v:.6g}") for v in group.PlanePositionSequence[0].ImagePositionPatient)]]
+        frames.append(_steps(values).tobytes())
+    pixels = b"".join(frames)
+    data.PixelData = pixels + b"\0" * (len(pixels) % 2)
+    data.SegmentsOverlap = "UNDEFINED"
+
+
+def _descriptions(result: Result, origin: Origin, kind: Kind) -> list[Any]:
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.color import CIELabColor
+    from highdicom.seg import SegmentDescription
+    from pydicom.sr.codedict import codes
+
+    algorithm = AlgorithmIdentificationSequence(
+        name=cut(result.maker.model),
+        family=codes.DCM.ArtificialIntelligence,
+        version=cut(f"{result.maker.version} {result.maker.digest}"),
+        source="medseg",
+    )
+    terms = class_terms(result.labels, result.maker.settings, result.maker.model)
+    descriptions = []
+    for k, name in enumerate(result.labels.names):
+        known = terms[name]
+        assert known.color is not None
+        description = SegmentDescription(
+            segment_number=k + 1,
+            segment_label=cut(_shown_as(result.labels, k) if kind == "LABELMAP" else name),
+            segmented_property_category=coded(known.category),
+            segmented_property_type=coded(known.type),
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=algorithm,
+            tracking_uid=tracking_uid(result, origin, name),
+            tracking_id=tracking_id(result, name),
+            anatomic_regions=[coded(known.region)] if known.region else None,
+            display_color=CIELabColor.from_rgb(*known.color),
+        )
+        _modify(description, known)
+        descriptions.append(description)
+    return descriptions
+
+
+def _modify(description: Dataset, terms: SegmentTerms) -> None:
+    if terms.modifier is None:
+        return
+    if terms.region is None:
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [coded(terms.modifier)]
+    else:
+        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [coded(terms.modifier)]
+
+
+def _shown_as(labels: Labels, index: int) -> str:
+    """A region of which later ones overwrite a part is named by what is left of it."""
+    values = set(labels.classes[index].values)
+    over = [other.name for other in labels.classes[index + 1 :] if values & set(other.values)]
+    return f"{labels.names[index]} without {', '.join(over)}" if over else labels.names[index]
+
+
+def _sources(origin: Origin) -> list[Dataset]:
+    """One data set per slice, as highdicom expects a classic series, whatever the images are; `_refer` puts the true references in."""
+    sources = []
+    flat = not origin.positions
+    for z in range(1 if flat else len(origin.positions)):
+        data = Dataset()
+        data.update(origin.common)
+        data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1" if flat else "1.2.840.10008.5.1.4.1.1.4"
+        data.SOPInstanceUID = _stand_in(z)
+        data.Rows, data.Columns = origin.shape[-2:]
+        if origin.spacing is not None:
+            data.PixelSpacing = [_ds(v) for v in origin.spacing]
+            data.SliceThickness = _ds(origin.thickness)
+        if not flat:
+            data.FrameOfReferenceUID = origin.world
+            data.ImagePositionPatient = [_ds(v) for v in origin.positions[z]]
+            data.ImageOrientationPatient = [_ds(v) for v in origin.axes]
+            data.SpacingBetweenSlices = _ds(origin.step)
+        sources.append(data)
+    return sources
+
+
+def _ds(value: float) -> str:
+    from pydicom.valuerep import format_number_as_ds
+
+    return format_number_as_ds(float(value))
+
+
+def _stand_in(z: int) -> str:
+    return f"2.25.{z + 1}"
+
+
+def _refer(data: Dataset, origin: Origin) -> None:
+    """Put the true instances and frames where stand-ins are."""
+    unique: Mapping[tuple[str, str], None] = dict.fromkeys((frame.sop_class, frame.sop_uid) for frame in origin.slices)
+    data.SourceImageSequence = [_reference(*one) for one in unique]
+    series = Dataset()
+    series.SeriesInstanceUID = origin.common.SeriesInstanceUID
+    series.ReferencedInstanceSequence = [_reference(*one) for one in unique]
+    data.ReferencedSeriesSequence = [series]
+    slices = {_stand_in(z): frame for z, frame in enumerate(origin.slices)}
+    for group in data.PerFrameFunctionalGroupsSequence:
+        for derivation in group.get("DerivationImageSequence") or ():
+            for item in derivation.SourceImageSequence:
+                frame = slices.get(item.ReferencedSOPInstanceUID)
+                if frame is None:
+                    continue  # shared with another segment's frame, and done
+                item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = frame.sop_class, frame.sop_uid
+                if frame.index is not None:
+                    item.ReferencedFrameNumber = frame.index + 1
+                if frame.tile is not None:
+                    item.SpatialLocationsPreserved = "NO"
+
+
+def _reference(sop_class: str, sop_uid: str) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop_uid
+    return item
+
