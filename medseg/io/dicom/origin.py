@@ -32,6 +32,8 @@ OPTIONAL = ("IssuerOfPatientID", "TypeOfPatientID", "PatientAge", "PatientSize",
 """What objects of a patient and a study share where it is known."""
 TRIAL = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialSubjectID")  # with all of them, or without the module
 PLACE = ("ImagePositionPatient", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "NumberOfFrames", "SOPInstanceUID")
+STORAGE = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4", "PT": "1.2.840.10008.5.1.4.1.1.128",
+           "OT": "1.2.840.10008.5.1.4.1.1.7"}  # fmt: skip
 LARGEST = 2**31 - 1  # an integer string
 
 Point = tuple[float, float, float]
@@ -51,6 +53,7 @@ class Origin:
         spacing: millimetres between rows and between columns; None where that is not known.
         step: millimetres between slices, along the normal.
         thickness: of a slice, in millimetres.
+        instances: SOP Class and SOP Instance UID of the image of each slice.
         filled: what was missing or impossible in the files, and what stands for it.
     """
 
@@ -63,6 +66,7 @@ class Origin:
     spacing: tuple[float, float] | None
     step: float
     thickness: float
+    instances: tuple[tuple[str, str], ...]
     filled: tuple[Problem, ...]
 
     @property
@@ -138,7 +142,11 @@ def origin_of(volume: Volume) -> Origin:
             world = derived_uid("world", volume.series.uid)
             filled.append("Frame of Reference UID: a new one, the files have none")
         positions = () if flat else _positions(volume, acquired)
+        if flat:  # without positions, an object must have this, if only empty
+            orientation = text(header.get("PatientOrientation"))
+            common.PatientOrientation = orientation.split("\\") if re.fullmatch(r"[APLRHF]+\\[APLRHF]+", orientation) else None
     step = _step(acquired)
+    instances = _instances(volume, filled)
     return Origin(
         volume=volume,
         common=common,
@@ -149,6 +157,7 @@ def origin_of(volume: Volume) -> Origin:
         spacing=None if spacing is None else (spacing[0], spacing[1]),
         step=step,
         thickness=thickness or step,
+        instances=instances,
         filled=(Problem("elements that DICOM objects must have were missing or impossible", str(volume.path), "; ".join(filled)),)
         if filled
         else (),
@@ -207,6 +216,20 @@ def _value(header: Dataset, keyword: str) -> str | None:
     if keyword in ("PatientSize", "PatientWeight"):
         return value if number(value) is not None and len(value) <= 16 else None
     return value
+
+
+def _instances(volume: Volume, filled: list[str]) -> tuple[tuple[str, str], ...]:
+    """References must have a class and a UID, which some programs that hide identities remove."""
+    frames = volume.frames[0]
+    if missing := sum(not frame.sop_uid for frame in frames):
+        filled.append(f"SOP Instance UID of {missing} images: new ones, so references to them lead nowhere")
+    if any(not frame.sop_class for frame in frames):
+        filled.append("SOP Class UID: that of the modality")
+    own = STORAGE.get(volume.series.modality, STORAGE["OT"])
+    return tuple(
+        (frame.sop_class or own, frame.sop_uid or derived_uid("instance", volume.series.uid, volume.key, str(z)))
+        for z, frame in enumerate(frames)
+    )
 
 
 def _positions(volume: Volume, acquired: Grid) -> tuple[Point, ...]:

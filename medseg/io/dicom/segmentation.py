@@ -152,7 +152,7 @@ def make_segmentation(result: Result, origin: Origin, kind: Kind) -> Dataset:
             omit_empty_frames=True,
         )
         _refer(data, origin)
-        for keyword in origin.common.dir("Clinical", "Deidentification", "PatientIdentity", "Longitudinal"):
+        for keyword in origin.common.dir("Clinical", "Deidentification", "PatientIdentity", "Longitudinal", "PatientOrientation"):
             setattr(data, keyword, origin.common[keyword].value)
         if kind == "FRACTIONAL":
             assert result.prediction.probabilities is not None
@@ -369,20 +369,19 @@ def _stand_in(z: int) -> str:
 
 def _refer(data: Dataset, origin: Origin) -> None:
     """Put the true instances and frames where stand-ins are."""
-    unique: Mapping[tuple[str, str], None] = dict.fromkeys((frame.sop_class, frame.sop_uid) for frame in origin.slices)
+    unique: Mapping[tuple[str, str], None] = dict.fromkeys(origin.instances)
     data.SourceImageSequence = [_reference(*one) for one in unique]
     series = Dataset()
     series.SeriesInstanceUID = origin.common.SeriesInstanceUID
     series.ReferencedInstanceSequence = [_reference(*one) for one in unique]
     data.ReferencedSeriesSequence = [series]
-    slices = {_stand_in(z): frame for z, frame in enumerate(origin.slices)}
+    slices = {_stand_in(z): (frame, *instance) for z, (frame, instance) in enumerate(zip(origin.slices, origin.instances, strict=True))}
     for group in data.PerFrameFunctionalGroupsSequence:
         for derivation in group.get("DerivationImageSequence") or ():
             for item in derivation.SourceImageSequence:
-                frame = slices.get(item.ReferencedSOPInstanceUID)
-                if frame is None:
+                if item.ReferencedSOPInstanceUID not in slices:
                     continue  # shared with another segment's frame, and done
-                item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = frame.sop_class, frame.sop_uid
+                frame, item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = slices[item.ReferencedSOPInstanceUID]
                 if frame.index is not None:
                     item.ReferencedFrameNumber = frame.index + 1
                 if frame.tile is not None:
