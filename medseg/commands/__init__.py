@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from medseg.commands import console, data, interop, machine, models, training
+from medseg.commands import console, data, dicom, interop, machine, models, training
 from medseg.errors import MedsegError
 
 FLAGS = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--debug": "debug"}
@@ -47,11 +47,16 @@ for verb in (
     models.compare,
     models.select,
     models.run,
+    dicom.inspect,
+    dicom.convert,
     machine.doctor,
     data.tasks,
     data.schema,
 ):
-    app.command(epilog=EPILOG, no_args_is_help=verb in (*data.NEED_ARGUMENTS, *models.NEED_ARGUMENTS, *training.NEED_ARGUMENTS))(verb)
+    app.command(
+        epilog=EPILOG,
+        no_args_is_help=verb in (*data.NEED_ARGUMENTS, *dicom.NEED_ARGUMENTS, *models.NEED_ARGUMENTS, *training.NEED_ARGUMENTS),
+    )(verb)
 for word, named in interop.VERBS.items():
     app.command(word, epilog=EPILOG, no_args_is_help=True)(named)
 

@@ -58,10 +58,13 @@ class Nifti(Format):
         assert array.ndim == d + 1
         return Image(_scaled(path, raw, array, scratch), header.grid, header.native)
 
-    def write(self, path: Path, array: Array, grid: Grid, like: Path | None) -> None:
-        """See `Format.write`."""
+    def write(self, path: Path, array: Array, grid: Grid, like: Path | None, interval: float = 0.0) -> None:
+        """See `Format.write`; where the channels are time points, `interval` is the seconds between them."""
         raw = _raw_header(like) if like is not None else _new_header(grid)
         _set_voxels(raw, array)
+        if interval > 0:
+            raw["pixdim"][4] = interval
+            raw.set_xyzt_units("mm", "sec")
         body = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder(raw.endianness))
         with path.open("wb") as file:
             if path.name.lower().endswith(".gz"):

@@ -149,7 +149,7 @@ def _marks(header: Dataset, index: int | None) -> dict[str, Any]:
 
 
 CLOCKS = {
-    "TemporalPositionIndex": ("FrameContentSequence", "TemporalPositionSequence"),
+    "TemporalPositionIndex": ("FrameContentSequence",),
     "TemporalPositionIdentifier": (),
     "TriggerTime": (),
     "NominalCardiacTriggerDelayTime": ("CardiacSynchronizationSequence", "CardiacTriggerSequence"),
@@ -180,7 +180,7 @@ ORDER = (
 def _clock(header: Dataset, index: int | None) -> dict[str, float]:
     clock = {name: number(find(header, index, name, *groups)) for name, groups in CLOCKS.items()}
     stamp = find(header, index, "FrameAcquisitionDateTime", "FrameContentSequence") or header.get("AcquisitionDateTime")
-    clock["acquired"] = moment(stamp) if stamp else seconds(header.get("AcquisitionDate"), header.get("AcquisitionTime"))
+    clock["acquired"] = moment_of(stamp, header.get("AcquisitionDate"), header.get("AcquisitionTime"))
     clock["content"] = seconds(header.get("ContentDate"), header.get("ContentTime"))
     clock["interval"] = number(header.get("NominalInterval"))
     if index is not None:
@@ -188,6 +188,11 @@ def _clock(header: Dataset, index: int | None) -> dict[str, float]:
         clock.pop("InstanceNumber")  # of the file, not of the frame
         clock["file"] = number(header.get("InstanceNumber"))
     return {name: value for name, value in clock.items() if value is not None}
+
+
+def moment_of(stamp: Any, date: Any, time: Any) -> float | None:
+    """Seconds, of a date and time in one element where there is one, else in two."""
+    return moment(stamp) if stamp else seconds(date, time)
 
 
 def _unusable(header: Dataset) -> list[Problem]:

@@ -16,8 +16,9 @@ from medseg.errors import ImageError, MedsegError, Problem
 from medseg.io.dicom.annotations import KINDS, read_annotation
 from medseg.io.dicom.grouping import group
 from medseg.io.dicom.groups import text
-from medseg.io.dicom.planes import Plane, read_planes
+from medseg.io.dicom.planes import Plane
 from medseg.io.dicom.sources import listed, looks_like_dicom, read_dataset, walk
+from medseg.io.dicom.templates import Templates
 from medseg.io.dicom.volume import Annotation, Other, Scan, Source
 from medseg.progress import Progress, Silent
 
@@ -84,6 +85,7 @@ class _Found:
         self.others: list[Other] = []
         self.problems: list[Problem] = []
         self.foreign = 0
+        self._templates = Templates()
 
     def add(self, source: Source) -> None:
         """Read one file."""
@@ -111,7 +113,7 @@ class _Found:
         elif "Rows" in header and "Columns" in header:
             if "MOSAIC" in text(header.get("ImageType")):
                 header = read_dataset(source)
-            self.planes += read_planes(header, source)
+            self.planes += self._templates.read(header, source)
         elif kind:
             name = str(UID(kind).name)
             self.others.append(Other(source, name, () if kind == DIRECTORY or not _image(name) else (_no_image(source, name),)))

@@ -104,8 +104,10 @@ def values_of(stored: Array, data: Dataset, scale: Scaling, dtype: np.dtype, whe
     """
     try:
         if scale.palette:
-            colours = apply_color_lut(stored, data)[..., :3]
-            return (colours >> 8).astype(np.uint8) if colours.dtype.itemsize == 2 else colours.astype(np.uint8)
+            colours: Array = np.asarray(apply_color_lut(stored, data))[..., :3]
+            if colours.dtype.itemsize == 2:
+                colours = colours >> 8
+            return np.asarray(colours, dtype=np.uint8)
         if scale.table:
             return np.asarray(apply_modality_lut(stored, data)).astype(dtype)
     except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
@@ -138,7 +140,7 @@ def _without_overlay(stored: Array, data: Dataset) -> Array:
     planes = [group for group in range(0x6000, 0x6020, 2) if (group, 0x0102) in data and (group, 0x3000) not in data]
     if not planes or bits >= allocated or stored.dtype.kind not in "iu":
         return stored
-    values = stored.astype(np.int64) & (2**bits - 1)
+    values: Array = stored.astype(np.int64) & (2**bits - 1)
     if whole(data.get("PixelRepresentation")) == 1:
         values = np.where(values >= 2 ** (bits - 1), values - 2**bits, values)
     return values.astype(stored.dtype)

@@ -1,0 +1,232 @@
+"""Verbs about DICOM: inspect, convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from medseg.commands.console import Bars, answer, complain, ok, say, shown, table, warn
+from medseg.commands.options import out_option
+from medseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from medseg.geometry import Grid
+    from medseg.io.dicom.conversion import Pet, Tilt
+    from medseg.io.dicom.volume import Scan, Volume
+
+DicomPath = Annotated[Path, typer.Argument(help="Folder, DICOM file, zip archive or DICOMDIR.")]
+TiltOption = Annotated[str, typer.Option("--tilt", help="CT of a tilted gantry: resample (onto an orthogonal grid) or refuse.")]
+PetOption = Annotated[str, typer.Option("--pet", help="PET values: suv (body weight), or raw (as rescaled, e.g. Bq/ml).")]
+
+
+def inspect(
+    path: DicomPath,
+    uids: Annotated[bool, typer.Option("--uids", help="Also the UIDs of study and series, which identify a patient.")] = False,
+    tilt: TiltOption = "resample",
+) -> None:
+    """List the series, volumes and annotations in DICOM data: geometry, what is usable and why not. Reads headers only."""
+    from medseg.io.dicom.conversion import refusals
+    from medseg.io.dicom.naming import case_name
+
+    chosen = _tilt(tilt)
+    found = _scanned(path)
+    rows = []
+    for volume in found.volumes:
+        row = [
+            "" if volume.series.number is None else volume.series.number,
+            volume.key,
+            volume.series.modality,
+            volume.series.description,
+            "x".join(map(str, volume.grid.shape)) + (" colour" if volume.samples == 3 else ""),
+            "x".join(f"{v:.3g}" for v in volume.grid.spacing),
+            orientation(volume.grid) if volume.spaced else "",
+            len(volume.frames),
+            len(volume.sources),
+            "no" if refusals(volume, chosen) else "yes",
+        ]
+        rows.append([*row, volume.series.study, volume.series.uid] if uids else row)
+    columns = ("series", "key", "modality", "description", "voxels", "mm", "orientation", "times", "files", "usable")
+    if rows:
+        table(f"Volumes in {path}", (*columns, "study UID", "series UID") if uids else columns, rows)
+    if found.annotations:
+        table(
+            "Annotations",
+            ("kind", "of series", "names", "file", "usable"),
+            [
+                (one.kind, _series_of(one.series, found), ", ".join(one.names), one.source, "no" if one.errors else "yes")
+                for one in found.annotations
+            ],
+        )
+    _report(found)
+    for volume in found.volumes:
+        for problem in refusals(volume, chosen):
+            complain(f"{_called(volume)} cannot be used: {problem}")
+    if not (found.volumes or found.annotations or found.others):
+        raise _nothing(path, found)
+    if any(not refusals(volume, chosen) for volume in found.volumes):
+        say(f"Next: medseg convert {shown(path)} -o OUT; a volume is an image of the name FOLDER/KEY.series for other verbs")
+    answer(
+        {
+            "volumes": [
+                {**_record(volume, uids), "case": case_name(volume, found), "usable": not refusals(volume, chosen)}
+                for volume in found.volumes
+            ],
+            "annotations": [
+                {
+                    "kind": one.kind,
+                    "file": str(one.source),
+                    "names": one.names,
+                    "of": [volume.key for volume in found.of_series(one.series)],
+                    "errors": [str(error) for error in one.errors],
+                }
+                for one in found.annotations
+            ],
+            "others": [{"file": str(one.source), "kind": one.kind, "problems": [str(p) for p in one.problems]} for one in found.others],
+            "foreign": found.foreign,
+            "problems": [str(problem) for problem in found.problems],
+        }
+    )
+
+
+def convert(
+    path: DicomPath,
+    out: Annotated[Path, out_option("Folder for NIfTI files.")],
+    tilt: TiltOption = "resample",
+    pet: PetOption = "suv",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+) -> None:
+    """Write every DICOM volume that can be read as NIfTI; says what was left out and why."""
+    from medseg.io.dicom import conversion
+
+    chosen = _tilt(tilt)
+    if pet not in ("suv", "raw"):
+        raise UsageError.of("no such unit", where="--pet", found=f"'{pet}'", expected="suv or raw")
+    found = _scanned(path)
+    if not found.volumes:
+        _report(found)
+        raise _nothing(path, found)
+    with Bars() as progress:
+        done = conversion.convert(found, out, chosen, cast("Pet", pet), overwrite, progress)
+    rows = [
+        (file.name, volume.series.modality, _by(volume.grid.shape), _by(f"{v:.4g}" for v in volume.grid.spacing), len(volume.frames))
+        for volume, file in done.written
+    ]
+    if rows:
+        table(f"Written to {out}", ("file", "modality", "voxels", "mm", "times"), rows)
+    for volume, _ in done.written:
+        for warning in volume.warnings:
+            warn(f"{_called(volume)}: {warning}")
+    for volume, problems in done.failed:
+        for problem in problems:
+            complain(f"{_called(volume)}: {problem}")
+    _report(found, warnings=False)
+    answer(
+        {
+            "written": [{"file": str(file), **_record(volume, False)} for volume, file in done.written],
+            "failed": [{"key": volume.key, "problems": [str(problem) for problem in problems]} for volume, problems in done.failed],
+            "others": [{"file": str(one.source), "problems": [str(p) for p in one.problems]} for one in found.others],
+        }
+    )
+    if not done.written:
+        raise typer.Exit(2)
+    ok(f"{len(done.written)} of {len(found.volumes)} volumes written")
+    if done.failed or any(one.problems for one in found.others):
+        raise typer.Exit(1)
+
+
+def _scanned(path: Path) -> Scan:
+    from medseg.io.dicom.reader import scan
+
+    with Bars() as progress:
+        return scan(path, progress)
+
+
+def _tilt(text: str) -> Tilt:
+    if text not in ("resample", "refuse"):
+        raise UsageError.of("no such choice", where="--tilt", found=f"'{text}'", expected="resample or refuse")
+    return cast("Tilt", text)
+
+
+def _nothing(path: Path, found: Scan) -> UsageError:
+    what = f"{found.foreign} files that are no DICOM, {len(found.others)} DICOM files without images"
+    error = UsageError.of("holds no DICOM image", where=str(path), found=what, expected="DICOM images")
+    assert isinstance(error, UsageError)
+    return error
+
+
+def _report(found: Scan, warnings: bool = True) -> None:
+    """What is odd or broken beside the volumes."""
+    if warnings:
+        for volume in found.volumes:
+            for warning in volume.warnings:
+                warn(f"{_called(volume)}: {warning}")
+    for problem in found.problems:
+        warn(str(problem))
+    kinds: dict[str, int] = {}
+    for other in found.others:
+        for problem in other.problems:
+            complain(str(problem))
+        if not other.problems:
+            kinds[other.kind or "unknown"] = kinds.get(other.kind or "unknown", 0) + 1
+    for annotation in found.annotations:
+        for problem in annotation.errors:
+            complain(str(problem))
+    if kinds:
+        say("Other DICOM files: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
+    if found.foreign:
+        say(f"{found.foreign} file{'s are' if found.foreign > 1 else ' is'} no DICOM")
+
+
+def _called(volume: Volume) -> str:
+    number = "" if volume.series.number is None else f"{volume.series.number}, "
+    return f"series {number}{volume.key}"
+
+
+def _by(values: Any) -> str:
+    return " x ".join(str(value) for value in values)
+
+
+def _series_of(series: tuple[str, ...], found: Scan) -> str:
+    numbers = {volume.series.number for volume in found.of_series(series)}
+    return ", ".join("unnumbered" if number is None else str(number) for number in numbers) or "not among these files"
+
+
+def orientation(grid: Grid) -> str:
+    """`axial`, `oblique sagittal`, ... after the normal of the slices, and where axes of the array (slices, rows, columns) point: `SPL`."""
+    if grid.ndim == 2:
+        return ""
+    letters = ""
+    for axis in range(3):
+        direction = grid.direction[:, axis]
+        world = max(range(3), key=lambda i: abs(direction[i]))
+        letters += ("LPS" if direction[world] > 0 else "RAI")[world]
+    normal = abs(grid.direction[:, 0])
+    plane = ("sagittal", "coronal", "axial")[int(normal.argmax())]
+    return f"{'' if normal.max() > 0.999 else 'oblique '}{plane} {letters}"
+
+
+def _record(volume: Volume, uids: bool) -> dict[str, Any]:
+    series = volume.series
+    told = {
+        "image": str(volume.path),
+        "key": volume.key,
+        "series": series.number,
+        "modality": series.modality,
+        "description": series.description,
+        "shape": volume.grid.shape,
+        "spacing": volume.grid.spacing,
+        "orientation": orientation(volume.grid) if volume.spaced else "",
+        "times": volume.times,
+        "samples": volume.samples,
+        "dtype": volume.dtype,
+        "files": len(volume.sources),
+        "tilted": volume.tilted is not None,
+        "warnings": [str(warning) for warning in volume.warnings],
+        "errors": [str(error) for error in volume.errors],
+    }
+    return {**told, "study_uid": series.study, "series_uid": series.uid} if uids else told
+
+
+NEED_ARGUMENTS = (inspect, convert)
