@@ -135,7 +135,7 @@ def make_report(result: Result, origin: Origin, segmentation: Dataset) -> Datase
         )
         _add_library(content[0], origin)
         report: Dataset = Comprehensive3DSR(
-            evidence=[*_evidence(origin), segmentation],
+            evidence=[segmentation, *_evidence(origin)],
             content=content[0],
             series_instance_uid=origin.uid("series", uid),
             series_number=origin.number(NUMBER),
