@@ -10,6 +10,7 @@ from pathlib import Path
 
 from medseg.dataset import CaseFiles, case_digest, file_digest
 from medseg.errors import PlanError
+from medseg.io.dicom.volume import LABELS
 from medseg.io.dicom.volume import SUFFIX as SERIES
 from medseg.record import Record
 
@@ -63,6 +64,10 @@ class Digests:
         """
         if path.name.endswith(SERIES):
             return self._series(path)
+        if path.name.endswith(LABELS):
+            from medseg.io.dicom.labels import label_digest
+
+            return label_digest(path, self.file)
         if self.folder is None:
             return file_digest(path)
         try:

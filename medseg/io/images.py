@@ -17,6 +17,7 @@ from medseg.case import Case
 from medseg.dataset import CaseFiles
 from medseg.errors import ImageError, Problem
 from medseg.geometry import Array
+from medseg.io.dicom.volume import LABELS
 from medseg.io.dicom.volume import SUFFIX as SERIES
 from medseg.io.format import Format, Header, Image, Native, numbers, smallest_integer
 from medseg.io.grids import Placement, grid_problems, nearest, place, resample
@@ -24,7 +25,8 @@ from medseg.record import write_atomic
 from medseg.scratch import IN_MEMORY, Scratch, copy
 
 FORMATS = {".nii.gz": "nifti", ".nii": "nifti", ".nrrd": "itk", ".mha": "itk", ".mhd": "itk", ".png": "raster", ".jpg": "raster",
-           ".jpeg": "raster", ".bmp": "raster", ".tif": "tiff", ".tiff": "tiff", SERIES: "dicom"}  # fmt: skip
+           ".jpeg": "raster", ".bmp": "raster", ".tif": "tiff", ".tiff": "tiff", SERIES: "dicom",
+           LABELS: "dicom labels"}  # fmt: skip
 
 SUFFIXES: tuple[str, ...] = tuple(FORMATS)
 """Every suffix that can be read, lower case."""
@@ -45,6 +47,10 @@ def _load(kind: str) -> Format:
         from medseg.io.dicom.format import Dicom
 
         return Dicom()
+    if kind == "dicom labels":
+        from medseg.io.dicom.labels import DicomLabels
+
+        return DicomLabels()
     if kind == "tiff":
         from medseg.io.tiff import Tiff
 
@@ -81,6 +87,11 @@ def map_suffix(path: Path) -> str:
     DICOM."""
     suffix = image_suffix(path)
     return ".nii.gz" if suffix == SERIES else ".tif" if suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp") else suffix
+
+
+def is_present(path: Path) -> bool:
+    """Whether an image is where its path says. DICOM volumes and their labels are no files; whether they exist, their headers tell."""
+    return path.name.endswith((SERIES, LABELS)) or path.is_file()
 
 
 def read_header(path: Path, label: bool = False) -> Header:
@@ -300,6 +311,7 @@ __all__ = [
     "Native",
     "image_stem",
     "image_suffix",
+    "is_present",
     "label_suffix",
     "map_suffix",
     "read_case",

@@ -14,7 +14,7 @@ from medseg.geometry import Array, Shape
 from medseg.io.digests import Digests
 from medseg.io.format import numbers
 from medseg.io.grids import Moved, channels_by_file, grid_problems, nearest, place
-from medseg.io.images import Header, Image, read_header, read_image, read_label
+from medseg.io.images import Header, Image, is_present, read_header, read_image, read_label
 from medseg.io.layouts.files import missing_label
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
@@ -98,7 +98,7 @@ def _header(path: Path, report: CaseReport, label: bool = False) -> Header | Non
 def _label_header(files: CaseFiles, report: CaseReport) -> Header | None:
     if files.label is None:
         return None
-    if not files.label.is_file():
+    if not is_present(files.label):
         report.problems.append(missing_label(files))
         return None
     return _header(files.label, report, label=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
+from pydicom import Dataset, config
 from pydicom.dataelem import RawDataElement
 
 from medseg.errors import ImageError, Problem
@@ -36,13 +36,11 @@ class Structure:
     """A region of interest in the voxels of a volume.
 
     Attributes:
-        number: ROI Number.
         name: ROI Name, made unique within its set.
         planes: position along the slices, in slices, and the closed contours there, `(N, 2)` as `(y, x)` in voxels.
         problems: why it cannot be rasterised.
     """
 
-    number: int
     name: str
     planes: tuple[tuple[float, tuple[Points, ...]], ...] = ()
     problems: tuple[Problem, ...] = ()
@@ -135,6 +133,7 @@ def chosen_structures(
     return [by_name[name] for name in names]
 
 
+@config.disable_value_validation()
 def read_structure_set(source: Source, volume: Volume) -> StructureSet:
     """The contours of an RTSTRUCT in the voxels of a volume, without rasterising them. Raises ImageError as `read_structures`."""
     dataset = read_dataset(source)
@@ -156,17 +155,35 @@ def read_structure_set(source: Source, volume: Volume) -> StructureSet:
     warnings: list[Problem] = []
     structures: list[Structure] = []
     taken: set[str] = set()
-    for position, region in enumerate(regions):
-        number = _number(region, "ROINumber")
-        plain = str(region.get("ROIName", "") or "").strip() or f"ROI {number if number is not None else position + 1}"
+    for place, region in enumerate(regions, 1):
+        plain, number = _name(region, place), _number(region, "ROINumber")
         name = next(n for i in range(1, len(regions) + 2) if (n := plain if i == 1 else f"{plain} ({i})") not in taken)
         taken.add(name)
-        items = contours.get(number, []) if number is not None else []
-        structures.append(_structure(number if number is not None else position + 1, name, items, grid, where, warnings))
+        structures.append(_structure(name, contours.get(number, []) if number is not None else [], grid, where, warnings))
     gap = _gap(structures)
     found = StructureSet(tuple(structures), grid, volume.grid, gap, ())
     warnings += _plane_warnings(found, where)
     return StructureSet(tuple(structures), grid, volume.grid, gap, tuple(warnings))
+
+
+@config.disable_value_validation()
+def closed_regions(source: Source) -> dict[int, str]:
+    """The regions that have a closed contour, by their place in the file, from 1; others are points, or only planned. Raises ImageError."""
+    dataset = read_dataset(source)
+    drawn = {
+        _number(item, "ReferencedROINumber"): any(_closed(contour) for contour in _items(item, "ContourSequence"))
+        for item in _items(dataset, "ROIContourSequence")
+    }
+    regions = _items(dataset, "StructureSetROISequence")
+    return {place: _name(item, place) for place, item in enumerate(regions, 1) if drawn.get(_number(item, "ROINumber"))}
+
+
+def _closed(contour: Dataset) -> bool:
+    return str(contour.get("ContourGeometricType", "") or "CLOSED_PLANAR").startswith("CLOSED")
+
+
+def _name(region: Dataset, place: int) -> str:
+    return str(region.get("ROIName", "") or "").strip() or f"ROI {place}"
 
 
 def _items(dataset: Dataset, name: str) -> list[Dataset]:
@@ -208,7 +225,7 @@ def _check_reference(dataset: Dataset, regions: Sequence[Dataset], volume: Volum
     )
 
 
-def _structure(number: int, name: str, contours: Iterable[Dataset], grid: Grid, where: str, warnings: list[Problem]) -> Structure:
+def _structure(name: str, contours: Iterable[Dataset], grid: Grid, where: str, warnings: list[Problem]) -> Structure:
     place = f"{where}, region '{name}'"
     inverse = np.linalg.inv(grid.affine)
     flat: list[tuple[float, Points]] = []
@@ -216,8 +233,8 @@ def _structure(number: int, name: str, contours: Iterable[Dataset], grid: Grid, 
     broken: list[str] = []
     slanted = 0.0
     for contour in contours:
-        kind = str(contour.get("ContourGeometricType", "") or "CLOSED_PLANAR")
-        if not kind.startswith("CLOSED"):
+        if not _closed(contour):
+            kind = str(contour.ContourGeometricType)
             skipped[kind] = skipped.get(kind, 0) + 1
             continue
         try:
@@ -245,7 +262,7 @@ def _structure(number: int, name: str, contours: Iterable[Dataset], grid: Grid, 
                 "Export the structures on the slices of this series, or use the series on which they were drawn.",
             )
         )
-    return Structure(number, name, () if problems else _planes(flat, place, warnings), tuple(problems))
+    return Structure(name, () if problems else _planes(flat, place, warnings), tuple(problems))
 
 
 def _points(contour: Dataset) -> Points:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -34,7 +35,11 @@ class Descriptor(Record):
         order: for regions that overlap, the value written for each class.
         labels: name of the folder of labels; in case folders, of the label file.
         groups: regular expression whose first group, matched from the start of a case id, names the patient.
-        reference: in case folders, the channel on whose grid cases are read.
+        reference: in case folders and DICOM, the channel on whose grid cases are read.
+        regions: in DICOM, class name -> regular expressions, one of which must match the whole name of an annotated region, whatever its
+            capital letters, spaces, `_` and `-`; the classes have the values 1, 2, ... in this order.
+        ignore_regions: in DICOM, regular expressions for the names of regions that belong to no class.
+        overlap: in DICOM, whether regions of different classes may overlap: `refuse`, or the `later` class lies on top.
     """
 
     name: str = ""
@@ -46,6 +51,9 @@ class Descriptor(Record):
     labels: str | None = None
     groups: str | None = None
     reference: str | None = None
+    regions: dict[str, tuple[str, ...]] | None = None
+    ignore_regions: tuple[str, ...] = ()
+    overlap: Literal["refuse", "later"] = "refuse"
 
 
 def read_descriptor(root: Path) -> Descriptor:
