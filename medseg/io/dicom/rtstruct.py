@@ -7,7 +7,6 @@ programs understand alike, whether they combine contours by exclusive disjunctio
 
 from __future__ import annotations
 
-import datetime
 import math
 from pathlib import Path
 from typing import ClassVar, final
@@ -15,32 +14,30 @@ from typing import ClassVar, final
 import numpy as np
 from pydicom import Dataset
 from pydicom.dataelem import DataElement
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import UID, ImplicitVRLittleEndian
+from pydicom.uid import ImplicitVRLittleEndian
 
-from medseg.dataset import CaseFiles
+from medseg.dataset import CaseFiles, Labels
 from medseg.errors import Problem
-from medseg.geometry import Array
 from medseg.io.dicom.contours import Mask, Points, outlines
-from medseg.io.dicom.origin import Origin, array_digest, derived_uid, no_place, origin_of
+from medseg.io.dicom.objects import image_reference, new_object
+from medseg.io.dicom.origin import Origin, array_digest, origin_of
 from medseg.io.dicom.reader import find_volume
+from medseg.io.dicom.segmentation import cut, on_slices, save, series_problems, series_warnings
 from medseg.io.dicom.settings import SegmentTerms, Term
 from medseg.io.dicom.structures import CONTOUR_DATA
 from medseg.io.dicom.terms import CATEGORIES, class_terms
-from medseg.io.dicom.volume import SUFFIX, Frame
 from medseg.io.exports import Export, Maker, Result
-from medseg.record import write_atomic
 
 STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
 STUDY = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, retired: the SOP class by which structure sets still refer to a study
-SERIES = 3  # of `Origin.number`
+NUMBER = 95  # of the series, after that of the images
 INTERPRETED = ("EXTERNAL", "PTV", "CTV", "GTV", "CAVITY", "BOLUS")
 """RT ROI Interpreted Types that the name of a class may say."""
 FINE = 1e-4  # voxels: how exactly contours are written
 
 
 @final
-class RtStructExport(Export):
+class RtStruct(Export):
     """`<id>.rtstruct.dcm`."""
 
     name: ClassVar[str] = "rtstruct"
@@ -52,29 +49,32 @@ class RtStructExport(Export):
 
     def problems(self, files: CaseFiles) -> tuple[Problem, ...]:
         """See `Export.problems`."""
-        path = files.images[0]
-        if path.suffix != SUFFIX:
-            return (
-                Problem("the image is no DICOM series, to which a structure set could refer", str(path), path.suffix, SUFFIX, "Use nifti."),
-            )
-        volume = find_volume(path)
-        if volume.grid.ndim == 2:
-            return (Problem("contours lie in the patient, but nobody knows where this image does", str(path), "2D", "3D", "Use seg."),)
-        return no_place(volume)
+        if problems := series_problems(files):
+            return problems
+        if find_volume(files.images[0]).grid.ndim == 2:
+            fix = "Ask for --format seg."
+            return (Problem("contours lie in the patient, but the files do not say where this image does", str(files.images[0]), fix=fix),)
+        return ()
+
+    def warnings(self, files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
+        """See `Export.warnings`."""
+        return series_warnings(files, labels, maker)
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""
-        volume = find_volume(result.files.images[0])
-        labels = np.asarray(result.prediction.labels)
-        data = structure_set(origin_of(volume), labels, result)
-        target = out / self.targets(result.files, probabilities=False)[0]
-        write_atomic(target, lambda temporary: data.save_as(temporary, enforce_file_format=True))
+        data = structure_set(result, origin_of(find_volume(result.files.images[0])))
+        save(data, out / self.targets(result.files, probabilities=False)[0])
 
 
-def structure_set(origin: Origin, labels: Array, result: Result) -> Dataset:
-    """The structure set of labels `(*origin.shape)`, one region of interest for each class, also for one without a voxel."""
+def structure_set(result: Result, origin: Origin) -> Dataset:
+    """The structure set of a prediction, not yet written: one region of interest for each class, also for one without a voxel.
+
+    Raises:
+        ImageError: the prediction does not have the shape of the volume.
+    """
     maker, classes = result.maker, result.labels
-    uid = origin.uid("rtstruct", maker.digest, array_digest(labels), *classes.names)
+    labels = on_slices(np.asarray(result.prediction.labels), origin.volume)
+    uid = origin.uid("RTSTRUCT", maker.digest, *classes.names, array_digest(labels))
     data = _begin(origin, uid, maker)
     data.ReferencedFrameOfReferenceSequence = [_references(origin)]
     terms = class_terms(classes, maker.settings, maker.model)
@@ -91,38 +91,14 @@ def structure_set(origin: Origin, labels: Array, result: Result) -> Dataset:
 
 
 def _begin(origin: Origin, uid: str, maker: Maker) -> Dataset:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(STORAGE), UID(uid)
     # With explicit types a contour could not be longer than 64 KiB.
-    meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    data = Dataset()
-    data.file_meta = meta
-    data.update(origin.common)
-    now = datetime.datetime.now()
-    values = {
-        "SOPClassUID": STORAGE,
-        "SOPInstanceUID": uid,
-        "InstanceCreationDate": f"{now:%Y%m%d}",
-        "InstanceCreationTime": f"{now:%H%M%S}",
-        "Modality": "RTSTRUCT",
-        "SeriesInstanceUID": derived_uid(uid, "series"),
-        "SeriesNumber": origin.number(SERIES),
-        "SeriesDescription": f"Structures: {maker.model}"[:64],
-        "OperatorsName": "",
-        "InstanceNumber": 1,
-        "Manufacturer": "medseg",
-        "ManufacturerModelName": maker.model[:64],
-        "DeviceSerialNumber": maker.digest,
-        "SoftwareVersions": maker.version,
-        "FrameOfReferenceUID": origin.world,
-        "StructureSetLabel": maker.model[:16].strip() or "medseg",
-        "StructureSetName": f"{maker.model}, automatic"[:64],
-        "StructureSetDate": f"{now:%Y%m%d}",
-        "StructureSetTime": f"{now:%H%M%S}",
-        "ApprovalStatus": "UNAPPROVED",
-    }
-    for keyword, value in values.items():
-        setattr(data, keyword, value)
+    data = new_object(origin, maker, STORAGE, ImplicitVRLittleEndian, uid, "RTSTRUCT", NUMBER, "structures")
+    data.OperatorsName = ""
+    data.FrameOfReferenceUID = origin.world
+    data.StructureSetLabel = cut(maker.model, 16)
+    data.StructureSetName = cut(f"{maker.model}, automatic")
+    data.StructureSetDate, data.StructureSetTime = data.InstanceCreationDate, data.InstanceCreationTime
+    data.ApprovalStatus = "UNAPPROVED"
     return data
 
 
@@ -130,7 +106,7 @@ def _references(origin: Origin) -> Dataset:
     """The frame of reference, the study, the series and all images of the slices."""
     series = Dataset()
     series.SeriesInstanceUID = origin.common.SeriesInstanceUID
-    images = {(frame.sop_class, frame.sop_uid): _image(frame, numbered=False) for frame in origin.slices}
+    images = {(frame.sop_class, frame.sop_uid): image_reference(frame) for frame in origin.slices}
     series.ContourImageSequence = list(images.values())
     study = Dataset()
     study.ReferencedSOPClassUID = STUDY
@@ -142,22 +118,13 @@ def _references(origin: Origin) -> Dataset:
     return world
 
 
-def _image(frame: Frame, numbered: bool) -> Dataset:
-    image = Dataset()
-    image.ReferencedSOPClassUID = frame.sop_class
-    image.ReferencedSOPInstanceUID = frame.sop_uid
-    if numbered and frame.index is not None:
-        image.ReferencedFrameNumber = frame.index + 1
-    return image
-
-
 def _region(number: int, name: str, mask: Mask, origin: Origin, maker: Maker) -> Dataset:
     region = Dataset()
     region.ROINumber = number
     region.ReferencedFrameOfReferenceUID = origin.world
-    region.ROIName = name[:64]
+    region.ROIName = cut(name)
     region.ROIGenerationAlgorithm = "AUTOMATIC"
-    region.ROIGenerationDescription = f"{maker.model}, medseg {maker.version}"[:64]
+    region.ROIGenerationDescription = cut(f"{maker.model}, medseg {maker.version}")
     rows, columns = origin.spacing or (1.0, 1.0)
     region.ROIVolume = f"{int(mask.sum()) * rows * columns * origin.step / 1000:.6g}"
     return region
@@ -170,7 +137,7 @@ def _contours(number: int, mask: Mask, origin: Origin, terms: SegmentTerms) -> D
     contours = []
     decimals = max(0, math.ceil(-math.log10(FINE * min(origin.spacing or (1.0, 1.0)))))
     for z in np.flatnonzero(mask.any(axis=(1, 2))):
-        image = _image(origin.slices[z], numbered=True)
+        image = image_reference(origin.slices[z], numbered=True)
         for polygon in outlines(mask[z]):
             contour = Dataset()
             contour.ContourImageSequence = [image]
@@ -201,7 +168,7 @@ def _observation(number: int, name: str, terms: SegmentTerms) -> Dataset:
     item = Dataset()
     item.ObservationNumber = number
     item.ReferencedROINumber = number
-    item.ROIObservationLabel = name[:16].strip()
+    item.ROIObservationLabel = cut(name, 16)
     item.SegmentedPropertyCategoryCodeSequence = [_code(terms.category)]
     code = _code(terms.type)
     if terms.modifier is not None and terms.region is None:

@@ -392,4 +392,3 @@ def _reference(sop_class: str, sop_uid: str) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop_uid
     return item
-

@@ -118,7 +118,10 @@ def _header(data: Dataset, source: Source) -> Header:
     if text(data.get("SOPClassUID")) not in CLASSES:
         kind = data.get("SOPClassUID")
         raise ImageError.of(
-            "is no DICOM segmentation", where=str(source), found=getattr(kind, "name", "") or "no SOP class", expected="Segmentation Storage"
+            "is no DICOM segmentation",
+            where=str(source),
+            found=getattr(kind, "name", "") or "no SOP class",
+            expected="Segmentation Storage",
         )
     if "TotalPixelMatrixRows" in data or data.get("TotalPixelMatrixOriginSequence"):
         raise ImageError.of(
@@ -191,9 +194,7 @@ def _frames(data: Dataset, count: int, source: Source) -> Iterator[Array]:
         raise _broken(source, f"{found} frames of pixels", str(count))
 
 
-def _masks(
-    data: Dataset, header: Header, frames: Iterator[Array], threshold: float | None, source: Source
-) -> Iterator[NDArray[np.bool_]]:
+def _masks(data: Dataset, header: Header, frames: Iterator[Array], threshold: float | None, source: Source) -> Iterator[NDArray[np.bool_]]:
     if header.kind == "BINARY":
         for frame in frames:
             yield frame != 0
@@ -329,5 +330,3 @@ def _broken(source: Source, found: str, expected: str) -> ImageError:
     )
     assert isinstance(error, ImageError)
     return error
-
-

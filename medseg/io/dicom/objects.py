@@ -1,0 +1,63 @@
+"""Objects that are written element by element: what all of them say of patient, study, device and themselves."""
+
+from __future__ import annotations
+
+import datetime
+
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID
+
+from medseg.io.dicom.origin import Origin
+from medseg.io.dicom.segmentation import cut
+from medseg.io.dicom.volume import Frame
+from medseg.io.exports import Maker
+
+
+def new_object(origin: Origin, maker: Maker, sop_class: str, syntax: str, uid: str, modality: str, number: int, what: str) -> Dataset:
+    """An object about some images, in a series of its own in their study.
+
+    Args:
+        origin: the images.
+        maker: what makes it.
+        sop_class: SOP Class UID.
+        syntax: Transfer Syntax UID.
+        uid: SOP Instance UID.
+        modality: of the new series.
+        number: what its number ends in.
+        what: one word for its description.
+    """
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = UID(sop_class), UID(uid)
+    data.file_meta.TransferSyntaxUID = UID(syntax)
+    data.update(origin.common)
+    now = datetime.datetime.now()
+    values = {
+        "SOPClassUID": sop_class,
+        "SOPInstanceUID": uid,
+        "InstanceCreationDate": f"{now:%Y%m%d}",
+        "InstanceCreationTime": f"{now:%H%M%S}",
+        "Modality": modality,
+        "SeriesInstanceUID": origin.uid("series", what, maker.digest, uid),
+        "SeriesNumber": origin.number(number),
+        "SeriesDescription": cut(f"{maker.model} {what}"),
+        "InstanceNumber": 1,
+        "Manufacturer": "medseg",
+        "ManufacturerModelName": cut(maker.model),
+        "DeviceSerialNumber": maker.digest or "unknown",
+        "SoftwareVersions": maker.version,
+    }
+    for keyword, value in values.items():
+        setattr(data, keyword, value)
+    return data
+
+
+def image_reference(frame: Frame, numbered: bool = False) -> Dataset:
+    """An item that refers to an image; `numbered` to one frame of a multi-frame file."""
+    image = Dataset()
+    image.ReferencedSOPClassUID = frame.sop_class
+    image.ReferencedSOPInstanceUID = frame.sop_uid
+    if numbered and frame.index is not None:
+        image.ReferencedFrameNumber = frame.index + 1
+    return image
