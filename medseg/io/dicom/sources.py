@@ -6,6 +6,7 @@ Files need no suffix and no preamble. What is no DICOM is told from what is DICO
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
 import warnings
@@ -15,11 +16,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, cast
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset, config, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medseg.errors import ImageError, Problem, UsageError
 from medseg.io.dicom.volume import Source
+
+# pydicom would warn of odd values, and log them with their content: names and identifiers. What matters of them is judged here.
+config.settings.reading_validation_mode = config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 LARGE = 2**33  # bytes that a member of an archive may take unpacked; more is a mistake or an attack
 

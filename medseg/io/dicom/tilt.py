@@ -7,11 +7,14 @@ import numpy as np
 from medseg.geometry import Array, Grid
 from medseg.io.dicom.volume import Volume
 
+ROUNDING = 1e-6  # of a pixel
+
 
 def level(values: Array, acquired: Grid, grid: Grid, out: Array) -> None:
     """Shift every slice within its plane onto the orthogonal grid, linearly between pixels.
 
-    Slices stay where they are along the normal, so nothing is mixed between them. Beyond the acquired pixels stands the smallest value.
+    Slices stay where they are along the normal, so nothing is mixed between them. The outer halves of the outer pixels have the values
+    of their centres; beyond stands the smallest value.
 
     Args:
         values: `(*acquired.shape)`.
@@ -21,13 +24,21 @@ def level(values: Array, acquired: Grid, grid: Grid, out: Array) -> None:
     """
     from scipy import ndimage
 
-    lowest = float(values.min())
+    lowest = values.min()
     for z in range(len(values)):
         start = _start(acquired, grid, z)
         moved = ndimage.affine_transform(
-            values[z].astype(np.float64), np.eye(2), start, output_shape=grid.shape[1:], order=1, mode="grid-constant", cval=lowest
+            values[z].astype(np.float64), np.eye(2), start, output_shape=grid.shape[1:], order=1, mode="nearest", prefilter=False
         )
-        out[z] = np.rint(moved) if out.dtype.kind in "iu" else moved
+        out[z] = lowest
+        rows, columns = (_within(offset, n, count) for offset, n, count in zip(start, acquired.shape[1:], grid.shape[1:], strict=True))
+        out[z, rows, columns] = np.rint(moved[rows, columns]) if out.dtype.kind in "iu" else moved[rows, columns]
+
+
+def _within(offset: float, pixels: int, count: int) -> slice:
+    """Which of `count` pixels that begin at `offset` lie within the outer edges of an image of so many pixels."""
+    first = max(0, int(np.ceil(-0.5 - ROUNDING - offset)))
+    return slice(first, max(first, min(count, int(np.floor(pixels - 0.5 + ROUNDING - offset)) + 1)))
 
 
 def to_acquired(volume: Volume, labels: Array) -> Array:

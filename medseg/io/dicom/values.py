@@ -112,7 +112,6 @@ def values_of(stored: Array, data: Dataset, scale: Scaling, dtype: np.dtype, whe
             return np.asarray(apply_modality_lut(stored, data)).astype(dtype)
     except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
         raise ImageError.of("a lookup table cannot be applied", where=where, found=str(error)[:200], fix="Export it again.") from None
-    stored = _without_overlay(stored, data)
     if scale.inverted:
         low, high = _stored(data)
         stored = low + high - stored.astype(np.int64)
@@ -132,15 +131,3 @@ def values_of(stored: Array, data: Dataset, scale: Scaling, dtype: np.dtype, whe
             fix="Repair the header (BitsStored, PixelRepresentation), or export the image again.",
         )
     return result.astype(dtype)
-
-
-def _without_overlay(stored: Array, data: Dataset) -> Array:
-    """Without the bits of an overlay that old files keep in the unused bits of pixels."""
-    allocated, bits = whole(data.get("BitsAllocated")) or 0, whole(data.get("BitsStored")) or 0
-    planes = [group for group in range(0x6000, 0x6020, 2) if (group, 0x0102) in data and (group, 0x3000) not in data]
-    if not planes or bits >= allocated or stored.dtype.kind not in "iu":
-        return stored
-    values: Array = stored.astype(np.int64) & (2**bits - 1)
-    if whole(data.get("PixelRepresentation")) == 1:
-        values = np.where(values >= 2 ** (bits - 1), values - 2**bits, values)
-    return values.astype(stored.dtype)

@@ -140,3 +140,55 @@ def slice_dataset(study: str, array: Array, grid: Grid, z: int, modality: str, s
         else:
             setattr(data, keyword, chosen)
     return data
+
+
+def write_enhanced(
+    path: Path,
+    array: Array,
+    grid: Grid,
+    slopes: Sequence[float] = (1.0,),
+    shuffle: Sequence[int] | None = None,
+    **tags: Any,
+) -> Path:
+    """Write an enhanced MR file of `(T, *grid.shape)` int16, one frame per slice and time point.
+
+    Args:
+        path: of the file.
+        array: stored values.
+        grid: of a time point.
+        slopes: rescale slopes of the time points, in the frames' own functional groups.
+        shuffle: order of the frames in the file.
+        tags: as in `write_series`; no functions.
+    """
+    points, count = array.shape[:2]
+    order = list(shuffle or range(points * count))
+    first = slice_dataset(str(path), array[0], grid, 0, "MR", "1", {"PixelData": None})
+    first.file_meta.MediaStorageSOPClassUID = first.SOPClassUID = UID("1.2.840.10008.5.1.4.1.1.4.1")
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(first, keyword)
+    shared = Dataset()
+    measures, orientation = Dataset(), Dataset()
+    measures.PixelSpacing = [f"{v:.10g}" for v in grid.spacing[1:]]
+    measures.SliceThickness = f"{grid.spacing[0]:.10g}"
+    orientation.ImageOrientationPatient = [f"{v:.10g}" for v in (*grid.direction[:, 2], *grid.direction[:, 1])]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    frames = []
+    for number in order:
+        t, z = divmod(number, count)
+        frame, place, content, transformation = Dataset(), Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = [f"{v:.10g}" for v in grid.world((z, 0, 0))]
+        content.TemporalPositionIndex = t + 1
+        content.DimensionIndexValues = [t + 1, z + 1]
+        transformation.RescaleSlope, transformation.RescaleIntercept = str(slopes[t % len(slopes)]), "0"
+        transformation.RescaleType = "US"
+        frame.PlanePositionSequence, frame.FrameContentSequence = [place], [content]
+        frame.PixelValueTransformationSequence = [transformation]
+        frames.append(frame)
+    first.NumberOfFrames = len(frames)
+    first.SharedFunctionalGroupsSequence, first.PerFrameFunctionalGroupsSequence = [shared], frames
+    first.PixelData = np.ascontiguousarray(array.reshape(-1, *array.shape[2:])[order].astype("<i2")).tobytes()
+    for keyword, value in tags.items():
+        setattr(first, keyword, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first.save_as(path, enforce_file_format=True)
+    return path

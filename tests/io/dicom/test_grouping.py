@@ -1,0 +1,215 @@
+"""What becomes a volume, in which order, and what is said where files do not fit together."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medseg.io.dicom.reader import read_voxels, scan
+from tests.io.dicom.phantoms import grid_of, write_enhanced, write_series
+
+SHAPE = (6, 5, 4)
+
+
+def _array(shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 900, shape).astype(np.int16)
+
+
+def _said(problems: tuple[Any, ...]) -> str:
+    return "\n".join(map(str, problems))
+
+
+def test_missing_slice_is_named(tmp_path: Path) -> None:
+    files = write_series(tmp_path, _array(), grid_of(SHAPE))
+    files[3].unlink()
+    (volume,) = scan(tmp_path).volumes
+    assert "a slice is missing; found 5 slices with a gap after slice 3 (6 mm), expected 6 slices, 3 mm apart" in _said(volume.errors)
+
+
+def test_overlapping_slice_is_named(tmp_path: Path) -> None:
+    grid = grid_of(SHAPE)
+    write_series(tmp_path, _array(), grid)
+    write_series(tmp_path / "more", _array()[:1], grid, ImagePositionPatient=[*grid.world((2.3, 0, 0))], SOPInstanceUID="2.25.7",
+                 SeriesInstanceUID=scan(tmp_path).volumes[0].series.uid, FrameOfReferenceUID=scan(tmp_path).volumes[0].series.world,
+                 InstanceNumber=99)  # fmt: skip
+    (volume,) = scan(tmp_path).volumes
+    assert "slices lie unevenly; found distances of 0.9 to 3 mm" in _said(volume.errors)
+
+
+def test_copies_are_dropped_and_told(tmp_path: Path) -> None:
+    array, grid = _array(), grid_of(SHAPE)
+    write_series(tmp_path / "a", array, grid)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (volume,) = scan(tmp_path).volumes
+    assert not volume.errors
+    assert "images are there more than once; one of each is read; found 6 copies" in _said(volume.warnings)
+    assert volume.folder == tmp_path / "a"
+    assert np.array_equal(read_voxels(volume)[0], array)
+
+
+def test_copies_under_other_uids_are_told_by_their_pixels(tmp_path: Path) -> None:
+    array, grid = _array(), grid_of(SHAPE)
+    write_series(tmp_path, array, grid)
+    first = scan(tmp_path).volumes[0].series
+    same = {"SeriesInstanceUID": first.uid, "FrameOfReferenceUID": first.world}
+    write_series(tmp_path / "again", array, grid, SOPInstanceUID=lambda z: f"2.25.8{z}", **same)
+    (volume,) = scan(tmp_path).volumes
+    assert "6 copies" in _said(volume.warnings)
+    assert not volume.errors
+    shutil.rmtree(tmp_path / "again")
+    write_series(tmp_path / "other", array + 1, grid, SOPInstanceUID=lambda z: f"2.25.8{z}", **same)
+    (volume,) = scan(tmp_path).volumes
+    assert "several different images lie at one position, and their headers do not say which comes when" in _said(volume.errors)
+
+
+@pytest.mark.parametrize(
+    ("tags", "times"),
+    [
+        (lambda t: {"TemporalPositionIdentifier": t + 1}, (0, 1, 2)),
+        (lambda t: {"TriggerTime": lambda z: str(5 + 40 * t + z), "NominalInterval": "900"}, (0, 0.04, 0.08)),
+        (lambda t: {"AcquisitionNumber": t + 3}, (0, 1, 2)),
+        (lambda t: {"AcquisitionDate": "20200101", "AcquisitionTime": f"1200{2 * t:02d}.5"}, (0, 2, 4)),
+        (lambda t: {"InstanceNumber": lambda z: z * 3 + t}, (0, 1, 2)),
+        (lambda t: {"FrameReferenceTime": str(1000 * 5**t)}, (0, 4, 24)),
+    ],
+)
+def test_repeated_positions_are_time_points(tmp_path: Path, tags: Any, times: tuple[float, ...]) -> None:
+    array, grid = _array((3, *SHAPE)), grid_of(SHAPE, "oblique")
+    for t in (2, 0, 1):
+        write_series(tmp_path / str(t), array[t], grid, "MR", **{
+            "SeriesInstanceUID": "2.25.1", "FrameOfReferenceUID": "2.25.2", "SOPInstanceUID": lambda z, t=t: f"2.25.3.{t}.{z}", **tags(t),
+        })  # fmt: skip
+    (volume,) = scan(tmp_path).volumes
+    assert not volume.errors
+    assert volume.times == pytest.approx(times)
+    assert np.array_equal(read_voxels(volume), array)
+
+
+def test_cine_that_is_there_in_part(tmp_path: Path) -> None:
+    """Two phases at every position, all of them at one: a volume of two time points, and the whole cine of one slice."""
+    array, grid = _array((20, *SHAPE)), grid_of(SHAPE)
+    for t in range(20):
+        files = write_series(tmp_path / str(t), array[t], grid, "MR", SeriesInstanceUID="2.25.1", FrameOfReferenceUID=lambda z, t=t: f"2.25.9.{t}.{z}",
+                             SOPInstanceUID=lambda z, t=t: f"2.25.3.{t}.{z}", NominalInterval=lambda z: 700 + 10 * z, CardiacNumberOfImages=20,
+                             TriggerTime=lambda z, t=t: f"{(700 + 10 * z) * (t + 0.5) / 20:.6g}", InstanceNumber=lambda z, t=t: z * 20 + t)  # fmt: skip
+        for z, file in enumerate(files):
+            if t not in (6, 19) and z != 2:
+                file.unlink()
+    cine, volume = sorted(scan(tmp_path).volumes, key=lambda one: one.grid.shape)
+    assert np.array_equal(read_voxels(volume), array[[6, 19]])
+    assert "time points that some positions lack are left out" in _said(volume.warnings)
+    assert "the frame of reference differs within the series" in _said(volume.warnings)
+    assert cine.grid.shape == (1, 5, 4)
+    assert np.array_equal(read_voxels(cine)[:, 0], array[:, 2])
+    assert cine.grid.spacing[0] == pytest.approx(3)
+
+
+def test_a_few_lost_images_of_a_time_series_cost_their_time_points_only(tmp_path: Path) -> None:
+    array, grid = _array((4, *SHAPE)), grid_of(SHAPE)
+    for t in range(4):
+        files = write_series(tmp_path / str(t), array[t], grid, "MR", SeriesInstanceUID="2.25.1", FrameOfReferenceUID="2.25.2",
+                             SOPInstanceUID=lambda z, t=t: f"2.25.3.{t}.{z}", TemporalPositionIdentifier=t + 1)  # fmt: skip
+        if t == 2:
+            files[0].unlink()
+    (volume,) = scan(tmp_path).volumes
+    assert np.array_equal(read_voxels(volume), array[[0, 1, 3]])
+
+
+def test_magnitude_and_phase_are_two_volumes(tmp_path: Path) -> None:
+    grid = grid_of(SHAPE)
+    for i, letter in enumerate("MP"):
+        write_series(tmp_path / letter, _array(seed=i), grid, "MR", SeriesInstanceUID="2.25.1", FrameOfReferenceUID="2.25.2",
+                     SOPInstanceUID=lambda z, i=i: f"2.25.3.{i}.{z}", ImageType=["ORIGINAL", "PRIMARY", letter])  # fmt: skip
+    volumes = scan(tmp_path).volumes
+    assert sorted(volume.series.kind[-1] for volume in volumes) == ["M", "P"]
+    for volume in volumes:
+        assert np.array_equal(read_voxels(volume)[0], _array(seed="MP".index(volume.series.kind[-1])))
+
+
+def test_two_acquisitions_that_do_not_fit_are_two_volumes(tmp_path: Path) -> None:
+    for i in range(2):
+        grid = grid_of(SHAPE, origin=(0, 0, 19.3 * i))
+        write_series(tmp_path / str(i), _array(seed=i), grid, SeriesInstanceUID="2.25.1", FrameOfReferenceUID="2.25.2",
+                     SOPInstanceUID=lambda z, i=i: f"2.25.3.{i}.{z}", AcquisitionNumber=i + 1)  # fmt: skip
+    volumes = scan(tmp_path).volumes
+    assert [len(volume.frames[0]) for volume in volumes] == [6, 6]
+    assert not any(volume.errors for volume in volumes)
+
+
+def test_mixed_orientations_are_volumes_of_their_own_and_localizers_are_named(tmp_path: Path) -> None:
+    for i, orientation in enumerate(("axial", "coronal")):
+        tags = {"SeriesInstanceUID": "2.25.1", "FrameOfReferenceUID": "2.25.2", "SOPInstanceUID": lambda z, i=i: f"2.25.3.{i}.{z}"}
+        write_series(tmp_path / "mixed" / str(i), _array(seed=i), grid_of(SHAPE, orientation), **tags)
+        kind = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        write_series(tmp_path / "scout" / str(i), _array((1, 5, 4)), grid_of((1, 5, 4), orientation), "MR", ImageType=kind, **tags)
+    mixed, scouts = scan(tmp_path / "mixed").volumes, scan(tmp_path / "scout").volumes
+    assert ["the series mixes orientations" in _said(volume.warnings) for volume in mixed] == [True, True]
+    assert ["is a localizer" in _said(volume.warnings) for volume in scouts] == [True, True]
+    assert not any("mixes" in _said(volume.warnings) for volume in scouts)
+
+
+def test_directions_that_straddle_a_rounding_are_one_volume(tmp_path: Path) -> None:
+    tilt = [0.0014999, 0.0015001]
+    write_series(tmp_path, _array(), grid_of(SHAPE), ImageOrientationPatient=lambda z: [1, 0, 0, 0, 1, tilt[z % 2]])
+    (volume,) = scan(tmp_path).volumes
+    assert len(volume.frames[0]) == 6
+    assert not volume.errors
+
+
+def test_shifted_slices_are_refused(tmp_path: Path) -> None:
+    grid = grid_of(SHAPE)
+    positions = grid.world(np.array([[z, 0, 0] for z in range(6)], dtype=np.float64))
+    positions[2, 0] += 2
+    write_series(tmp_path, _array(), grid, ImagePositionPatient=lambda z: [f"{v:.8g}" for v in positions[z]])
+    (volume,) = scan(tmp_path).volumes
+    assert "slices are shifted against each other; found up to 2 mm beside the line of the others" in _said(volume.errors)
+
+
+def test_slices_without_positions_are_ordered_by_their_location(tmp_path: Path) -> None:
+    array, grid = _array(), grid_of(SHAPE)
+    write_series(tmp_path, array, grid, ImagePositionPatient=None, ImageOrientationPatient=None, SliceLocation=lambda z: str(90 - 3 * z))
+    (volume,) = scan(tmp_path).volumes
+    assert not volume.spaced
+    assert "the files do not say where slices lie; their slice locations order them" in _said(volume.warnings)
+    assert np.array_equal(read_voxels(volume)[0], array[::-1])
+    assert volume.grid.spacing == pytest.approx((3, 0.8, 0.7))
+
+
+def test_pictures_are_images_in_2d_each(tmp_path: Path) -> None:
+    grid = grid_of((2, 5, 4))
+    where = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
+    write_series(tmp_path, _array((2, 5, 4)).astype(np.uint8), grid, "OT", **where)
+    volumes = scan(tmp_path).volumes
+    assert [volume.grid.shape for volume in volumes] == [(5, 4), (5, 4)]
+    assert not any(volume.spaced for volume in volumes)
+    assert all("is a secondary capture" in _said(volume.warnings) for volume in volumes)
+
+
+@pytest.mark.parametrize("orientation", ["axial", "sagittal", "oblique"])
+def test_enhanced_multi_frame_with_frames_in_any_order(tmp_path: Path, orientation: str) -> None:
+    array, grid = _array((2, *SHAPE)), grid_of(SHAPE, orientation)
+    order = np.random.default_rng(1).permutation(12).tolist()
+    write_enhanced(tmp_path / "a.dcm", array, grid, slopes=(0.5, 2.0), shuffle=order)
+    (volume,) = scan(tmp_path).volumes
+    assert not volume.errors
+    assert np.allclose(volume.grid.affine, grid.affine, atol=1e-6)
+    assert volume.dtype == "float32"
+    assert np.array_equal(read_voxels(volume), array * np.array([0.5, 2.0])[:, None, None, None])
+
+
+def test_enhanced_file_whose_groups_are_fewer_than_its_frames(tmp_path: Path) -> None:
+    write_enhanced(tmp_path / "a.dcm", _array((1, *SHAPE)), grid_of(SHAPE), NumberOfFrames=7)
+    found = scan(tmp_path)
+    assert not found.volumes
+    assert "the number of frames contradicts the functional groups" in _said(found.others[0].problems)
+
+
+def test_a_volume_is_the_same_from_its_own_folder_and_from_above(tmp_path: Path) -> None:
+    write_series(tmp_path / "a" / "b", _array(), grid_of(SHAPE))
+    write_series(tmp_path / "a" / "c", _array(seed=1), grid_of(SHAPE), series="2")
+    above = {volume.path for volume in scan(tmp_path).volumes}
+    assert above == {scan(tmp_path / "a" / name).volumes[0].path for name in "bc"}

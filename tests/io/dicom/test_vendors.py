@@ -1,0 +1,44 @@
+"""Real files of several vendors give the values and the geometry of published conversions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg.io.dicom.reader import read_voxels, scan
+from medseg.io.images import read_image
+
+FOLDER = Path(__file__).resolve().parents[3] / "datasets" / "dicom"
+PUBLISHED = sorted(FOLDER.glob("*_reference.nii*"))
+
+
+@pytest.mark.parametrize("reference", PUBLISHED, ids=lambda path: path.name.split("_reference")[0])
+def test_as_published(reference: Path) -> None:
+    found = scan(FOLDER / reference.name.split("_reference")[0])
+    (volume,) = found.volumes
+    assert not found.others
+    assert not volume.errors
+    image, expected = read_image(volume.path), read_image(reference)
+    own, other = image.grid.canonical(), expected.grid.canonical()
+    assert np.abs(own.grid(image.grid).affine - other.grid(expected.grid).affine).max() < 1e-3
+    assert own.apply(image.array).shape == other.apply(expected.array).shape
+    assert np.allclose(own.apply(image.array), other.apply(expected.array), rtol=1e-6, atol=1e-4)
+
+
+def test_there_are_published_conversions() -> None:
+    assert len(PUBLISHED) == 5
+
+
+def test_lossless_jpeg_equals_run_lengths() -> None:
+    values = [read_voxels(scan(FOLDER / f"generic_compressed_{name}_001").volumes[0]) for name in ("jpeg", "rle")]
+    assert np.array_equal(*values)
+    assert values[0].std() > 10
+
+
+def test_time_points_of_mosaics_are_in_seconds() -> None:
+    (volume,) = scan(FOLDER / "siemens_epi_nih_mr_0003").volumes
+    assert volume.times == pytest.approx((0.0, 2.435), abs=40)
+    assert volume.times[1] > 1
+    assert {frame.tile for frame in volume.frames[0]} == set(range(5))
