@@ -16,8 +16,7 @@ from pydicom import Dataset, config
 
 from medseg.errors import ImageError, Problem
 from medseg.geometry import Array, Grid
-from medseg.io.dicom.groups import find
-from medseg.io.dicom.planes import number, text, vector
+from medseg.io.dicom.groups import find, number, text, vector
 from medseg.io.dicom.sources import read_dataset
 from medseg.io.dicom.volume import Frame, Source, Volume
 from medseg.scratch import release, row_slabs
@@ -34,6 +33,7 @@ TRIAL = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialSu
 PLACE = ("ImagePositionPatient", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "NumberOfFrames", "SOPInstanceUID")
 STORAGE = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4", "PT": "1.2.840.10008.5.1.4.1.1.128",
            "OT": "1.2.840.10008.5.1.4.1.1.7"}  # fmt: skip
+SHORT = 16  # characters of a short string
 LARGEST = 2**31 - 1  # an integer string
 
 Point = tuple[float, float, float]
@@ -172,6 +172,9 @@ def _common(header: Dataset, volume: Volume, filled: list[str]) -> Dataset:
             filled.append(f"{keyword}: empty")
         elif value is None and keyword in header:
             filled.append(f"{keyword}: empty, its value is impossible")
+        if keyword == "StudyID" and value is not None and len(value) > SHORT:
+            value = value[:SHORT]
+            filled.append(f"StudyID: cut to {SHORT} characters")
         setattr(common, keyword, value or "")
     trial = all(_value(header, keyword) for keyword in TRIAL)
     for keyword in OPTIONAL:

@@ -13,22 +13,15 @@ from pydicom import Dataset, config
 
 from medseg.dataset import CaseFiles, Labels
 from medseg.errors import Problem
-from medseg.io.dicom.origin import Origin, derived_uid, origin_of
-from medseg.io.dicom.reader import find_volume, read_voxels
-from medseg.io.dicom.segmentation import (
-    class_mask,
-    coded,
-    cut,
-    make_segmentation,
-    save,
-    series_problems,
-    series_warnings,
-    tracking_id,
-    tracking_uid,
-)
+from medseg.geometry import Array
+from medseg.io.dicom.origin import Origin, derived_uid
+from medseg.io.dicom.reader import read_dataset, read_voxels
+from medseg.io.dicom.segmentation import make_segmentation, save, series_problems, series_warnings
 from medseg.io.dicom.settings import SegmentTerms, Term
 from medseg.io.dicom.sizes import Size, size_of
-from medseg.io.dicom.terms import CATEGORIES, SIDES, class_terms
+from medseg.io.dicom.subject import Subject, coded, cut
+from medseg.io.dicom.suv import is_uptake, uptake_problems
+from medseg.io.dicom.terms import CATEGORIES, SIDES
 from medseg.io.exports import Export, Maker, Result
 
 NUMBER = 94  # of the series, after that of the images
@@ -77,20 +70,19 @@ class Report(Export):
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""
-        origin = origin_of(find_volume(result.files.images[0]))
-        segmentation = make_segmentation(result, origin, "BINARY")
-        report = make_report(result, origin, segmentation)
+        subject = Subject.of(result)
+        segmentation = make_segmentation(subject, "BINARY")
+        report = make_report(subject, segmentation)
         save(segmentation, out / f"{result.files.id}.seg.dcm")
         save(report, out / f"{result.files.id}.sr.dcm")
 
 
-def make_report(result: Result, origin: Origin, segmentation: Dataset) -> Dataset:
+def make_report(subject: Subject, segmentation: Dataset) -> Dataset:
     """The report as a data set with file meta information, not yet written.
 
     Args:
-        result: what was predicted.
-        origin: of the volume that it was predicted from.
-        segmentation: the BINARY segmentation of the same result.
+        subject: what was predicted, and on which images.
+        segmentation: the BINARY segmentation of the same subject.
 
     Raises:
         ImageError: intensities are measured, and the images cannot be read.
@@ -104,11 +96,9 @@ def make_report(result: Result, origin: Origin, segmentation: Dataset) -> Datase
     )
     from pydicom.sr.codedict import codes
 
-    maker = result.maker
-    terms = class_terms(result.labels, maker.settings, maker.model)
-    measured = INTENSITIES.get(origin.volume.series.modality)
-    values = read_voxels(origin.volume)[0] if measured is not None else None
-    uid = origin.uid("report", segmentation.SOPInstanceUID)
+    origin, maker = subject.origin, subject.result.maker
+    values = read_voxels(origin.volume)[0] if _means_something(origin) else None
+    uid = subject.uid("report")
     with warnings.catch_warnings(), config.disable_value_validation():
         warnings.simplefilter("ignore")
         device = DeviceObserverIdentifyingAttributes(
@@ -116,12 +106,9 @@ def make_report(result: Result, origin: Origin, segmentation: Dataset) -> Datase
             name="medseg",
             manufacturer_name="medseg",
             model_name=cut(maker.model),
-            serial_number=maker.digest or "unknown",
+            serial_number=cut(maker.digest),
         )
-        groups = []
-        for k, name in enumerate(result.labels.names):
-            mask = class_mask(result.prediction.labels, result, k)
-            groups.append(_group(result, origin, segmentation, k, terms[name], size_of(mask, result.grid, values)))
+        groups = [_group(subject, segmentation, k, _size(subject, k, values)) for k in range(len(subject.names))]
         content = MeasurementReport(
             observation_context=ObservationContext(
                 observer_device_context=ObserverContext(
@@ -137,14 +124,14 @@ def make_report(result: Result, origin: Origin, segmentation: Dataset) -> Datase
         report: Dataset = Comprehensive3DSR(
             evidence=[segmentation, *_evidence(origin)],
             content=content[0],
-            series_instance_uid=origin.uid("series", uid),
+            series_instance_uid=subject.uid("series", "report"),
             series_number=origin.number(NUMBER),
             sop_instance_uid=uid,
             instance_number=1,
             manufacturer="medseg",
             manufacturer_model_name=cut(maker.model),
-            software_versions=maker.version,
-            device_serial_number=maker.digest or "unknown",
+            software_versions=cut(maker.version),
+            device_serial_number=cut(maker.digest),
             series_description=cut(f"{maker.model} measurements"),
             is_complete=True,
             is_final=False,
@@ -153,19 +140,35 @@ def make_report(result: Result, origin: Origin, segmentation: Dataset) -> Datase
     return report
 
 
-def _group(result: Result, origin: Origin, segmentation: Dataset, index: int, terms: SegmentTerms, size: Size) -> Any:
+def _means_something(origin: Origin) -> bool:
+    """Whether the values of the images have a unit."""
+    modality = origin.volume.series.modality
+    if modality != "PT" or origin.volume.samples != 1:
+        return modality == "CT" and origin.volume.samples == 1
+    header = read_dataset(origin.slices[0].source)
+    return is_uptake(header) and not uptake_problems(header)
+
+
+def _size(subject: Subject, index: int, values: Array | None) -> Size:
+    box = subject.box(index)
+    if box is None:
+        return Size(0, 0.0, 0.0, 0.0, 0.0)
+    mask = subject.mask(index, subject.result.prediction.labels[box])
+    return size_of(mask, subject.result.grid, None if values is None else values[box])
+
+
+def _group(subject: Subject, segmentation: Dataset, index: int, size: Size) -> Any:
     from highdicom import sr
 
-    name = result.labels.names[index]
+    origin, name = subject.origin, subject.names[index]
+    terms = subject.terms[name]
     shared: dict[str, Any] = {
-        "tracking_identifier": sr.TrackingIdentifier(
-            uid=tracking_uid(result, origin, name), identifier=tracking_id(result, name)
-        ),
+        "tracking_identifier": sr.TrackingIdentifier(uid=subject.tracking_uid(name), identifier=subject.tracking_id(name)),
         "finding_type": coded(terms.type),
         "finding_category": coded(terms.category),
         "finding_sites": _sites(terms),
         "measurements": _measurements(size, origin),
-    }  # fmt: skip
+    }
     if origin.positions:
         segment = sr.ReferencedSegment(
             sop_class_uid=segmentation.SOPClassUID,

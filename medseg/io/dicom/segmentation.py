@@ -20,18 +20,18 @@ from medseg.dataset import CaseFiles, Labels
 from medseg.errors import ImageError, MedsegError, Problem
 from medseg.geometry import Array
 from medseg.io.dicom.origin import Origin, array_digest, no_place, origin_of
-from medseg.io.dicom.reader import find_volume
-from medseg.io.dicom.settings import SegmentTerms, Term
-from medseg.io.dicom.terms import class_terms, unknown_classes
-from medseg.io.dicom.volume import SUFFIX, Volume
+from medseg.io.dicom.reader import find_volume, to_acquired
+from medseg.io.dicom.settings import SegmentTerms
+from medseg.io.dicom.subject import Subject, coded, cut
+from medseg.io.dicom.terms import unknown_classes
+from medseg.io.dicom.volume import SUFFIX
 from medseg.io.exports import Export, Maker, Result
-from medseg.io.format import Image, Native
-from medseg.io.grids import nearest
 from medseg.record import write_atomic
 from medseg.scratch import row_slabs
 
 Kind = Literal["BINARY", "LABELMAP", "FRACTIONAL"]
 NUMBERS: dict[Kind, int] = {"BINARY": 91, "LABELMAP": 92, "FRACTIONAL": 93}  # of the series, after that of the images
+PLAIN, RLE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"  # JPEG-LS is faster and smaller, but dcmqi does not take it for lossless
 MOST = 2**31  # voxels of all segments together: what one object can hold of fractions, one byte each
 STEPS = 255  # of a fraction
 
@@ -57,10 +57,10 @@ class Seg(Export):
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""
-        origin = origin_of(find_volume(result.files.images[0]))
-        save(make_segmentation(result, origin, "BINARY"), out / f"{result.files.id}.seg.dcm")
+        subject = Subject.of(result)
+        save(make_segmentation(subject, "BINARY"), out / f"{result.files.id}.seg.dcm")
         if result.prediction.probabilities is not None:
-            save(make_segmentation(result, origin, "FRACTIONAL"), out / f"{result.files.id}.probabilities.dcm")
+            save(make_segmentation(subject, "FRACTIONAL"), out / f"{result.files.id}.probabilities.dcm")
 
 
 @final
@@ -84,8 +84,7 @@ class LabelMap(Export):
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""
-        origin = origin_of(find_volume(result.files.images[0]))
-        save(make_segmentation(result, origin, "LABELMAP"), out / f"{result.files.id}.labelmap.dcm")
+        save(make_segmentation(Subject.of(result), "LABELMAP"), out / f"{result.files.id}.labelmap.dcm")
 
 
 def series_problems(files: CaseFiles) -> tuple[Problem, ...]:
@@ -110,53 +109,55 @@ def series_warnings(files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Pro
     return (*unknown_classes(labels, maker.settings, maker.model), *origin_of(find_volume(files.images[0])).filled)
 
 
-def make_segmentation(result: Result, origin: Origin, kind: Kind) -> Dataset:
+def make_segmentation(subject: Subject, kind: Kind) -> Dataset:
     """The segmentation as a data set with file meta information, not yet written.
 
     Args:
-        result: what was predicted.
-        origin: of the volume that it was predicted from.
+        subject: what was predicted, and on which images.
         kind: FRACTIONAL needs probabilities.
 
     Raises:
-        ImageError: the prediction does not have the shape of the volume, or is too large for one object.
+        ImageError: the prediction is too large for one object.
     """
     from highdicom.seg import Segmentation
 
-    labels = on_slices(result.prediction.labels, origin.volume)
-    masks, uid = _masks(result, origin, kind, labels)
+    result, origin, maker = subject.result, subject.origin, subject.result.maker
+    masks = _masks(subject, kind)
     sources = _sources(origin)
+    empty = not masks.any()
+    if empty:  # an object must have a frame, and one per segment is enough
+        masks, sources = masks[:1], sources[:1]
+    content = () if kind != "FRACTIONAL" else (array_digest(_probabilities(result)),)
     with warnings.catch_warnings(), config.disable_value_validation():
         warnings.simplefilter("ignore")
         data: Dataset = Segmentation(
             source_images=sources,
             pixel_array=masks,
             segmentation_type=kind,
-            segment_descriptions=_descriptions(result, origin, kind),
-            series_instance_uid=origin.uid("series", kind, result.maker.digest, uid),
+            segment_descriptions=_descriptions(subject, kind),
+            series_instance_uid=subject.uid("series", kind, *content),
             series_number=origin.number(NUMBERS[kind]),
-            sop_instance_uid=uid,
+            sop_instance_uid=subject.uid(kind, *content),
             instance_number=1,
             manufacturer="medseg",
-            manufacturer_model_name=cut(result.maker.model),
-            software_versions=result.maker.version,
-            device_serial_number=result.maker.digest or "unknown",
+            manufacturer_model_name=cut(maker.model),
+            software_versions=cut(maker.version),
+            device_serial_number=cut(maker.digest),
             fractional_type="PROBABILITY",
             max_fractional_value=STEPS,
             content_label={"BINARY": "SEGMENTATION", "LABELMAP": "LABELMAP", "FRACTIONAL": "PROBABILITIES"}[kind],
-            content_description=cut(f"Segmentation by {result.maker.model}"),
-            series_description=cut(f"{result.maker.model} {kind.lower()} segmentation"),
-            transfer_syntax_uid="1.2.840.10008.1.2.5" if kind == "LABELMAP" else "1.2.840.10008.1.2.1",
+            content_description=cut(f"Segmentation by {maker.model}"),
+            series_description=cut(f"{maker.model} {kind.lower()} segmentation"),
+            transfer_syntax_uid=RLE if kind == "LABELMAP" else PLAIN,
             content_creator_name="medseg^automatic",
             specific_character_set="ISO_IR 192",
-            omit_empty_frames=True,
+            omit_empty_frames=not empty,
         )
         _refer(data, origin)
         for keyword in origin.common.dir("Clinical", "Deidentification", "PatientIdentity", "Longitudinal", "PatientOrientation"):
             setattr(data, keyword, origin.common[keyword].value)
         if kind == "FRACTIONAL":
-            assert result.prediction.probabilities is not None
-            _fill(data, _foreground(result, result.prediction.probabilities), origin)
+            _fill(data, _probabilities(result), origin)
     return data
 
 
@@ -167,101 +168,53 @@ def save(data: Dataset, path: Path) -> None:
         write_atomic(path, lambda temporary: data.save_as(temporary, enforce_file_format=True))
 
 
-def segmentation_uid(result: Result, origin: Origin, kind: Kind = "BINARY") -> str:
-    """The SOP Instance UID that the segmentation of a result has."""
-    array = result.prediction.probabilities if kind == "FRACTIONAL" else result.prediction.labels
-    assert array is not None
-    return origin.uid(kind, result.maker.digest, *result.labels.names, array_digest(array))
-
-
-def tracking_uid(result: Result, origin: Origin, name: str) -> str:
-    """What the finding of a class in these images is called in all objects about it."""
-    return origin.uid("tracking", result.maker.digest, name, array_digest(result.prediction.labels))
-
-
-def tracking_id(result: Result, name: str) -> str:
-    """The same for people."""
-    return cut(f"{result.maker.model} {name}")
-
-
-def class_mask(labels: Array, result: Result, index: int) -> NDArray[np.bool_]:
-    """The voxels of a class, regions included."""
-    return np.isin(labels, result.labels.classes[index].values)
-
-
-def on_slices(labels: Array, volume: Volume) -> Array:
-    """A label map on the slices as they were acquired, where these were resampled for a gantry tilt; else as it is."""
-    if labels.shape != volume.grid.shape:
-        raise ImageError.of(
-            "a prediction does not have the shape of its images",
-            where=str(volume.path),
-            found=" x ".join(map(str, labels.shape)),
-            expected=" x ".join(map(str, volume.grid.shape)),
-        )
-    if volume.tilted is None:
-        return labels
-    image = Image(labels[None], volume.grid, Native("DICOM", labels.dtype.name, True))
-    return nearest(image, volume.tilted)[0]
-
-
-def cut(text: str, length: int = 64) -> str:
-    """A text as long as DICOM allows, without what a long string must not hold."""
-    return "".join(c for c in text if c.isprintable() and c != "\\")[:length].strip() or "unnamed"
-
-
-def coded(term: Term) -> Any:
-    """A term as highdicom's code."""
-    from highdicom.sr import CodedConcept
-
-    return CodedConcept(term.value, term.scheme, term.meaning)
-
-
-def _masks(result: Result, origin: Origin, kind: Kind, labels: Array) -> tuple[Array, str]:
-    """What highdicom is given: segment numbers `(Z, Y, X)`, or `(Z, Y, X, K)` 0 and 1 where voxels may have several; and the UID."""
-    uid = segmentation_uid(result, origin, kind)
+def _masks(subject: Subject, kind: Kind) -> Array:
+    """What highdicom is given: segment numbers `(Z, Y, X)`, or `(Z, Y, X, K)` 0 and 1 where voxels may have several."""
+    result, volume = subject.result, subject.origin.volume
+    count = len(subject.names)
+    labels = to_acquired(volume, result.prediction.labels)
     stack = labels[None] if labels.ndim == 2 else labels
-    count = len(result.labels.classes)
-    if kind == "FRACTIONAL" or (kind == "BINARY" and not result.labels.exclusive):
-        if stack.size * count >= MOST:
-            raise ImageError.of(
-                "the prediction is too large for one DICOM object with a mask per class",
-                where=str(origin.volume.path),
-                found=f"{stack.size * count / 2**30:.1f} G voxels in {count} masks",
-                expected=f"less than {MOST / 2**30:.0f} G",
-                fix="Ask for --format labelmap, or for --format nifti with --probabilities.",
-            )
-        masks = np.zeros((*stack.shape, count), np.uint8)
+    if kind == "LABELMAP" or (kind == "BINARY" and result.labels.exclusive):
+        numbers = np.zeros(stack.shape, np.uint8 if count < 256 else np.uint16)
+        table = _numbers(result.labels, int(labels.max(initial=0)), numbers.dtype)
+        for rows in row_slabs(stack.shape):
+            numbers[rows] = table[stack[rows]]
+        return numbers
+    if stack.size * count >= MOST:
+        raise ImageError.of(
+            "the prediction is too large for one DICOM object with a mask per class",
+            where=str(volume.path),
+            found=f"{stack.size * count / 2**30:.1f} G voxels in {count} masks",
+            expected=f"less than {MOST / 2**30:.0f} G",
+            fix="Ask for --format labelmap, or for --format nifti with --probabilities.",
+        )
+    masks = np.zeros((*stack.shape, count), np.uint8)
+    for k in range(count):
         if kind == "FRACTIONAL":
-            assert result.prediction.probabilities is not None
-            for k, values in enumerate(_foreground(result, result.prediction.probabilities)):
-                on = values if labels.ndim == 3 else values[None]
-                for rows in row_slabs(stack.shape):
-                    masks[rows, ..., k] = _steps(on[rows]) > 0
+            maps = to_acquired(volume, _probabilities(result)[k])
+            solid = maps[None] if maps.ndim == 2 else maps
+            for rows in row_slabs(stack.shape):
+                masks[rows, ..., k] = _steps(solid[rows]) > 0
         else:
-            for k in range(count):
-                masks[..., k] = class_mask(stack, result, k)
-        return masks, uid
-    dtype = np.uint8 if count < 256 else np.uint16
-    numbers = np.zeros(stack.shape, dtype)
-    for rows in row_slabs(stack.shape):
-        numbers[rows] = _numbered(stack[rows], result.labels, dtype)
-    return numbers, uid
+            masks[..., k] = subject.mask(k, stack)
+    return masks
 
 
-def _numbered(labels: Array, shown: Labels, dtype: Any) -> Array:
-    """Values as they are written to numbers of segments, which are those of classes, from 1."""
-    pairs = {value: k + 1 for k, one in enumerate(shown.classes) for value in one.values}
-    pairs |= {value: k + 1 for k, value in enumerate(shown.written)}
-    known = np.array(sorted(pairs))
-    table = np.array([pairs[int(value)] for value in known], dtype)
-    place = np.minimum(np.searchsorted(known, labels), len(known) - 1)
-    return np.where(known[place] == labels, table[place], dtype(0))
+def _numbers(labels: Labels, largest: int, dtype: np.dtype[Any]) -> Array:
+    """Voxel value -> number of its segment; 0 for what is no class."""
+    table = np.zeros(largest + 1, dtype)
+    pairs = {value: k + 1 for k, one in enumerate(labels.classes) for value in one.values}
+    pairs |= {value: k + 1 for k, value in enumerate(labels.written)}
+    for value, number in pairs.items():
+        if 0 < value <= largest:
+            table[value] = number
+    return table
 
 
-def _foreground(result: Result, probabilities: Array) -> Array:
+def _probabilities(result: Result) -> Array:
     """`(K, *shape)`: without the background that comes first where classes exclude each other."""
-    count = len(result.labels.classes)
-    return probabilities[len(probabilities) - count :]
+    assert result.prediction.probabilities is not None
+    return result.prediction.probabilities[-len(result.labels.classes) :]
 
 
 def _steps(values: Array) -> NDArray[np.uint8]:
@@ -271,12 +224,15 @@ def _steps(values: Array) -> NDArray[np.uint8]:
 def _fill(data: Dataset, probabilities: Array, origin: Origin) -> None:
     """Replace the full fractions of every frame by the probabilities."""
     places = {tuple(float(f"{v:.6g}") for v in position): z for z, position in enumerate(origin.positions)}
+    maps: dict[int, Array] = {}
     frames = []
     shared = data.SharedFunctionalGroupsSequence[0]
     for group in data.PerFrameFunctionalGroupsSequence:
         holder = group if "SegmentIdentificationSequence" in group else shared
         segment = int(holder.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-        values = probabilities[segment - 1]
+        if segment not in maps:  # frames come segment by segment
+            maps = {segment: to_acquired(origin.volume, probabilities[segment - 1])}
+        values = maps[segment]
         if origin.positions:
             values = values[places[tuple(float(f"{v:.6g}") for v in group.PlanePositionSequence[0].ImagePositionPatient)]]
         frames.append(_steps(values).tobytes())
@@ -285,32 +241,32 @@ def _fill(data: Dataset, probabilities: Array, origin: Origin) -> None:
     data.SegmentsOverlap = "UNDEFINED"
 
 
-def _descriptions(result: Result, origin: Origin, kind: Kind) -> list[Any]:
+def _descriptions(subject: Subject, kind: Kind) -> list[Any]:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.color import CIELabColor
     from highdicom.seg import SegmentDescription
     from pydicom.sr.codedict import codes
 
+    maker, labels = subject.result.maker, subject.result.labels
     algorithm = AlgorithmIdentificationSequence(
-        name=cut(result.maker.model),
+        name=cut(maker.model),
         family=codes.DCM.ArtificialIntelligence,
-        version=cut(f"{result.maker.version} {result.maker.digest}"),
+        version=cut(f"{maker.version} {maker.digest}"),
         source="medseg",
     )
-    terms = class_terms(result.labels, result.maker.settings, result.maker.model)
     descriptions = []
-    for k, name in enumerate(result.labels.names):
-        known = terms[name]
+    for k, name in enumerate(subject.names):
+        known = subject.terms[name]
         assert known.color is not None
         description = SegmentDescription(
             segment_number=k + 1,
-            segment_label=cut(_shown_as(result.labels, k) if kind == "LABELMAP" else name),
+            segment_label=cut(_shown_as(labels, k) if kind == "LABELMAP" else name),
             segmented_property_category=coded(known.category),
             segmented_property_type=coded(known.type),
             algorithm_type="AUTOMATIC",
             algorithm_identification=algorithm,
-            tracking_uid=tracking_uid(result, origin, name),
-            tracking_id=tracking_id(result, name),
+            tracking_uid=subject.tracking_uid(name),
+            tracking_id=subject.tracking_id(name),
             anatomic_regions=[coded(known.region)] if known.region else None,
             display_color=CIELabColor.from_rgb(*known.color),
         )

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.pixels import iter_pixels
 
 from medseg.errors import ImageError
 from medseg.geometry import Array, Grid
-from medseg.io.dicom.groups import find
-from medseg.io.dicom.planes import number, text, vector, whole
+from medseg.io.dicom.groups import find, number, text, vector, whole
+from medseg.io.dicom.pixels import frames_of
 from medseg.io.dicom.sources import read_dataset
 from medseg.io.dicom.volume import Source, Volume
 from medseg.io.format import Image, Native, smallest_integer
@@ -99,16 +97,16 @@ def read_segmentation(source: Source, volume: Volume, threshold: float | None = 
     if groups and len(groups) != count:
         raise _broken(source, f"{len(groups)} functional groups for {count} frames", "one for each frame")
     places = [_place(data, index, volume, acquired, source) for index in range(count)]
-    frames = _frames(data, count, source)
+    stored = _stored(data, count, source)
     if header.kind == "LABELMAP":
         maps: list[Array] = [np.zeros(acquired.shape, np.uint16)]
-        for place, frame in zip(places, frames, strict=True):
-            _paste(maps[0], place, frame, source)
+        for index, place in enumerate(places):
+            _paste(maps[0], place, stored(index), source)
         strange = sorted(set(np.unique(maps[0]).tolist()) - header.names.keys() - {0})
         if strange:
             raise _broken(source, f"values {', '.join(map(str, strange[:8]))} that no segment describes", "only numbers of segments")
     else:
-        maps = _by_segment(data, header, places, list(_masks(data, header, frames, threshold, source)), acquired, source)
+        maps = _by_segment(data, header, places, _masks(data, header, stored, threshold, source), acquired, source)
     if volume.tilted is not None:
         maps = [nearest(Image(one[None], acquired, Native("DICOM", one.dtype.name, True)), volume.grid)[0] for one in maps]
     return Segmented(tuple(one.astype(smallest_integer(one)) for one in maps), header.names)
@@ -160,47 +158,53 @@ def _check_reference(header: Header, volume: Volume, source: Source) -> None:
     )
 
 
-def _frames(data: Dataset, count: int, source: Source) -> Iterator[Array]:
-    """The stored values of each frame, `(rows, columns)`."""
+def _stored(data: Dataset, count: int, source: Source) -> Callable[[int], Array]:
+    """The stored values of a frame, `(rows, columns)`, by its number; frames that are not compressed are taken from the file as needed."""
     rows, columns = whole(data.get("Rows")), whole(data.get("Columns"))
-    if not rows or not columns:
-        raise _broken(source, "no size of frames", "Rows and Columns")
+    bits = whole(data.get("BitsAllocated"))
+    if not rows or not columns or bits not in (1, 8, 16):
+        raise _broken(source, f"frames of {rows} x {columns} pixels with {bits} bits", "Rows, Columns, and 1, 8 or 16 bits")
     if "PixelData" not in data:
         raise _broken(source, "no pixels", f"{count} frames")
     syntax = data.file_meta.get("TransferSyntaxUID") if hasattr(data, "file_meta") else None
-    packed = whole(data.get("BitsAllocated")) == 1
-    if packed and (syntax is None or not syntax.is_encapsulated):
-        pixels = np.frombuffer(data.PixelData, np.uint8)
-        if not data.is_little_endian if hasattr(data, "is_little_endian") else False:
-            pixels = pixels[: len(pixels) // 2 * 2].view(np.uint16).byteswap().view(np.uint8)
-        size = rows * columns
-        if len(pixels) < math.ceil(count * size / 8):
-            raise _broken(source, f"{len(pixels)} bytes of pixels", f"{math.ceil(count * size / 8)} for {count} frames")
-        for index in range(count):
-            start = index * size
-            bits = np.unpackbits(pixels[start // 8 : math.ceil((start + size) / 8)], bitorder="little")
-            yield bits[start % 8 :][:size].reshape(rows, columns)
-        return
-    found = 0
-    try:
-        for frame in iter_pixels(data):
-            found += 1
-            yield np.asarray(frame)
-    except ImageError:
-        raise
-    except Exception as error:  # decoders raise whatever the bytes provoke
-        raise _broken(source, f"{type(error).__name__}: {str(error)[:200]}", f"{count} frames that can be decoded") from None
-    if found != count:
-        raise _broken(source, f"{found} frames of pixels", str(count))
+    if syntax is not None and syntax.is_compressed:
+        try:
+            decoded = list(frames_of(data, list(range(count)), str(source)))
+        except ImageError as error:
+            raise _broken(source, str(error), f"{count} frames that can be decoded") from None
+        if len(decoded) != count:
+            raise _broken(source, f"{len(decoded)} frames of pixels", str(count))
+        return decoded.__getitem__
+    big = syntax is not None and not syntax.is_little_endian
+    pixels = np.frombuffer(data.PixelData, np.uint8)
+    size = rows * columns
+    needed = math.ceil(count * size * bits / 8)
+    if len(pixels) < needed:
+        raise _broken(source, f"{len(pixels)} bytes of pixels", f"{needed} for {count} frames")
+    if big and bits != 16 and data["PixelData"].VR == "OW":  # words are swapped, whatever they hold
+        pixels = pixels[: len(pixels) // 2 * 2].view(np.uint16).byteswap().view(np.uint8)
+
+    def packed(index: int) -> Array:
+        start = index * size
+        unpacked = np.unpackbits(pixels[start // 8 : math.ceil((start + size) / 8)], bitorder="little")
+        return unpacked[start % 8 :][:size].reshape(rows, columns)
+
+    def plain(index: int) -> Array:
+        kind = np.dtype(np.uint8 if bits == 8 else ">u2" if big else "<u2")
+        return pixels[index * size * kind.itemsize :][: size * kind.itemsize].view(kind).reshape(rows, columns)
+
+    return packed if bits == 1 else plain
 
 
-def _masks(data: Dataset, header: Header, frames: Iterator[Array], threshold: float | None, source: Source) -> Iterator[NDArray[np.bool_]]:
+def _masks(
+    data: Dataset, header: Header, stored: Callable[[int], Array], threshold: float | None, source: Source
+) -> Callable[[int], NDArray[np.bool_]]:
     if header.kind == "BINARY":
-        for frame in frames:
-            yield frame != 0
-        return
+        return lambda index: stored(index) != 0
     most = number(data.get("MaximumFractionalValue")) or 255.0
-    for frame in frames:
+
+    def mask(index: int) -> NDArray[np.bool_]:
+        frame = stored(index)
         if threshold is None and not np.isin(frame, (0, most)).all():
             raise ImageError.of(
                 "holds fractions, not masks",
@@ -209,11 +213,13 @@ def _masks(data: Dataset, header: Header, frames: Iterator[Array], threshold: fl
                 expected="a threshold, for example 0.5",
                 fix="Say from which share on a voxel belongs to its segment.",
             )
-        yield frame >= (threshold if threshold is not None else 0.5) * most
+        return np.asarray(frame >= (0.5 if threshold is None else threshold) * most)
+
+    return mask
 
 
 def _by_segment(
-    data: Dataset, header: Header, places: Sequence[_Place], masks: Sequence[NDArray[np.bool_]], acquired: Grid, source: Source
+    data: Dataset, header: Header, places: Sequence[_Place], mask: Callable[[int], NDArray[np.bool_]], acquired: Grid, source: Source
 ) -> list[Array]:
     """Label maps in which no segment hides another: a segment goes into the first map where it overlaps none."""
     frames: dict[int, list[int]] = defaultdict(list)
@@ -229,15 +235,15 @@ def _by_segment(
     kind = np.uint8 if max(header.names) < 256 else np.uint16
     maps = [np.zeros(acquired.shape, kind)]
     for value in sorted(frames):
-        own = frames[value]
+        own = [(places[i], mask(i)) for i in frames[value]]
         for one in maps:
-            if not any(_overlaps(one, places[i], masks[i]) for i in own):
+            if not any(_overlaps(one, place, inside) for place, inside in own):
                 break
         else:
             one = np.zeros(acquired.shape, kind)
             maps.append(one)
-        for i in own:
-            _paste(one, places[i], np.where(masks[i], kind(value), kind(0)), source)
+        for place, inside in own:
+            _paste(one, place, np.where(inside, kind(value), kind(0)), source)
     return maps
 
 
@@ -298,7 +304,7 @@ def _window(array: Array, place: _Place, frame: Array) -> tuple[Array, Array, in
     """The part of `array` that a frame covers, the part of the frame that lies in it, and how many voxels it sets elsewhere."""
     solid = array if array.ndim == 3 else array[None]
     turned = solid.transpose(place.axes)
-    frame = np.flip(frame, [axis for axis, flip in enumerate(place.flips) if flip])
+    frame = np.flip(frame, tuple(axis for axis, flip in enumerate(place.flips) if flip))
     if not 0 <= place.slice < turned.shape[0]:
         return turned[:0, 0], frame[:0], int(np.count_nonzero(frame))
     plane = turned[place.slice]

@@ -7,7 +7,6 @@ line in that slice perpendicular to it).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +65,7 @@ def size_of(mask: NDArray[np.bool_], grid: Grid, values: Array | None = None) ->
 
 def _shadows(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     axes = range(mask.ndim)
-    return [mask.any(axis=tuple(other for other in axes if other != axis)) for axis in axes]
+    return [np.asarray(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
 
 
 def _surface(mask: NDArray[np.bool_]) -> Points:
@@ -87,10 +86,9 @@ def _corners(points: Points) -> Points:
     if len(points) <= points.shape[1] + 1:
         return points
     try:
-        hull: Sequence[int] = ConvexHull(points).vertices
+        return np.asarray(points[ConvexHull(points).vertices])
     except QhullError:
         return points
-    return np.asarray(points[hull])
 
 
 def _widest(points: Points) -> tuple[float, Points, Points]:
