@@ -24,12 +24,14 @@ class Maker:
         version: of medseg.
         digest: of the model's weights and plan.
         settings: what the model says about DICOM.
+        automatic: False where somebody else drew it, by hand or not.
     """
 
     model: str
     version: str
     digest: str
     settings: DicomSettings = field(default_factory=DicomSettings)
+    automatic: bool = True
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,7 @@ def _descriptions(subject: Subject, kind: Kind) -> list[Any]:
             segment_label=cut(_shown_as(labels, k) if kind == "LABELMAP" else name),
             segmented_property_category=coded(known.category),
             segmented_property_type=coded(known.type),
-            algorithm_type="AUTOMATIC",
+            algorithm_type="AUTOMATIC" if maker.automatic else "SEMIAUTOMATIC",
             algorithm_identification=algorithm,
             tracking_uid=subject.tracking_uid(name),
             tracking_id=subject.tracking_id(name),

@@ -18,7 +18,7 @@ from medseg.errors import ImageError
 from medseg.geometry import Array, Grid
 from medseg.io.dicom.groups import find, number, text, vector, whole
 from medseg.io.dicom.pixels import frames_of
-from medseg.io.dicom.sources import read_dataset
+from medseg.io.dicom.reader import read_dataset, usable
 from medseg.io.dicom.volume import Source, Volume
 from medseg.io.format import Image, Native, smallest_integer
 from medseg.io.grids import nearest
@@ -86,8 +86,9 @@ def read_segmentation(source: Source, volume: Volume, threshold: float | None = 
         threshold: share from which on a voxel belongs to a segment that is stored in fractions.
 
     Raises:
-        ImageError: no segmentation, a damaged one, one of other images or on other voxels, or fractions without a threshold.
+        ImageError: a volume with errors; no segmentation, a damaged one, one of other images or on other voxels, or fractions without a threshold.
     """
+    usable(volume)
     data = read_dataset(source, pixels=True)
     header = _header(data, source)
     _check_reference(header, volume, source)
@@ -102,6 +103,9 @@ def read_segmentation(source: Source, volume: Volume, threshold: float | None = 
         maps: list[Array] = [np.zeros(acquired.shape, np.uint16)]
         for index, place in enumerate(places):
             _paste(maps[0], place, stored(index), source)
+        padding = whole(data.get("PixelPaddingValue"))
+        if padding and padding not in header.names:
+            maps[0][maps[0] == padding] = 0
         strange = sorted(set(np.unique(maps[0]).tolist()) - header.names.keys() - {0})
         if strange:
             raise _broken(source, f"values {', '.join(map(str, strange[:8]))} that no segment describes", "only numbers of segments")
