@@ -9,7 +9,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID
 
 from medseg.io.dicom.origin import Origin
-from medseg.io.dicom.segmentation import cut
+from medseg.io.dicom.subject import cut
 from medseg.io.dicom.volume import Frame
 from medseg.io.exports import Maker
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydicom import Dataset, config
@@ -53,7 +53,7 @@ class Origin:
         spacing: millimetres between rows and between columns; None where that is not known.
         step: millimetres between slices, along the normal.
         thickness: of a slice, in millimetres.
-        instances: SOP Class and SOP Instance UID of the image of each slice.
+        slices: the images of the slices, all with UIDs.
         filled: what was missing or impossible in the files, and what stands for it.
     """
 
@@ -66,13 +66,8 @@ class Origin:
     spacing: tuple[float, float] | None
     step: float
     thickness: float
-    instances: tuple[tuple[str, str], ...]
+    slices: tuple[Frame, ...]
     filled: tuple[Problem, ...]
-
-    @property
-    def slices(self) -> tuple[Frame, ...]:
-        """The images of the slices."""
-        return self.volume.frames[0]
 
     def uid(self, *parts: str) -> str:
         """A UID that follows from the images and `parts`: the same object gets the same one whenever it is made."""
@@ -146,7 +141,7 @@ def origin_of(volume: Volume) -> Origin:
             orientation = text(header.get("PatientOrientation"))
             common.PatientOrientation = orientation.split("\\") if re.fullmatch(r"[APLRHF]+\\[APLRHF]+", orientation) else None
     step = _step(acquired)
-    instances = _instances(volume, filled)
+    slices = _slices(volume, filled)
     return Origin(
         volume=volume,
         common=common,
@@ -157,7 +152,7 @@ def origin_of(volume: Volume) -> Origin:
         spacing=None if spacing is None else (spacing[0], spacing[1]),
         step=step,
         thickness=thickness or step,
-        instances=instances,
+        slices=slices,
         filled=(Problem("elements that DICOM objects must have were missing or impossible", str(volume.path), "; ".join(filled)),)
         if filled
         else (),
@@ -221,7 +216,7 @@ def _value(header: Dataset, keyword: str) -> str | None:
     return value
 
 
-def _instances(volume: Volume, filled: list[str]) -> tuple[tuple[str, str], ...]:
+def _slices(volume: Volume, filled: list[str]) -> tuple[Frame, ...]:
     """References must have a class and a UID, which some programs that hide identities remove."""
     frames = volume.frames[0]
     if missing := sum(not frame.sop_uid for frame in frames):
@@ -230,7 +225,11 @@ def _instances(volume: Volume, filled: list[str]) -> tuple[tuple[str, str], ...]
         filled.append("SOP Class UID: that of the modality")
     own = STORAGE.get(volume.series.modality, STORAGE["OT"])
     return tuple(
-        (frame.sop_class or own, frame.sop_uid or derived_uid("instance", volume.series.uid, volume.key, str(z)))
+        replace(
+            frame,
+            sop_class=frame.sop_class or own,
+            sop_uid=frame.sop_uid or derived_uid("instance", volume.series.uid, volume.key, str(z)),
+        )
         for z, frame in enumerate(frames)
     )
 

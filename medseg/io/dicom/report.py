@@ -180,8 +180,7 @@ def _group(subject: Subject, segmentation: Dataset, index: int, size: Size) -> A
     frames = [n for n, number in enumerate(_segments_of_frames(segmentation), 1) if number == index + 1]
     if not frames or not size.voxels:
         return sr.MeasurementsAndQualitativeEvaluations(**shared)
-    sop_class, sop_uid = origin.instances[0]
-    image = sr.SourceImageForSegmentation(sop_class, sop_uid)
+    image = sr.SourceImageForSegmentation(origin.slices[0].sop_class, origin.slices[0].sop_uid)
     frame = sr.ReferencedSegmentationFrame(
         sop_class_uid=segmentation.SOPClassUID,
         sop_instance_uid=segmentation.SOPInstanceUID,
@@ -275,7 +274,7 @@ def _add_library(root: Dataset, origin: Origin) -> None:
         group.ContentSequence.append(UIDRefContentItem(name=codes.DCM.FrameOfReferenceUID, value=origin.world, relationship_type=shown))
     for name, value in ((codes.DCM.PixelDataRows, origin.shape[-2]), (codes.DCM.PixelDataColumns, origin.shape[-1])):
         group.ContentSequence.append(NumContentItem(name=name, value=value, unit=coded(PIXELS), relationship_type=shown))
-    for sop_class, sop_uid in dict.fromkeys(origin.instances):
+    for sop_class, sop_uid in dict.fromkeys((frame.sop_class, frame.sop_uid) for frame in origin.slices):
         group.ContentSequence.append(
             ImageContentItem(
                 name=coded(Term(value="260753009", meaning="Source")),
@@ -298,7 +297,7 @@ MODALITIES = {"CT": "Computed Tomography", "MR": "Magnetic Resonance", "PT": "Po
 
 def _evidence(origin: Origin) -> list[Dataset]:
     found = []
-    for sop_class, sop_uid in dict.fromkeys(origin.instances):
+    for sop_class, sop_uid in dict.fromkeys((frame.sop_class, frame.sop_uid) for frame in origin.slices):
         data = Dataset()
         data.update(origin.common)
         data.SOPClassUID, data.SOPInstanceUID = sop_class, sop_uid

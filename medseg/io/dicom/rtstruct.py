@@ -20,11 +20,12 @@ from medseg.dataset import CaseFiles, Labels
 from medseg.errors import Problem
 from medseg.io.dicom.contours import Mask, Points, outlines
 from medseg.io.dicom.objects import image_reference, new_object
-from medseg.io.dicom.origin import Origin, array_digest, origin_of
-from medseg.io.dicom.reader import find_volume
-from medseg.io.dicom.segmentation import cut, on_slices, save, series_problems, series_warnings
+from medseg.io.dicom.origin import Origin, array_digest
+from medseg.io.dicom.reader import find_volume, to_acquired
+from medseg.io.dicom.segmentation import save, series_problems, series_warnings
 from medseg.io.dicom.settings import SegmentTerms, Term
 from medseg.io.dicom.structures import CONTOUR_DATA
+from medseg.io.dicom.subject import Subject, cut
 from medseg.io.dicom.terms import CATEGORIES, class_terms
 from medseg.io.exports import Export, Maker, Result
 
@@ -62,18 +63,14 @@ class RtStruct(Export):
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""
-        data = structure_set(result, origin_of(find_volume(result.files.images[0])))
+        data = structure_set(result, Subject.of(result).origin)
         save(data, out / self.targets(result.files, probabilities=False)[0])
 
 
 def structure_set(result: Result, origin: Origin) -> Dataset:
-    """The structure set of a prediction, not yet written: one region of interest for each class, also for one without a voxel.
-
-    Raises:
-        ImageError: the prediction does not have the shape of the volume.
-    """
+    """The structure set of a prediction, not yet written: one region of interest for each class, also for one without a voxel."""
     maker, classes = result.maker, result.labels
-    labels = on_slices(np.asarray(result.prediction.labels), origin.volume)
+    labels = to_acquired(origin.volume, np.asarray(result.prediction.labels))
     uid = origin.uid("RTSTRUCT", maker.digest, *classes.names, array_digest(labels))
     data = _begin(origin, uid, maker)
     data.ReferencedFrameOfReferenceSequence = [_references(origin)]
@@ -96,7 +93,7 @@ def _begin(origin: Origin, uid: str, maker: Maker) -> Dataset:
     data.OperatorsName = ""
     data.FrameOfReferenceUID = origin.world
     data.StructureSetLabel = cut(maker.model, 16)
-    data.StructureSetName = cut(f"{maker.model}, automatic")
+    data.StructureSetName = cut(f"{maker.model}, automatic" if maker.automatic else maker.model)
     data.StructureSetDate, data.StructureSetTime = data.InstanceCreationDate, data.InstanceCreationTime
     data.ApprovalStatus = "UNAPPROVED"
     return data
@@ -123,7 +120,7 @@ def _region(number: int, name: str, mask: Mask, origin: Origin, maker: Maker) ->
     region.ROINumber = number
     region.ReferencedFrameOfReferenceUID = origin.world
     region.ROIName = cut(name)
-    region.ROIGenerationAlgorithm = "AUTOMATIC"
+    region.ROIGenerationAlgorithm = "AUTOMATIC" if maker.automatic else "SEMIAUTOMATIC"
     region.ROIGenerationDescription = cut(f"{maker.model}, medseg {maker.version}")
     rows, columns = origin.spacing or (1.0, 1.0)
     region.ROIVolume = f"{int(mask.sum()) * rows * columns * origin.step / 1000:.6g}"

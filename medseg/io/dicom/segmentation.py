@@ -325,19 +325,20 @@ def _stand_in(z: int) -> str:
 
 def _refer(data: Dataset, origin: Origin) -> None:
     """Put the true instances and frames where stand-ins are."""
-    unique: Mapping[tuple[str, str], None] = dict.fromkeys(origin.instances)
+    unique: Mapping[tuple[str, str], None] = dict.fromkeys((frame.sop_class, frame.sop_uid) for frame in origin.slices)
     data.SourceImageSequence = [_reference(*one) for one in unique]
     series = Dataset()
     series.SeriesInstanceUID = origin.common.SeriesInstanceUID
     series.ReferencedInstanceSequence = [_reference(*one) for one in unique]
     data.ReferencedSeriesSequence = [series]
-    slices = {_stand_in(z): (frame, *instance) for z, (frame, instance) in enumerate(zip(origin.slices, origin.instances, strict=True))}
+    slices = {_stand_in(z): frame for z, frame in enumerate(origin.slices)}
     for group in data.PerFrameFunctionalGroupsSequence:
         for derivation in group.get("DerivationImageSequence") or ():
             for item in derivation.SourceImageSequence:
                 if item.ReferencedSOPInstanceUID not in slices:
                     continue  # shared with another segment's frame, and done
-                frame, item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = slices[item.ReferencedSOPInstanceUID]
+                frame = slices[item.ReferencedSOPInstanceUID]
+                item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = frame.sop_class, frame.sop_uid
                 if frame.index is not None:
                     item.ReferencedFrameNumber = frame.index + 1
                 if frame.tile is not None:
