@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from medseg.commands.console import Bars, answer, complain, ok, say, shown, table, warn
-from medseg.commands.options import out_option
+from medseg.commands.options import Classes, out_option, parse_classes
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,48 +91,82 @@ def inspect(
 
 
 def convert(
-    path: DicomPath,
-    out: Annotated[Path, out_option("Folder for NIfTI files.")],
+    path: Annotated[Path, typer.Argument(help="Folder, DICOM file, zip archive or DICOMDIR; with --reference a label map.")],
+    out: Annotated[Path, out_option("Folder for NIfTI files; with --reference the DICOM file.")],
     tilt: TiltOption = "resample",
     pet: PetOption = "suv",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="The other way: DICOM images that the label map PATH was drawn on.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option("--format", help="With --reference: seg (default), labelmap or rtstruct.")] = None,
+    classes: Classes = None,
 ) -> None:
-    """Write every DICOM volume that can be read as NIfTI; says what was left out and why."""
-    from medseg.io.dicom import conversion
-
+    """Write DICOM volumes, segmentations and structure sets as NIfTI, or a label map as DICOM; says what was left out and why."""
     chosen = _tilt(tilt)
     if pet not in ("suv", "raw"):
         raise UsageError.of("no such unit", where="--pet", found=f"'{pet}'", expected="suv or raw")
+    if reference is not None:
+        _mask_to_dicom(path, reference, out, kind or "seg", classes, overwrite)
+        return
+    if kind is not None or classes:
+        raise UsageError.of(
+            "has no meaning without --reference", where="--format" if kind is not None else "--class", expected="a label map and its images"
+        )
+    _to_nifti(path, out, chosen, cast("Pet", pet), overwrite)
+
+
+def _mask_to_dicom(mask: Path, reference: Path, out: Path, kind: str, classes: list[str] | None, overwrite: bool) -> None:
+    from medseg.io.dicom.masks import write_mask
+
+    if out.exists() and not overwrite:
+        raise UsageError.of("exists already", where=str(out), fix="Choose another file, or pass --overwrite.")
+    for warning in write_mask(mask, reference, out, kind, parse_classes(classes) if classes else None):
+        warn(str(warning))
+    ok(f"written to {out}")
+    answer({"written": str(out), "format": kind})
+
+
+def _to_nifti(path: Path, out: Path, tilt: Tilt, pet: Pet, overwrite: bool) -> None:
+    from medseg.io.dicom import conversion
+
     found = _scanned(path)
     if not found.volumes:
         _report(found)
         raise _nothing(path, found)
     with Bars() as progress:
-        done = conversion.convert(found, out, chosen, cast("Pet", pet), overwrite, progress)
+        done = conversion.convert(found, out, tilt, pet, overwrite, progress)
     rows = [
         (file.name, volume.series.modality, _by(volume.grid.shape), _by(f"{v:.4g}" for v in volume.grid.spacing), len(volume.frames))
         for volume, file in done.written
     ]
     if rows:
         table(f"Written to {out}", ("file", "modality", "voxels", "mm", "times"), rows)
+    if done.labels:
+        table("Label maps", ("file", "from", "names"), [(file.name, one.kind, ", ".join(one.names)) for one, file in done.labels])
     for volume, _ in done.written:
         for warning in volume.warnings:
             warn(f"{_called(volume)}: {warning}")
     for volume, problems in done.failed:
         for problem in problems:
             complain(f"{_called(volume)}: {problem}")
+    for annotation, problems in done.left:
+        for problem in problems:
+            complain(f"{annotation.kind} {problem}")
     _report(found, warnings=False)
     answer(
         {
             "written": [{"file": str(file), **_record(volume, False)} for volume, file in done.written],
+            "labels": [{"file": str(file), "kind": one.kind, "names": one.names} for one, file in done.labels],
             "failed": [{"key": volume.key, "problems": [str(problem) for problem in problems]} for volume, problems in done.failed],
+            "left": [{"file": str(one.source), "problems": [str(problem) for problem in problems]} for one, problems in done.left],
             "others": [{"file": str(one.source), "problems": [str(p) for p in one.problems]} for one in found.others],
         }
     )
     if not done.written:
         raise typer.Exit(2)
     ok(f"{len(done.written)} of {len(found.volumes)} volumes written")
-    if done.failed or any(one.problems for one in found.others):
+    if done.failed or done.left or any(one.problems for one in found.others):
         raise typer.Exit(1)
 
 

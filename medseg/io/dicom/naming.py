@@ -15,8 +15,9 @@ GENERIC = re.compile(
     r"(dicom|dcm|images?|img|series|study|studies|data|ct|mr|pt|pet|scans?|im|input|se\d+|st\d+|pa\d+)[-_ ]?\d*", re.IGNORECASE
 )
 UID = re.compile(r"\d+(\.\d+){3,}|[0-9a-f]{16,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-WORD = re.compile(r"[A-Za-z][A-Za-z0-9]*|\d{1,3}(?!\d)")
+WORD = re.compile(r"(?<![A-Za-z0-9])(?:[A-Za-z][A-Za-z0-9]*|\d{1,3})(?![A-Za-z0-9])")
 LONGEST = 40
+MOST = 10**5  # larger numbers of series may be dates or numbers of patients
 NAMED = ("PatientName", "PatientID", "OtherPatientIDs", "PatientBirthDate", "AccessionNumber", "ReferringPhysicianName", "StudyID")
 
 
@@ -61,7 +62,7 @@ def file_stems(volumes: Sequence[Volume]) -> list[str]:
 def _stem(volume: Volume) -> str:
     number = volume.series.number
     words = harmless(volume.series.description or volume.series.protocol, _identifying(volume))
-    start = f"{number:03d}" if number is not None and number >= 0 else volume.series.modality.lower() or "image"
+    start = f"{number:03d}" if number is not None and 0 <= number < MOST else volume.series.modality.lower() or "image"
     return re.sub(r"[^\w-]", "", "_".join([start, *words]))[:LONGEST].rstrip("_")
 
 

@@ -91,7 +91,7 @@ def _gaps(heights: NDArray[np.float64], what: Sequence[str]) -> list[Problem]:
     if not len(wide) and not len(narrow):
         return []
     ratios = steps[wide] / usual
-    if len(wide) and not len(narrow) and (np.abs(ratios - np.rint(ratios)) < UNEVEN).all() and len(wide) * 4 <= len(steps):
+    if len(wide) and not len(narrow) and (np.abs(ratios - np.rint(ratios)) < UNEVEN).all() and len(wide) * 3 <= len(steps):
         lost = int((np.rint(ratios) - 1).sum())
         places = ", ".join(f"after slice {i + 1} ({steps[i]:.4g} mm)" for i in wide[:8]) + (", ..." if len(wide) > 8 else "")
         return [
@@ -103,7 +103,7 @@ def _gaps(heights: NDArray[np.float64], what: Sequence[str]) -> list[Problem]:
                 "Export or send the series again; slices were lost on the way.",
             )
         ]
-    if len(narrow) and not len(wide) and len(narrow) * 4 <= len(steps):
+    if len(narrow) and not len(wide) and len(narrow) * 3 <= len(steps):
         return [
             Problem(
                 "slices overlap: some lie closer to the next than others do",

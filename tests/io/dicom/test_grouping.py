@@ -37,7 +37,9 @@ def test_overlapping_slice_is_named(tmp_path: Path) -> None:
                  SeriesInstanceUID=scan(tmp_path).volumes[0].series.uid, FrameOfReferenceUID=scan(tmp_path).volumes[0].series.world,
                  InstanceNumber=99)  # fmt: skip
     (volume,) = scan(tmp_path).volumes
-    assert "slices lie unevenly; found distances of 0.9 to 3 mm" in _said(volume.errors)
+    assert "slices overlap: some lie closer to the next than others do; found 0.9 mm after slice 3, 4, expected 3 mm" in _said(
+        volume.errors
+    )
 
 
 def test_copies_are_dropped_and_told(tmp_path: Path) -> None:
