@@ -110,8 +110,11 @@ def _archive(path: Path, size: int, modified: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def open_source(source: Source) -> IO[bytes]:
-    """The bytes of a file. Raises OSError, zipfile.BadZipFile and what decompression raises."""
+def open_source(source: Source, whole: bool = True) -> IO[bytes]:
+    """The bytes of a file; those of an archive's member are unpacked as they are read where not the `whole` of them is wanted.
+
+    Raises OSError, zipfile.BadZipFile and what decompression raises.
+    """
     if not source.member:
         return source.path.open("rb")
     seen = source.path.stat()
@@ -119,7 +122,7 @@ def open_source(source: Source) -> IO[bytes]:
     info = archive.getinfo(source.member)
     if info.file_size > LARGE:
         raise OSError(f"{info.file_size} bytes unpacked")
-    return io.BytesIO(archive.read(info))
+    return io.BytesIO(archive.read(info)) if whole else archive.open(info)
 
 
 def looks_like_dicom(source: Source) -> bool:
@@ -129,7 +132,7 @@ def looks_like_dicom(source: Source) -> bool:
         ImageError: the file cannot be opened.
     """
     try:
-        with open_source(source) as file:
+        with open_source(source, whole=False) as file:
             start = file.read(132)
     except Exception as error:
         raise _refused(source, error) from None

@@ -17,6 +17,7 @@ from medseg.io.dicom.groups import moment, number, seconds, text
 PET_CLASSES = ("1.2.840.10008.5.1.4.1.1.128", "1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1")
 RAW = "Read it as stored (--pet raw), or repair the header."
 DAY = 86400.0
+LIVES = 10  # half-lives after which nothing is left to be measured: a date that long ago is a wrong one
 
 
 def is_uptake(header: Dataset) -> bool:
@@ -101,9 +102,10 @@ def _wait(header: Dataset, tracer: Dataset, life: float) -> float | None:
         return None
     injected = moment(tracer.get("RadiopharmaceuticalStartDateTime"))
     clock = seconds(None, tracer.get("RadiopharmaceuticalStartTime"))
-    for candidate in (injected, None if clock is None else start - start % DAY + clock):
-        if candidate is not None and 0 <= start - candidate < DAY:
-            return start - candidate
+    if injected is not None and 0 <= start - injected < max(DAY, LIVES * life):
+        return start - injected
+    if clock is not None and clock <= start % DAY:
+        return start % DAY - clock
     if clock is not None and clock > start % DAY:
         return start % DAY + DAY - clock  # over midnight
     return None
@@ -111,7 +113,7 @@ def _wait(header: Dataset, tracer: Dataset, life: float) -> float | None:
 
 def _scan_start(header: Dataset, life: float) -> float | None:
     series = seconds(header.get("SeriesDate"), header.get("SeriesTime"))
-    acquired = seconds(header.get("AcquisitionDate"), header.get("AcquisitionTime"))
+    acquired = seconds(header.get("AcquisitionDate") or header.get("SeriesDate"), header.get("AcquisitionTime"))
     if acquired is None or (series is not None and series <= acquired):
         return series
     # The series was made after the scan, for example by a workstation.

@@ -201,3 +201,10 @@ def test_unknown_transfer_syntax_is_named(tmp_path: Path) -> None:
         data.save_as(file)
     with pytest.raises(ImageError, match=r"the pixels cannot be decoded; found MPEG-4 AVC/H.264 High Profile"):
         _read(tmp_path)
+
+
+def test_a_header_that_promises_more_than_the_file_holds_is_refused_before_room_is_made(tmp_path: Path) -> None:
+    write_series(tmp_path, _array()[:1], grid_of((1, 16, 12)), Rows=60000, Columns=60000)
+    (volume,) = scan(tmp_path).volumes
+    with pytest.raises(ImageError, match=r"the header promises more pixels than the files can hold"):
+        read_voxels(volume)

@@ -53,6 +53,17 @@ def test_date_and_time_of_injection_count_before_the_time_alone(tmp_path: Path) 
     assert np.allclose(_read(tmp_path), _expected(1800))
 
 
+def test_long_lived_tracer_is_injected_days_before(tmp_path: Path) -> None:
+    _write(tmp_path, {"RadiopharmaceuticalStartDateTime": "20191230100000", "RadionuclideHalfLife": "282276"})
+    expected = STORED * 2.5 * 70000 / (3.7e8 * 2 ** (-3 * 86400 / 282276))
+    assert np.allclose(_read(tmp_path), expected)
+
+
+def test_acquisition_without_a_date_is_of_the_day_of_the_series(tmp_path: Path) -> None:
+    _write(tmp_path, AcquisitionDate=None, AcquisitionTime="100130")
+    assert np.allclose(_read(tmp_path), _expected(3600))
+
+
 def test_injection_before_midnight(tmp_path: Path) -> None:
     _write(tmp_path, {"RadiopharmaceuticalStartTime": "233000"}, SeriesTime="003000", AcquisitionTime="003000")
     assert np.allclose(_read(tmp_path), _expected(3600))
