@@ -87,11 +87,10 @@ def outlines(mask: Mask) -> list[Points]:
     the holes to its outer line. Outer lines turn clockwise on the screen.
     """
     loops = _trace(mask)
-    holes = sorted((loop for loop in loops if _area(loop) < 0), key=lambda loop: float(loop[:, 1].min()))
-    merged = [loop for loop in loops if _area(loop) > 0]
-    for hole in holes:
-        _join(merged, hole)
-    return merged
+    outer = [i for i, loop in enumerate(loops) if _area(loop) > 0]
+    merged = {i: loops[i] for i in outer}
+    _join(loops, merged)
+    return list(merged.values())
 
 
 def _area(loop: Points) -> float:
@@ -145,26 +144,39 @@ def _trace(mask: Mask) -> list[Points]:
     return loops
 
 
-def _join(polygons: list[Points], hole: Points) -> None:
-    """Cut a channel from the leftmost end of a hole to what is left of it, and put the hole into that polygon.
+def _join(loops: Sequence[Points], merged: dict[int, Points]) -> None:
+    """Put every hole into the polygon that it is in: `merged` holds the outer lines, by their place in `loops`.
 
-    Holes come from left to right, so what is left is the outer line or a hole that has been joined to it. The channel runs a quarter of
-    a voxel beside the centres of a row, for no reader's rounding to decide about voxels on it.
+    A narrow channel goes from the leftmost end of a hole to what is left of it: holes come from left to right, so that is the outer line, or
+    a hole that has been joined to it. It runs a quarter of a voxel beside the centres of a row, for no reader's rounding to decide about
+    voxels on it.
     """
-    left = int(np.lexsort((hole[:, 0], hole[:, 1]))[0])
-    ways = [np.sign(hole[i % len(hole)] - hole[left]) for i in (left - 1, left + 1)]
-    before = bool(ways[0].all())  # the line before the corner is a slanted one, not one along the columns
-    tip = hole[left] + (ways[0] if before else ways[1]) / 4
-    ring = np.roll(hole, -left if before else -left - 1, axis=0)  # begins after the tip
-    best, target, edge = -np.inf, -1, -1
-    for number, polygon in enumerate(polygons):
-        following = np.roll(polygon, -1, axis=0)
-        cut = np.flatnonzero((polygon[:, 0] < tip[0]) != (following[:, 0] < tip[0]))
-        share = (tip[0] - polygon[cut, 0]) / (following[cut, 0] - polygon[cut, 0])
-        x = polygon[cut, 1] + share * (following[cut, 1] - polygon[cut, 1])
-        x[x >= tip[1]] = -np.inf
-        if len(x) and float(x.max()) > best:
-            best, target, edge = float(x.max()), number, int(cut[x.argmax()])
-    door = np.array([[tip[0], best]])
-    inner = np.concatenate([door, tip[None], ring, tip[None], door])
-    polygons[target] = np.insert(polygons[target], edge + 1, inner, axis=0)
+    holes = sorted(set(range(len(loops))) - merged.keys(), key=lambda i: float(loops[i][:, 1].min()))
+    if not holes:
+        return
+    begin, end = np.concatenate(loops), np.concatenate([np.roll(loop, -1, axis=0) for loop in loops])
+    owner = np.repeat(np.arange(len(loops)), [len(loop) for loop in loops])
+    home = {i: i for i in merged}
+    for i in holes:
+        hole = loops[i]
+        left = int(np.lexsort((hole[:, 0], hole[:, 1]))[0])
+        ways = [np.sign(hole[j % len(hole)] - hole[left]) for j in (left - 1, left + 1)]
+        before = bool(ways[0].all())  # the line before the corner is a slanted one, not one along the columns
+        tip = hole[left] + (ways[0] if before else ways[1]) / 4
+        ring = np.roll(hole, -left if before else -left - 1, axis=0)  # begins after the tip
+        edges, x = _left_of(begin, end, tip)
+        x[owner[edges] == i] = -np.inf
+        home[i] = home[int(owner[edges[x.argmax()]])]
+        polygon = merged[home[i]]
+        edges, x = _left_of(polygon, np.roll(polygon, -1, axis=0), tip)
+        door = np.array([[tip[0], x.max()]])
+        inner = np.concatenate([door, tip[None], ring, tip[None], door])
+        merged[home[i]] = np.insert(polygon, int(edges[x.argmax()]) + 1, inner, axis=0)
+
+
+def _left_of(begin: Points, end: Points, point: Points) -> tuple[NDArray[np.int_], NDArray[np.float64]]:
+    """The edges that cross the row of a point, and where; minus infinity for those to its right."""
+    edges = np.flatnonzero((begin[:, 0] < point[0]) != (end[:, 0] < point[0]))
+    share = (point[0] - begin[edges, 0]) / (end[edges, 0] - begin[edges, 0])
+    x = begin[edges, 1] + share * (end[edges, 1] - begin[edges, 1])
+    return edges, np.where(x < point[1], x, -np.inf)

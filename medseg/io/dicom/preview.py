@@ -82,6 +82,7 @@ def preview(result: Result, origin: Origin) -> Dataset:
         "RecognizableVisualFeatures": "NO",
         "LossyImageCompression": "00",
         "DerivationDescription": "Outlines of an automatic segmentation drawn on slices; not reviewed",
+        "Laterality": "",
         "PatientOrientation": "",
         "ContentDate": data.InstanceCreationDate,
         "ContentTime": data.InstanceCreationTime,
@@ -100,6 +101,7 @@ def preview(result: Result, origin: Origin) -> Dataset:
     }
     for keyword, value in values.items():
         setattr(data, keyword, value)
+    del data.PositionReferenceIndicator  # pictures lie in no frame of reference
     sources = {
         (f.sop_uid, f.index): image_reference(f, numbered=True) for f in (origin.slices[z] for z in chosen if z < len(origin.slices))
     }
