@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,3 +66,17 @@ def plans(dataset: Dataset, fingerprint: Fingerprint) -> tuple[Plan, ...]:
     from medseg.planning.planner import make_plans
 
     return make_plans(dataset, fingerprint, task="semantic", domain="grid", network="unet", machine=Machine("cpu", 8))
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], Path]:
+    """`program(name)` finds an external program. Without it the test is skipped, or fails where MEDSEG_REQUIRE_SERVICES is set."""
+
+    def find(name: str) -> Path:
+        beside = Path(sys.executable).with_name(name)  # programs that pip has installed
+        found = str(beside) if beside.is_file() else shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
+        if found is None:
+            (pytest.fail if os.environ.get("MEDSEG_REQUIRE_SERVICES") else pytest.skip)(f"{name} is not installed")
+        return Path(found)
+
+    return find

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 
 from pydicom import Dataset
@@ -31,7 +32,7 @@ def new_object(origin: Origin, maker: Maker, sop_class: str, syntax: str, uid: s
     data.file_meta = FileMetaDataset()
     data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = UID(sop_class), UID(uid)
     data.file_meta.TransferSyntaxUID = UID(syntax)
-    data.update(origin.common)
+    data.update(copy.deepcopy(origin.common))  # elements are shared otherwise, and setting one here would change the origin
     now = datetime.datetime.now()
     values = {
         "SOPClassUID": sop_class,

@@ -125,7 +125,7 @@ def test_foreign_planes_are_refused(tmp_path: Path) -> None:
     across = volume.grid.world(np.array([(0, 2, 2), (4, 2, 2), (4, 2, 6), (0, 2, 6)], float))
     sound = [box(volume.grid, 1, (0.5, 3.5), (0.5, 3.5))]
     source = write_rtstruct(tmp_path / "rt.dcm", [("A", sound), ("B", [("CLOSED_PLANAR", across)])], volume)
-    with pytest.raises(ImageError, match="region 'B': contours lie in other planes .* found a contour that crosses 4 slices"):
+    with pytest.raises(ImageError, match=r"region 'B': contours lie in other planes .* found a contour that crosses 4 slices"):
         read_structures(source, volume, ["B"])
     warnings: list[Problem] = []
     assert list(read_structures(source, volume, warnings=warnings)) == ["A"]
