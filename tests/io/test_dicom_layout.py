@@ -176,6 +176,21 @@ def test_regions_that_overlap_are_refused_or_painted(tmp_path: Path) -> None:
     assert np.bincount(read_label(case.label).array.ravel()).tolist() == [5 * 16 * 14 - 81, 75, 6]
 
 
+def test_odd_contours_are_told(tmp_path: Path) -> None:
+    volume = patient(tmp_path / "data", "a", {})
+    drawn = [
+        ("A", [box(volume.grid, z, (0.5, 9.5), (0.5, 9.5)) for z in (-2, 1.3)]),
+        ("Isocentre", [("POINT", volume.grid.world(np.zeros((1, 3))))]),
+    ]
+    write_rtstruct(tmp_path / "data" / "a" / "rt.dcm", drawn, volume)
+    found = verify(open_dataset(tmp_path / "data"), workers=1)
+    assert found.dataset.labels.names == ("A",)
+    told = [problem.what for problem in found.warnings]
+    assert any("contours lie above or below the image, and are left out; found A: 1 of 2 planes" in text for text in told)
+    assert any("contours lie between slices, and count for the nearest" in text for text in told)
+    assert not any("POINT" in text for text in told)
+
+
 def test_channels_are_series_that_all_cases_share(tmp_path: Path) -> None:
     root = tmp_path / "data"
     patient(root, "a", {"GTV": (1, 3)}, ("CT", "PT", "MR"))

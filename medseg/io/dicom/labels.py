@@ -146,7 +146,7 @@ class DicomLabels(Format):
     name = "DICOM"
 
     def header(self, path: Path, label: bool = False) -> Header:
-        """See `Format.header`. The grid is that of the volume; whether the annotations can be brought to it, reading tells."""
+        """See `Format.header`. The grid is that of the volume; with `label`, what is odd about contours is among the warnings."""
         name = read_name(path)
         for part in name.parts:
             if not part.source.path.is_file():
@@ -154,7 +154,8 @@ class DicomLabels(Format):
         volume = usable(find_volume(name.volume))
         largest = max((value for part in name.parts for value in part.values.values()), default=0)
         dtype = smallest_integer(np.array([0, largest])).name
-        return Header(volume.grid.shape, 1, volume.grid, dtype, Native(self.name, dtype, volume.spaced))
+        warnings = tuple(text for part in name.parts for text in _warnings(part, volume)) if label else ()
+        return Header(volume.grid.shape, 1, volume.grid, dtype, Native(self.name, dtype, volume.spaced, warnings))
 
     def read(self, path: Path, label: bool = False, scratch: Scratch = IN_MEMORY) -> Image:
         """See `Format.read`."""
@@ -172,10 +173,22 @@ class DicomLabels(Format):
         raise ImageError.of("an annotation is not written as a label map", where=str(path), expected=".nii.gz, or --format seg")
 
 
+def _warnings(part: Part, volume: Volume) -> list[str]:
+    """What is left out of an RTSTRUCT or odd about it, as far as it concerns the regions that are used."""
+    if _kind(part) in CLASSES:
+        return []
+    drawn = read_structure_set(part.source, volume)
+    used = [one.name for place, one in enumerate(drawn.structures, 1) if place in part.values]
+    return [str(w) for w in drawn.warnings if "region '" not in w.where or any(w.where.endswith(f"region '{name}'") for name in used)]
+
+
+def _kind(part: Part) -> object:
+    return read_dataset(part.source, tags=["SOPClassUID"]).get("SOPClassUID")
+
+
 def _masks(part: Part, volume: Volume) -> Iterator[tuple[str, int, Mask]]:
     """Name, value and voxels of each region, in the order of the part."""
-    kind = read_dataset(part.source, tags=["SOPClassUID"]).get("SOPClassUID")
-    if kind in CLASSES:
+    if _kind(part) in CLASSES:
         found = read_segmentation(part.source, volume)
         for number, value in part.values.items():
             if number not in found.names:

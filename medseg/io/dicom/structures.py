@@ -7,6 +7,7 @@ further apart than slices (a structure that was drawn on thicker slices of the s
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -151,7 +152,9 @@ def read_structure_set(source: Source, volume: Volume) -> StructureSet:
     if not regions:
         raise ImageError.of("holds no region of interest", where=where, fix="Export the structures again.")
     _check_reference(dataset, regions, volume, where)
-    contours = {_number(item, "ReferencedROINumber"): _items(item, "ContourSequence") for item in _items(dataset, "ROIContourSequence")}
+    contours: dict[int | None, list[Dataset]] = defaultdict(list)
+    for item in _items(dataset, "ROIContourSequence"):
+        contours[_number(item, "ReferencedROINumber")] += _items(item, "ContourSequence")
     warnings: list[Problem] = []
     structures: list[Structure] = []
     taken: set[str] = set()
@@ -159,7 +162,7 @@ def read_structure_set(source: Source, volume: Volume) -> StructureSet:
         plain, number = _name(region, place), _number(region, "ROINumber")
         name = next(n for i in range(1, len(regions) + 2) if (n := plain if i == 1 else f"{plain} ({i})") not in taken)
         taken.add(name)
-        structures.append(_structure(name, contours.get(number, []) if number is not None else [], grid, where, warnings))
+        structures.append(_structure(name, contours[number] if number is not None else [], grid, where, warnings))
     gap = _gap(structures)
     found = StructureSet(tuple(structures), grid, volume.grid, gap, ())
     warnings += _plane_warnings(found, where)
@@ -171,11 +174,12 @@ def closed_regions(source: Source) -> dict[int, str]:
     """The regions that have a closed contour, by their place in the file, from 1; others are points, or only planned. Raises ImageError."""
     dataset = read_dataset(source)
     drawn = {
-        _number(item, "ReferencedROINumber"): any(_closed(contour) for contour in _items(item, "ContourSequence"))
+        _number(item, "ReferencedROINumber")
         for item in _items(dataset, "ROIContourSequence")
+        if any(_closed(contour) for contour in _items(item, "ContourSequence"))
     }
     regions = _items(dataset, "StructureSetROISequence")
-    return {place: _name(item, place) for place, item in enumerate(regions, 1) if drawn.get(_number(item, "ROINumber"))}
+    return {place: _name(item, place) for place, item in enumerate(regions, 1) if _number(item, "ROINumber") in drawn}
 
 
 def _closed(contour: Dataset) -> bool:

@@ -23,7 +23,8 @@ class LayoutOptions:
 
     Attributes:
         classes: class name -> label values; replaces what the dataset declares.
-        labels: name of the folder of labels (in case folders: of the label file), where a layout has several candidates.
+        labels: name of the folder of labels (in case folders: of the label file; in DICOM: SEG, RTSTRUCT, or the label or series description of
+            the objects), where a layout has several candidates.
         modality: what the values of every channel mean; replaces what names suggest.
         reference: name of the channel on whose grid a case is read, where files are channels by their names.
     """
