@@ -14,6 +14,7 @@
                                      init.json where its networks began, if not anew
                                      fold_0/past.json which cases they were trained on, here and before
                                      images.json of a pre-training
+                                     dicom.json what somebody chose about DICOM: series of channels, terms of classes
 
 `RUN/plan.json`, `RUN/provenance.json` and `RUN/fold_*/network_*.safetensors` are all that prediction needs; of a cascade also
 `RUN/previous/`, the model folder of the configuration before it, and of an ensemble its partners. A fold that trained on every case is
@@ -159,6 +160,11 @@ class RunFolder:
         return self.root / "splits.json"
 
     @property
+    def dicom_file(self) -> Path:
+        """Which series serve as channels, and what classes are called in DICOM; exists where somebody chose it."""
+        return self.root / "dicom.json"
+
+    @property
     def learned_file(self) -> Path:
         """Exists when the plan holds what was learned of held-out predictions."""
         return self.root / "learned.json"
@@ -226,7 +232,8 @@ class RunFolder:
 
     def files(self) -> tuple[Path, ...]:
         """All that prediction needs, and where it comes from. Raises ModelError, see `weights`."""
-        return tuple(file for part in self.parts() for file in (part.plan_file, part.provenance_file, *part.weights()))
+        chosen = (self.dicom_file,) if self.dicom_file.is_file() else ()
+        return (*chosen, *(file for part in self.parts() for file in (part.plan_file, part.provenance_file, *part.weights())))
 
     def parts(self) -> tuple[RunFolder, ...]:
         """This model folder and all within it: those of the stage before a cascade, and of partners."""
@@ -246,7 +253,7 @@ class RunFolder:
             shutil.copyfile(file, place)
 
     def digest(self) -> str:
-        """Changes with whatever a prediction depends on: plans and weights. Raises ModelError, see `weights`."""
+        """Changes with whatever a prediction depends on: plans and weights, and what was chosen about DICOM. Raises ModelError, see `weights`."""
         files = [file for file in self.files() if file.name != self.provenance_file.name]
         parts = [Plan.load(file).content_digest() if file.name == self.plan_file.name else file_digest(file) for file in files]
         return hashlib.blake2b("/".join(parts).encode(), digest_size=8).hexdigest()

@@ -11,8 +11,8 @@ from typing import Self, final
 from medseg.dataset import CaseFiles
 from medseg.inference.checks import check_voxels
 from medseg.inference.ledger import Ledger, PredictedCase
+from medseg.inference.output import Output
 from medseg.inference.predictor import Predictor
-from medseg.inference.targets import check_targets
 from medseg.record import check_writable
 
 Members = tuple[str, ...]
@@ -42,7 +42,7 @@ class Candidates:
         try:
             for candidate, folder in self._folders.items():
                 ledger = Ledger(folder)
-                targets = check_targets(self._cases, folder, False, ledger.files())
+                targets = Output(folder).check(self._cases, ledger.files())
                 check_writable(folder)
                 ledger.claim(targets)
                 self._ledgers[candidate] = ledger
@@ -86,6 +86,6 @@ class Candidates:
         for candidate, one in joined.items():
             start = time.monotonic() - reading - sum(seconds[name] for name in candidate)
             prediction = one.together([alone[name] for name in candidate], case)
-            done[candidate] = one.write(prediction, files, self._folders[candidate], sources[candidate], start)
+            done[candidate] = one.write(prediction, files, case.grid, Output(self._folders[candidate]), sources[candidate], start)
             self._ledgers[candidate].add(done[candidate])
         return done

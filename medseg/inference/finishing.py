@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medseg.dataset import CaseFiles
 from medseg.inference.ledger import Ledger
+from medseg.inference.output import Output
 from medseg.inference.predictor import Predictor
 from medseg.io.images import read_label
 from medseg.prediction import Prediction
@@ -35,6 +36,6 @@ def finish_written(predictor: Predictor, cases: Sequence[CaseFiles], out: Path) 
             image = read_label(out / entry.file)
             labels = predictor.task.finish(image.array[0], image.grid.spacing)
             source = predictor.source(files, probabilities=False, uncertainty=False, mirror=True)
-            ledger.add(predictor.write(Prediction(files.id, labels), files, out, source, start))
+            ledger.add(predictor.write(Prediction(files.id, labels), files, image.grid, Output(out), source, start))
     finally:
         ledger.close()

@@ -20,8 +20,7 @@ class PredictedCase(Record):
 
     Attributes:
         id: case id.
-        file: the label map, relative to the output folder.
-        probabilities: the class probabilities, relative to the output folder, or None.
+        files: name of the format -> its files, relative to the output folder; of label maps that of labels first.
         uncertainty: mean normalised entropy over the predicted foreground (0 sure, 1 ignorant), or None.
         seconds: from reading to writing.
         source: digest of the input files, the model and all settings that change the outcome.
@@ -29,12 +28,16 @@ class PredictedCase(Record):
     """
 
     id: str
-    file: Path
-    probabilities: Path | None = None
+    files: dict[str, tuple[Path, ...]]
     uncertainty: float | None = None
     seconds: float
     source: str
     content: str
+
+    @property
+    def file(self) -> Path:
+        """The first file: where the case was written as a label map alone, that."""
+        return next(iter(self.files.values()))[0]
 
 
 class FailedCase(Record):
@@ -163,7 +166,7 @@ def written_files(folder: Path, entry: PredictedCase) -> list[Path]:
 
 
 def _names(entry: PredictedCase) -> list[Path]:
-    return [name for name in (entry.file, entry.probabilities) if name is not None]
+    return [name for several in entry.files.values() for name in several]
 
 
 def content_digest(files: list[Path]) -> str:

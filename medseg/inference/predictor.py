@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from medseg.geometry import Grid, Step
 from medseg.inference.checks import case_problems, check_fit, check_partners, check_voxels
 from medseg.inference.ensemble import Ensemble
 from medseg.inference.inputs import find_cases, left_aside, resampled
-from medseg.inference.ledger import FailedCase, Ledger, PredictedCase, content_digest
-from medseg.inference.targets import check_targets, targets_of
+from medseg.inference.ledger import FailedCase, Ledger, PredictedCase
+from medseg.inference.output import LABEL_MAPS, Output
+from medseg.io.dicom.settings import NOTHING_CHOSEN, DicomSettings
 from medseg.io.digests import image_digest
-from medseg.io.images import image_stem, read_case, read_header, write_label, write_maps
+from medseg.io.exports import Maker, Result
+from medseg.io.images import image_stem, read_case, read_header
 from medseg.models.weights import load_weights
 from medseg.plans import Plan
 from medseg.prediction import DenseMap, Prediction
@@ -70,6 +73,7 @@ class Predictor:
         key: str = "",
         previous: Predictor | None = None,
         partners: Sequence[Predictor] = (),
+        dicom: DicomSettings = NOTHING_CHOSEN,
     ) -> None:
         """From parts.
 
@@ -81,6 +85,7 @@ class Predictor:
             key: digest of the weights; outputs of other weights are not taken for finished.
             previous: of a cascade, the model whose prediction is a further input.
             partners: further members; what was learned of held-out predictions (`Task.finish`) is this plan's only.
+            dicom: what somebody chose about the model and DICOM.
 
         Raises:
             ModelError: a partner is a model for other classes, channels or tasks.
@@ -89,6 +94,7 @@ class Predictor:
             raise ValueError(f"plan '{plan.name}' and the previous predictor do not belong together")
         self.previous = previous
         self.plan = plan
+        self.dicom = dicom
         check_partners(plan, [partner.plan for partner in partners])
         self.memory = memory if memory is not None else max(1.0, physical_memory() * CPU_SHARE / GIB)
         self.partners = tuple(partners)
@@ -150,7 +156,7 @@ class Predictor:
         previous = cls.load(folder.previous.root, device, memory, folder.folds_before(folds)) if plan.previous else None
         key = _digest(digest, *(file_digest(file) for file in files), previous.key if previous is not None else "")
         partners = [cls.load(part.root, device, memory, folds) for part in folder.partners()]
-        return cls(plan, networks, chosen, memory, key, previous, partners)
+        return cls(plan, networks, chosen, memory, key, previous, partners, dicom_settings(folder, plan.data))
 
     def joined(self, partners: Sequence[Predictor]) -> Predictor:
         """This model with further members; networks are shared with it."""
@@ -161,20 +167,22 @@ class Predictor:
         return self._like(unlearned(self.plan), self.partners)
 
     def _like(self, plan: Plan, partners: Sequence[Predictor]) -> Predictor:
-        return Predictor(plan, self.ensemble.networks, self.ensemble.device, self.memory, self.weights, self.previous, partners)
+        networks, device = self.ensemble.networks, self.ensemble.device
+        return Predictor(plan, networks, device, self.memory, self.weights, self.previous, partners, self.dicom)
 
     def predict(
         self,
         inputs: Path | CaseFiles | Sequence[Path | CaseFiles],
         out: Path,
         *,
+        formats: Sequence[str] = LABEL_MAPS,
         probabilities: bool = False,
         uncertainty: bool = False,
         mirror: bool = True,
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> Predicted:
-        """Predict files or folders into the folder `out`, one label map per case on the grid of its input.
+        """Predict files or folders into the folder `out`, each case on the grid of its input.
 
         A case that fails, for whatever reason, does not stop the others. Cases that an earlier call finished from the same files with the
         same model are kept, so an interrupted call is continued by repeating it. Nothing is overwritten but earlier predictions.
@@ -182,26 +190,28 @@ class Predictor:
         Args:
             inputs: image files, folders of images, case folders, folders of case folders, datasets, or cases as a dataset lists them (see
                 `find_cases`). Channels on another grid than the first are resampled onto it, with a warning to `progress`.
-            out: receives `<case><suffix of the input>` (`.png` for lossy formats) and `predictions.json`.
-            probabilities: also write one map per class to `out/probabilities`.
+            out: receives the files of each format, and `predictions.json`.
+            formats: names of exports (`medseg.exports`); empty: what suits the first image of each case, DICOM for DICOM.
+            probabilities: also write one map per class, in the formats that can hold them.
             uncertainty: also record one number per case in `predictions.json`.
             mirror: average mirrored views, where the plan allows it.
             overwrite: predict again what is finished, and replace files that earlier calls did not write (inputs never).
             progress: told about each case.
 
         Raises:
-            UsageError: inputs that do not exist or cannot be told apart, or outputs that would replace inputs or other people's files.
+            UsageError: inputs that do not exist or cannot be told apart, a format that cannot serve a case, or outputs that would replace
+                inputs or other people's files.
             ResourceError: `out` cannot be written.
         """
         progress = progress or Silent()
         given = [inputs] if isinstance(inputs, (Path, CaseFiles)) else list(inputs)
-        cases = find_cases(given, self.plan.data.channels)
+        cases = find_cases(given, self.plan.data.channels, self.dicom, self.plan.data.ndim, progress)
         new = [case for case in cases if case not in given]  # of a dataset's cases `verify` has told
         for warning in (left_aside(new, self.plan.data.channels), resampled(new, self.plan.data.channels)):
             if warning is not None:
                 progress.say(f"warning: {warning}")
-        ledger = Ledger(out)
-        targets = check_targets(cases, out, probabilities, None if overwrite else ledger.files())
+        ledger, output = Ledger(out), Output(out, formats, probabilities)
+        targets = output.check(cases, None if overwrite else ledger.files())
         check_writable(out)
         ledger.claim(targets)
         done: list[PredictedCase] = []
@@ -210,10 +220,12 @@ class Predictor:
         try:
             for files in progress.track(cases, len(cases), "predict"):
                 try:
-                    source = self.source(files, probabilities, uncertainty, mirror)
+                    source = self.source(files, probabilities, uncertainty, mirror, output.key(files, self.dicom.to_json()))
                     entry = None if overwrite else ledger.finished(files.id, source)
                     if entry is None:
-                        entry = self._predict_files(files, out, source, probabilities, uncertainty, mirror, progress)
+                        start = time.monotonic()
+                        prediction, grid = self._predict_read(files, probabilities, mirror, progress)
+                        entry = self.write(prediction, files, grid, output, source, start, uncertainty)
                     else:
                         skipped += 1
                     ledger.add(entry)
@@ -261,7 +273,7 @@ class Predictor:
         warning = resampled([files], self.plan.data.channels)
         if warning is not None:
             LOG.warning("%s", warning)
-        return self._predict_read(files, probabilities, mirror)
+        return self._predict_read(files, probabilities, mirror)[0]
 
     def predict_case(self, case: Case, *, probabilities: bool = False, mirror: bool = True, progress: Progress | None = None) -> Prediction:
         """Predict a case on its native grid; the result lies on the same grid. The label of the case, if any, is not looked at.
@@ -329,36 +341,33 @@ class Predictor:
             copy(self.domain.restore(values, trail, fill=1 if background and k == 0 else 0, scratch=scratch), restored[k])
         return restored
 
-    def _predict_files(
-        self, files: CaseFiles, out: Path, source: str, probabilities: bool, uncertainty: bool, mirror: bool, progress: Progress
-    ) -> PredictedCase:
-        start = time.monotonic()
-        prediction = self._predict_read(files, probabilities, mirror, progress)
-        return self.write(prediction, files, out, source, start, uncertainty)
-
     def write(
-        self, prediction: Prediction, files: CaseFiles, out: Path, source: str, start: float, uncertainty: bool = False
+        self,
+        prediction: Prediction,
+        files: CaseFiles,
+        grid: Grid,
+        output: Output,
+        source: str,
+        start: float,
+        uncertainty: bool = False,
     ) -> PredictedCase:
-        """Write a prediction like its case's image; `start` is when the work on it began (`time.monotonic`)."""
-        image = files.images[0]
-        written = [out / target for target in targets_of(files, prediction.probabilities is not None)]
-        write_label(written[0], prediction.labels, like=image)
-        if prediction.probabilities is not None:
-            write_maps(written[1], self._as_float32(prediction.probabilities), like=image)
-        return PredictedCase(
-            id=files.id,
-            file=written[0].relative_to(out),
-            probabilities=written[1].relative_to(out) if len(written) > 1 else None,
-            uncertainty=prediction.uncertainty if uncertainty else None,
-            seconds=round(time.monotonic() - start, 3),
-            source=source,
-            content=content_digest(written),
-        )
+        """Write a prediction on the grid of its case; `start` is when the work on it began (`time.monotonic`)."""
+        labels = self.plan.data.labels
+        return output.write(Result(files, prediction, grid, labels, self.maker, self.scratch), source, start, uncertainty)
 
-    def _predict_read(self, files: CaseFiles, probabilities: bool, mirror: bool, progress: Progress | None = None) -> Prediction:
-        """Read and predict."""
+    @property
+    def maker(self) -> Maker:
+        """What the objects that hold predictions say about their origin."""
+        names = "+".join([self.plan.name, *(partner.plan.name for partner in self.partners)])
+        return Maker(f"{self.plan.data.name} {names}", version("medseg"), self.key, self.dicom)
+
+    def _predict_read(
+        self, files: CaseFiles, probabilities: bool, mirror: bool, progress: Progress | None = None
+    ) -> tuple[Prediction, Grid]:
+        """Read and predict; also the grid of the case."""
         try:
-            return self.predict_case(self.read(files), probabilities=probabilities, mirror=mirror, progress=progress)
+            case = self.read(files)
+            return self.predict_case(case, probabilities=probabilities, mirror=mirror, progress=progress), case.grid
         except MemoryError:
             raise ResourceError.of(
                 "does not fit into memory",
@@ -373,21 +382,14 @@ class Predictor:
         check_fit(self.plan.data, files.id, sum(header.channels for header in headers), headers[0].shape, files.images[0])
         return read_case(files, with_label=False, scratch=self.scratch)
 
-    def source(self, files: CaseFiles, probabilities: bool, uncertainty: bool, mirror: bool) -> str:
-        """Changes with whatever changes the outcome of a case."""
+    def source(self, files: CaseFiles, probabilities: bool, uncertainty: bool, mirror: bool, written: str = "") -> str:
+        """Changes with whatever changes the outcome of a case; `written` is the key of the output (`Output.key`)."""
         mirrored = sorted(axes for axes in self._mirrored() if axes) if mirror else []
-        return _digest(self.key, *(image_digest(file) for file in files.images), repr((probabilities, uncertainty, mirrored)))
+        return _digest(self.key, *(image_digest(file) for file in files.images), repr((probabilities, uncertainty, mirrored)) + written)
 
     def _mirrored(self) -> list[tuple[int, ...]]:
         """The axes that each model flips that takes part in a prediction: members, and the stages before them."""
         return [self.plan.inference.mirror, *(axes for other in (*self.partners, self.previous) if other for axes in other._mirrored())]
-
-    def _as_float32(self, maps: NDArray[np.float16]) -> NDArray[np.float32]:
-        """What files hold: few programs read float16."""
-        result: NDArray[np.float32] = self.scratch.zeros(maps.shape, np.float32)
-        for source, target in zip(maps, result, strict=True):
-            copy(source, target)
-        return result
 
 
 def _batch_size(plan: Plan, device: torch.device, memory: float) -> int:

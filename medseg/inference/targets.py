@@ -1,4 +1,4 @@
-"""Which files a prediction writes, and which it must not touch."""
+"""Which files a prediction must not touch."""
 
 from __future__ import annotations
 
@@ -7,35 +7,30 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from medseg.dataset import CaseFiles
-from medseg.errors import Problem, UsageError
-from medseg.io.images import label_suffix, map_suffix
+from medseg.errors import Problem
+from medseg.io.images import files_behind
 
 SHOWN = 5  # files named in an error
 
 
-def targets_of(files: CaseFiles, probabilities: bool) -> tuple[Path, ...]:
-    """The label map of a case and, if wanted, its probabilities; relative to the output folder."""
-    image = files.images[0]
-    label = Path(f"{files.id}{label_suffix(image)}")
-    return (label, Path("probabilities", f"{files.id}{map_suffix(image)}")) if probabilities else (label,)
-
-
-def check_targets(cases: Sequence[CaseFiles], out: Path, probabilities: bool, known: Collection[Path] | None) -> tuple[Path, ...]:
-    """The files that will be written, relative to `out`, after making sure that they replace nothing that must stay.
+def target_problems(
+    cases: Sequence[CaseFiles], targets: Sequence[Path], out: Path, known: Collection[Path] | None
+) -> list[Problem]:
+    """What would be replaced that must stay.
 
     Args:
         cases: all cases, with their labels where these are known.
+        targets: the files that will be written, relative to `out`.
         out: output folder; need not exist.
-        probabilities: whether probabilities will be written, too.
         known: files relative to `out` that were written by medseg and may be replaced; None: every file that is no input.
 
-    Raises:
-        UsageError: a target is an input (also by another name: a link, or other capitals where these are the same), or exists and is
-            not `known`.
+    Returns:
+        A problem for targets that are inputs (also by another name: a link, or other capitals where these are the same), and one for
+        those that exist and are not `known`.
     """
-    inputs = {_place(path) for case in cases for path in (*case.images, case.label) if path is not None}
-    nodes = {node for case in cases for path in (*case.images, case.label) if path is not None and (node := _node(path))}
-    targets = tuple(target for case in cases for target in targets_of(case, probabilities))
+    paths = {file for case in cases for path in (*case.images, case.label) if path is not None for file in files_behind(path)}
+    inputs = {_place(path) for path in paths}
+    nodes = {node for path in paths if (node := _node(path))}
     own = [out / target for target in targets if _place(out / target) in inputs or _node(out / target) in nodes]
     problems = []
     if own:
@@ -61,9 +56,7 @@ def check_targets(cases: Sequence[CaseFiles], out: Path, probabilities: bool, kn
                     "Choose another folder with -o, or replace these files with --overwrite.",
                 )
             )
-    if problems:
-        raise UsageError(problems)
-    return targets
+    return problems
 
 
 def _place(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a prediction can be written as, beside a label map in its input's own format. Registered in `medseg.exports`."""
+"""What a prediction can be written as. Formats are registered in `medseg.exports`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from medseg.dataset import CaseFiles, Labels
 from medseg.errors import Problem
 from medseg.geometry import Grid
 from medseg.io.dicom.settings import DicomSettings
+from medseg.io.dicom.volume import SUFFIX
 from medseg.prediction import Prediction
+from medseg.scratch import IN_MEMORY, Scratch
+
+LABELS = "labels"
+"""The export that writes label maps in the input's own format: what further steps of medseg read."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Result:
         grid: of the case.
         labels: what the voxel values mean.
         maker: what predicted.
+        scratch: where large arrays lie that writing needs.
     """
 
     files: CaseFiles
@@ -51,6 +57,7 @@ class Result:
     grid: Grid
     labels: Labels
     maker: Maker
+    scratch: Scratch = IN_MEMORY
 
 
 class Export(ABC):
@@ -63,11 +70,14 @@ class Export(ABC):
 
     @abstractmethod
     def targets(self, files: CaseFiles, probabilities: bool) -> tuple[Path, ...]:
-        """The files that `write` writes for a case, relative to the folder of predictions; needs no pixel and no file."""
+        """The files that `write` writes for a case, relative to the folder of predictions; needs no pixel and no file.
+
+        At least one, the segmentation itself first. A format without probabilities writes the same files whether they are there or not.
+        """
 
     @abstractmethod
     def problems(self, files: CaseFiles) -> tuple[Problem, ...]:
-        """Why this case cannot be written in this format; from headers alone."""
+        """Why this case cannot be written in this format; from headers alone. Raises ImageError where these cannot be read."""
 
     def warnings(self, files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
         """What will be written less well than one may expect, such as classes without a code; from headers alone."""
@@ -75,7 +85,7 @@ class Export(ABC):
 
     @abstractmethod
     def write(self, result: Result, out: Path) -> None:
-        """Write every target into `out`, each atomically.
+        """Write every target into `out`, each atomically, and nothing else. Targets of probabilities are due where `result` has these.
 
         Raises:
             ImageError: the prediction cannot be expressed in the format.
@@ -86,3 +96,8 @@ class Export(ABC):
 def find_export(name: str) -> Export:
     """The export registered as `name`. Raises PlanError where there is none."""
     return cast(type[Export], registry.exports.get(name))()
+
+
+def own_export(files: CaseFiles) -> str:
+    """The format that people expect who ask for none: DICOM for DICOM, and else the format of the image."""
+    return "seg" if files.images[0].name.endswith(SUFFIX) else LABELS

@@ -75,6 +75,18 @@ def image_stem(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix)] if suffix else path.stem
 
 
+def files_behind(path: Path) -> tuple[Path, ...]:
+    """The files that an image is read from: itself, or those of a DICOM volume (none where it is not there any more)."""
+    if not path.name.endswith(SERIES):
+        return (path,)
+    from medseg.io.dicom.reader import find_volume
+
+    try:
+        return tuple(dict.fromkeys(source.path for source in find_volume(path).sources))
+    except ImageError:
+        return ()
+
+
 def label_suffix(path: Path) -> str:
     """The suffix under which a label map for this image is written: its own; `.png` for JPEG, which would change the values; `.nii.gz` for
     DICOM."""
@@ -309,6 +321,7 @@ __all__ = [
     "Header",
     "Image",
     "Native",
+    "files_behind",
     "image_stem",
     "image_suffix",
     "is_present",

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from medseg.record import Record
 
@@ -47,13 +49,27 @@ class SeriesRule(Record):
     Attributes:
         modality: DICOM modalities, one of which the series must have; empty for any.
         include: regular expressions, all of which must be found in the texts of the series (description, protocol, sequence, image type),
-            whatever the case of letters.
+            whatever the case of letters. The key of a volume, as `medseg inspect` shows it, is that volume alone.
         exclude: regular expressions none of which may be found in them.
+        number: Series Number; None for any.
     """
+
+    seldom = ("number",)
 
     modality: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    number: int | None = None
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is no regular expression: {error}") from None
+        return patterns
 
 
 class DicomSettings(Record):
@@ -66,3 +82,6 @@ class DicomSettings(Record):
 
     series: dict[str, SeriesRule] = Field(default_factory=dict)
     classes: dict[str, SegmentTerms] = Field(default_factory=dict)
+
+
+NOTHING_CHOSEN = DicomSettings()

@@ -1,0 +1,124 @@
+"""What is written of each case: in which formats, into which files, and whether that can be done at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import final
+
+from medseg.dataset import CaseFiles
+from medseg.errors import ImageError, Problem, UsageError
+from medseg.inference.ledger import PredictedCase, content_digest
+from medseg.inference.targets import target_problems
+from medseg.io.exports import LABELS, Export, Result, find_export, own_export
+
+LABEL_MAPS = (LABELS,)
+"""The formats of predictions that medseg itself goes on with."""
+
+
+@final
+class Output:
+    """A folder of predictions, and the formats in which they are written there."""
+
+    def __init__(self, folder: Path, formats: Sequence[str] = LABEL_MAPS, probabilities: bool = False) -> None:
+        """Find the formats.
+
+        Args:
+            folder: need not exist.
+            formats: names of exports; empty: what suits the first image of each case (`own_export`).
+            probabilities: whether class probabilities are written, too, by the formats that can hold them.
+
+        Raises:
+            PlanError: there is no such format.
+        """
+        self.folder = folder
+        self.formats = tuple(dict.fromkeys(formats))
+        self.probabilities = probabilities
+        self._exports = {name: find_export(name) for name in self.formats}
+
+    def exports(self, files: CaseFiles) -> tuple[Export, ...]:
+        """The formats of one case."""
+        names = self.formats or (own_export(files),)
+        return tuple(self._exports.setdefault(name, find_export(name)) for name in names)
+
+    def targets(self, files: CaseFiles) -> dict[str, tuple[Path, ...]]:
+        """The files of a case by format, relative to the folder."""
+        return {export.name: export.targets(files, self.probabilities) for export in self.exports(files)}
+
+    def check(self, cases: Sequence[CaseFiles], known: Collection[Path] | None) -> tuple[Path, ...]:
+        """All files that will be written, relative to the folder, after making sure that all of them can be, and replace nothing.
+
+        Args:
+            cases: all cases, with their labels where these are known.
+            known: see `target_problems`.
+
+        Raises:
+            UsageError: a format cannot serve a case, two formats write one file, or files that must stay are in the way; all at once. Of a
+                case whose header cannot be read nothing is said; it fails when its turn comes.
+        """
+        problems = [*self._refused(cases), *self._twice(cases)]
+        targets = tuple(dict.fromkeys(target for case in cases for several in self.targets(case).values() for target in several))
+        problems += target_problems(cases, targets, self.folder, known)
+        if problems:
+            raise UsageError(problems)
+        return targets
+
+    def _refused(self, cases: Iterable[CaseFiles]) -> list[Problem]:
+        problems: list[Problem] = []
+        for case in cases:
+            for export in self.exports(case):
+                try:
+                    problems += export.problems(case)
+                except ImageError:
+                    continue
+        return problems
+
+    def _twice(self, cases: Iterable[CaseFiles]) -> list[Problem]:
+        """Of the first case in which two formats write one file; the others are like it."""
+        for case in cases:
+            owner: dict[Path, str] = {}
+            for name, several in self.targets(case).items():
+                for target in several:
+                    other = owner.setdefault(target, name)
+                    if other != name:
+                        return [
+                            Problem(
+                                "two formats write the same file",
+                                f"case '{case.id}'",
+                                f"{target} of {other} and of {name}",
+                                "one of the two",
+                                f"Leave {name} out of --format.",
+                            )
+                        ]
+        return []
+
+    def key(self, files: CaseFiles, settings: str) -> str:
+        """Changes with whatever of the output is not told by the prediction; empty for label maps alone.
+
+        Args:
+            settings: what the model says about DICOM, as text.
+        """
+        names = tuple(export.name for export in self.exports(files))
+        return "" if names == LABEL_MAPS else repr((names, settings))
+
+    def write(self, result: Result, source: str, start: float, uncertainty: bool = False) -> PredictedCase:
+        """Write a prediction in every format; `start` is when the work on it began (`time.monotonic`).
+
+        Raises:
+            ImageError: the prediction cannot be expressed in a format.
+            ResourceError: a file cannot be written.
+        """
+        for export in self.exports(result.files):
+            export.write(result, self.folder)
+        files = {
+            export.name: export.targets(result.files, result.prediction.probabilities is not None) for export in self.exports(result.files)
+        }
+        return PredictedCase(
+            id=result.files.id,
+            files=files,
+            uncertainty=result.prediction.uncertainty if uncertainty else None,
+            seconds=round(time.monotonic() - start, 3),
+            source=source,
+            content=content_digest([self.folder / file for several in files.values() for file in several]),
+        )

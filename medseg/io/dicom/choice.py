@@ -1,0 +1,204 @@
+"""Which series of a study serves as which channel of a model, and why the others do not. Pure functions: headers in, choices out.
+
+Rules follow from names and modalities of channels (`rules_of`), unless somebody has chosen others (`DicomSettings.series`). A volume
+that obeys the rule of a channel is a candidate for it. Of several, one as it was acquired is better than one that was derived of others;
+where nothing decides between two, that is an error, never a guess. Volumes in different frames of reference are never one case: that one
+can be brought onto the grid of the other is nowhere said.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.dataset import Channel
+from medseg.errors import Problem
+from medseg.io.dicom.settings import SeriesRule
+from medseg.io.dicom.volume import Volume
+from medseg.io.format import numbers
+
+
+@dataclass(frozen=True)
+class Rating:
+    """How a volume does as a channel: 0 does not serve, and the highest is chosen; with the reason."""
+
+    score: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """The volumes of a study, and what they serve as.
+
+    Attributes:
+        volumes: in the order in which they were found.
+        ratings: name of the channel -> a rating for each volume.
+        cases: for each case one volume per channel, in their order; or one volume that holds all channels.
+        problems: why there is no case although some volume would serve.
+    """
+
+    volumes: tuple[Volume, ...]
+    ratings: Mapping[str, tuple[Rating, ...]]
+    cases: tuple[tuple[Volume, ...], ...]
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The deepest folder that holds all of it."""
+        return Path(os.path.commonpath([volume.folder for volume in self.volumes]))
+
+    def serves(self, volume: Volume) -> bool:
+        """Whether a volume is part of a case."""
+        return any(volume is other for case in self.cases for other in case)
+
+    def told(self, volume: Volume) -> str:
+        """As what a volume serves, or why it does not, in words."""
+        index = self.volumes.index(volume)
+        names = [
+            name
+            for case in self.cases
+            for position, name in enumerate(self.ratings)
+            if case[min(position, len(case) - 1)] is volume
+        ]  # fmt: skip
+        if names:
+            return f"serves as {', '.join(dict.fromkeys(names))}"
+        rated = {name: ratings[index] for name, ratings in self.ratings.items()}
+        reasons = [(f"{name}: " if len(rated) > 1 else "") + rating.reason for name, rating in rated.items()]
+        return reasons[0] if len({rating.reason for rating in rated.values()}) == 1 and len(rated) == 1 else "; ".join(dict.fromkeys(reasons))
+
+
+def choose(volumes: Iterable[Volume], channels: Sequence[Channel], rules: Mapping[str, SeriesRule], ndim: int | None = None) -> tuple[Study, ...]:
+    """Which volumes serve as the channels, study by study.
+
+    A model of one channel takes every volume that serves, each as a case of its own; one of several takes one volume for each channel of
+    one study and one frame of reference.
+
+    Args:
+        volumes: of any number of studies.
+        channels: of the model, the reference first.
+        rules: of every channel (`rules_of`).
+        ndim: dimensions of the model's cases; None for any.
+    """
+    studies: dict[str, list[Volume]] = defaultdict(list)
+    for volume in volumes:
+        studies[volume.series.study or volume.key].append(volume)
+    return tuple(_of_study(tuple(several), channels, rules, ndim) for several in studies.values())
+
+
+def _of_study(volumes: tuple[Volume, ...], channels: Sequence[Channel], rules: Mapping[str, SeriesRule], ndim: int | None) -> Study:
+    ratings = {c.name: tuple(rate(volume, rules[c.name], ndim, len(channels)) for volume in volumes) for c in channels}
+    first = ratings[channels[0].name]
+    whole = [(volume,) for volume, rating in zip(volumes, first, strict=True) if rating.score and _samples(volume) == len(channels)]
+    if whole or len(channels) == 1:
+        return Study(volumes, ratings, tuple(whole))
+    candidates = {name: [v for v, rating in zip(volumes, rated, strict=True) if rating.score] for name, rated in ratings.items()}
+    if not any(candidates.values()):
+        return Study(volumes, ratings, ())
+    lacking = [name for name, found in candidates.items() if not found]
+    if lacking:
+        return Study(volumes, ratings, (), tuple(_none_serves(name, volumes, ratings[name]) for name in lacking))
+    worlds = dict.fromkeys(volume.series.world for volume in candidates[channels[0].name])
+    complete = [world for world in worlds if all(any(v.series.world == world for v in found) for found in candidates.values())]
+    if not complete:
+        return Study(volumes, ratings, (), (_apart(candidates, volumes),))
+    best = {name: [v for world in complete for v in _best(name, world, volumes, ratings)] for name in candidates}
+    unclear = tuple(_several_serve(name, found) for name, found in best.items() if len(found) > 1)
+    return Study(volumes, ratings, () if unclear else (tuple(found[0] for found in best.values()),), unclear)
+
+
+def _best(name: str, world: str, volumes: Sequence[Volume], ratings: Mapping[str, Sequence[Rating]]) -> list[Volume]:
+    """The candidates of one frame of reference between which the score does not decide."""
+    rated = [(volume, rating.score) for volume, rating in zip(volumes, ratings[name], strict=True) if volume.series.world == world]
+    highest = max(score for _, score in rated)
+    return [volume for volume, score in rated if score == highest]
+
+
+def rate(volume: Volume, rule: SeriesRule, ndim: int | None = None, channels: int = 1) -> Rating:
+    """How a volume does as a channel with this rule, in a model of so many channels."""
+    series = volume.series
+    if volume.errors:
+        return Rating(0, f"cannot be used: {volume.errors[0].what}")
+    if ndim is not None and volume.grid.ndim != ndim:
+        return Rating(0, f"is {volume.grid.ndim}D, and the model takes {ndim}D")
+    if len(volume.frames) > 1:
+        return Rating(0, f"is a time series of {len(volume.frames)} volumes, and a channel is one")
+    if volume.samples not in (1, channels):
+        return Rating(0, f"has {volume.samples} values per voxel")
+    if rule.modality and series.modality not in rule.modality:
+        return Rating(0, f"is {series.modality or 'of no modality'}, not {' or '.join(rule.modality)}")
+    if rule.number is not None and series.number != rule.number:
+        return Rating(0, f"is series {'without number' if series.number is None else series.number}, not {rule.number}")
+    told = texts(volume)
+    for pattern in rule.include:
+        if pattern != volume.key and not re.search(pattern, told, re.IGNORECASE):
+            return Rating(0, f"nothing in its texts is like '{pattern}'")
+    for pattern in rule.exclude:
+        if found := re.search(pattern, told, re.IGNORECASE):
+            return Rating(0, f"its texts hold '{found[0].strip()}'")
+    acquired = "ORIGINAL" in series.kind.upper().split("\\")
+    why = [f"{series.modality}" if rule.modality else "", f"series {rule.number}" if rule.number is not None else ""]
+    why += [f"like '{pattern}'" for pattern in rule.include]
+    return Rating(2 if acquired else 1, ", ".join([*filter(None, why), "as acquired" if acquired else "derived"]))
+
+
+def texts(volume: Volume) -> str:
+    """What the patterns of rules are looked for in."""
+    series = volume.series
+    return " | ".join((series.description, series.protocol, series.sequence, series.kind, series.body))
+
+
+def shown(volume: Volume) -> str:
+    """A volume in a line, for the screen only: descriptions of series are free text."""
+    series = volume.series
+    number = "series" if series.number is None else f"series {series.number}"
+    name = f" '{series.description}'" if series.description else ""
+    return f"{number}{name} ({series.modality}, {numbers(volume.grid.shape)}, {volume.key})"
+
+
+def _samples(volume: Volume) -> int:
+    return volume.samples
+
+
+def _listed(volumes: Iterable[Volume]) -> str:
+    return ", ".join(shown(volume) for volume in volumes)
+
+
+def _where(volumes: Sequence[Volume]) -> str:
+    return os.path.commonpath([volume.folder for volume in volumes])
+
+
+def _none_serves(name: str, volumes: Sequence[Volume], ratings: Sequence[Rating]) -> Problem:
+    return Problem(
+        f"no series serves as channel '{name}'",
+        _where(volumes),
+        "; ".join(f"{shown(volume)}: {rating.reason}" for volume, rating in zip(volumes, ratings, strict=True)),
+        fix=_fix(name, volumes[0]),
+    )
+
+
+def _several_serve(name: str, volumes: Sequence[Volume]) -> Problem:
+    return Problem(
+        f"several series could serve as channel '{name}'", _where(volumes), _listed(volumes), "one", _fix(name, volumes[0])
+    )
+
+
+def _apart(candidates: Mapping[str, Sequence[Volume]], volumes: Sequence[Volume]) -> Problem:
+    return Problem(
+        "the series that serve lie in different frames of reference, so where one lies in the other is not known",
+        _where(volumes),
+        "; ".join(f"{name}: {_listed(found)}" for name, found in candidates.items()),
+        "one frame of reference for all channels",
+        "Register the series, and give the outcome.",
+    )
+
+
+def _fix(name: str, example: Volume) -> str:
+    number = 3 if example.series.number is None else example.series.number
+    return (
+        f"Say which one with --series '{name}={number}' (number of the series), '{name}={example.key}' (one volume) or '{name}=PATTERN' (a "
+        "regular expression for its description), or for good with a rule in dicom.json of the model (`medseg series`)."
+    )
