@@ -57,7 +57,9 @@ from medseg.workspace import RunFolder, Workspace
 
 # torch, lightning and mlflow take seconds to import, so what needs them is imported by the verb that does.
 if TYPE_CHECKING:
+    from medseg.inference.inputs import Chosen
     from medseg.inference.predictor import Predicted
+    from medseg.io.dicom.settings import DicomSettings
     from medseg.training.train import TrainingResult
 
 SILENT = Silent()
@@ -172,6 +174,8 @@ def predict(
     inputs: Sequence[Path],
     out: Path,
     *,
+    formats: Sequence[str] = (),
+    series: Sequence[str] = (),
     probabilities: bool = False,
     uncertainty: bool = False,
     mirror: bool = True,
@@ -180,15 +184,48 @@ def predict(
     memory: float | None = None,
     progress: Progress = SILENT,
 ) -> Predicted:
-    """Predict on image files or folders; a failing case does not stop the others and is listed in the result."""
+    """Predict on image files or folders; a failing case does not stop the others and is listed in the result.
+
+    Args:
+        formats: in which each case is written (`medseg.io.exports`); none: a DICOM segmentation for DICOM, else as the input.
+        series: which DICOM series serve as channels, where rules do not tell: `T1=3` by number, `T1=PATTERN` by description.
+    """
     from medseg.inference.predictor import Predictor
 
     predictor = Predictor.load(run, device=device, memory=memory)
+    if series:
+        predictor = predictor.with_series(series)
     if told := averaging(RunFolder(run)):
         progress.say(told)
     return predictor.predict(
-        list(inputs), out, probabilities=probabilities, uncertainty=uncertainty, mirror=mirror, overwrite=overwrite, progress=progress
+        list(inputs),
+        out,
+        formats=formats,
+        probabilities=probabilities,
+        uncertainty=uncertainty,
+        mirror=mirror,
+        overwrite=overwrite,
+        progress=progress,
     )
+
+
+def choice(run: Path, inputs: Sequence[Path], series: Sequence[str] = (), *, progress: Progress = SILENT) -> Chosen:
+    """Which cases `predict` would make of its inputs, and for DICOM which series serve as which channels, and why the others do not."""
+    from medseg.inference.inputs import chosen
+    from medseg.io.dicom.rules import settings_of, with_series
+
+    data, folder = plan_of(run).data, RunFolder(run)
+    settings = settings_of(folder.dicom_file, data.channels, data.labels.names)
+    return chosen(inputs, data.channels, with_series(settings, series, data.channels), data.ndim, progress)
+
+
+def dicom(run: Path) -> DicomSettings:
+    """By which rules DICOM series serve as the channels of a model, and the terms of its classes: what `RUN/dicom.json` says, and what follows
+    from names where it does not."""
+    from medseg.io.dicom.rules import effective, settings_of
+
+    data = plan_of(run).data
+    return effective(settings_of(RunFolder(run).dicom_file, data.channels, data.labels.names), data.channels, data.labels.names)
 
 
 def evaluate(

@@ -39,6 +39,8 @@ from medseg.commands.options import (
     parse_time,
 )
 
+from medseg.errors import UsageError
+
 if TYPE_CHECKING:
     from medseg.evaluation.records import Evaluation, Summary
     from medseg.evaluation.selection import Selection
@@ -47,8 +49,23 @@ if TYPE_CHECKING:
 
 def predict(
     run: RunPath,
-    inputs: Annotated[list[Path], typer.Argument(help="Image files or folders of images.")],
-    out: Annotated[Path, out_option("Folder for the predictions, one file per case.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Image files or folders of images; DICOM also as zip archive or DICOMDIR.")],
+    out: Annotated[Path | None, out_option("Folder for the predictions.")] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="Format of the predictions, several repeated or separated by commas, see `medseg tasks`. Default: a DICOM segmentation "
+            "(seg) for DICOM, else the format of the image (labels).",
+        ),
+    ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option("--series", help="Which DICOM series serves as a channel, e.g. T1=3 (its number) or 'T1=mprage' (repeatable)."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be predicted: which series serve as which channel, and why others do not.")
+    ] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also report one uncertainty per case.")] = False,
     mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Test-time mirroring, where the plan allows it.")] = True,
@@ -61,11 +78,18 @@ def predict(
     """Predict on files or folders; writes each prediction on its input's own grid."""
     from medseg import workflow
 
+    if dry_run:
+        show_choice(run, inputs, series or [])
+        return
+    if out is None:
+        raise UsageError.of("no folder for the predictions", where="-o", fix="Name one, or look first with --dry-run.")
     with Bars() as progress:
         predicted = workflow.predict(
             run,
             inputs,
             out,
+            formats=parse_names(formats),
+            series=series or [],
             probabilities=probabilities,
             uncertainty=uncertainty,
             mirror=mirror,
@@ -85,6 +109,22 @@ def predict(
     answer(predicted)
     if failed:
         raise typer.Exit(1 if done else 2)
+
+
+def show_choice(run: Path, inputs: list[Path], series: list[str]) -> None:
+    """What `predict` would make of its inputs; ends the verb where that is nothing."""
+    from medseg import workflow
+    from medseg.io.dicom.choice import shown as line
+
+    with Bars() as progress:
+        chosen = workflow.choice(run, inputs, series, progress=progress)
+    if chosen.files:
+        table("Images", ("case", "files"), [(case.id, ", ".join(path.name for path in case.images)) for case in chosen.files])
+    for study in chosen.studies.studies if chosen.studies is not None else ():
+        table(f"Study in {study.folder}", ("series", ""), [(line(volume), study.told(volume)) for volume in study.volumes])
+    cases = chosen.cases()
+    answer({"cases": [case.model_dump(mode="json") for case in cases]})
+    ok(f"{len(cases)} case{'s' if len(cases) != 1 else ''} would be predicted: {', '.join(case.id for case in cases)}")
 
 
 def evaluate(

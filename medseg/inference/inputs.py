@@ -5,19 +5,31 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.dataset import CaseFiles, Channel, Modality
 from medseg.errors import DatasetError, ImageError, MedsegError, Problem, UsageError
+from medseg.inference.studies import Studies, find_studies, is_dicom
+from medseg.io.dicom.settings import NOTHING_CHOSEN, DicomSettings
 from medseg.io.grids import Moved, channels_by_file, moved_channels, place
 from medseg.io.images import SUFFIXES, image_stem, read_header
 from medseg.io.layouts.base import modality_of, open_dataset
 from medseg.io.layouts.case_folders import case_folders
 from medseg.io.layouts.files import without_channel
 from medseg.io.layouts.roles import ONLY, RoleFile, role_files, role_of_channel
+from medseg.progress import Progress, Silent
+
+SILENT = Silent()
 
 
-def find_cases(inputs: Sequence[Path | CaseFiles], channels: tuple[Channel, ...]) -> tuple[CaseFiles, ...]:
+def find_cases(
+    inputs: Sequence[Path | CaseFiles],
+    channels: tuple[Channel, ...],
+    settings: DicomSettings = NOTHING_CHOSEN,
+    ndim: int | None = None,
+    progress: Progress = SILENT,
+) -> tuple[CaseFiles, ...]:
     """The cases behind `inputs`, sorted by id.
 
     An input is an image file (all channels in one file, or one of `case_0000`, `case_0001`, ... whose siblings are found), a folder of
@@ -29,35 +41,86 @@ def find_cases(inputs: Sequence[Path | CaseFiles], channels: tuple[Channel, ...]
     case of its own for a model of three colours. The number stays in its id, unless `_0000` is the only file of that name (nnU-Net's
     colour images).
 
+    DICOM is a folder, a file, a zip archive or a DICOMDIR, or the name of a volume; of all of them together those series become cases that
+    serve as the model's channels (`medseg.io.dicom.choice`), by its own rules or those in `settings`, with warnings to `progress`. In a
+    folder with DICOM files, images of other formats are left aside. A time series is not a case.
+
     Raises:
         UsageError: inputs that do not exist, hold no image, lack a channel, or share a case id; all problems at once.
     """
+    found = chosen(inputs, channels, settings, ndim, progress)
+    for warning in found.studies.warnings() if found.studies is not None else ():
+        progress.say(f"warning: {warning}")
+    return found.cases()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What inputs are made of.
+
+    Attributes:
+        files: cases of images in other formats than DICOM.
+        studies: of the DICOM inputs; None where there are none.
+        problems: of inputs that could not be looked into.
+    """
+
+    files: tuple[CaseFiles, ...]
+    studies: Studies | None
+    problems: tuple[Problem, ...]
+
+    def cases(self) -> tuple[CaseFiles, ...]:
+        """All cases, sorted by id. Raises UsageError with all problems."""
+        problems, cases = list(self.problems), list(self.files)
+        try:
+            cases += self.studies.cases() if self.studies is not None else ()
+        except UsageError as error:
+            problems += error.problems
+        first: dict[str, CaseFiles] = {}
+        for case in cases:
+            other = first.setdefault(case.id, case)
+            if other.images != case.images:
+                problems.append(
+                    Problem(
+                        "two inputs have the same case id",
+                        where=str(case.images[0]),
+                        found=f"'{case.id}', also of {other.images[0]}",
+                        expected="ids that differ, because outputs are named after them",
+                        fix="Rename one of the files, or predict them into different folders.",
+                    )
+                )
+        if problems:
+            raise UsageError(problems)
+        return tuple(sorted(first.values(), key=lambda case: case.id))
+
+
+def chosen(
+    inputs: Sequence[Path | CaseFiles],
+    channels: tuple[Channel, ...],
+    settings: DicomSettings = NOTHING_CHOSEN,
+    ndim: int | None = None,
+    progress: Progress = SILENT,
+) -> Chosen:
+    """See `find_cases`; problems are told, not raised."""
     cases: list[CaseFiles] = []
     problems: list[Problem] = []
+    dicom: list[Path] = []
     for path in inputs:
         if isinstance(path, CaseFiles):
             cases.append(path)
+            continue
+        if is_dicom(path):
+            dicom.append(path)
             continue
         try:
             cases.extend(_of_folder(path, channels) if path.is_dir() else _of_file(path, channels))
         except MedsegError as error:
             problems.extend(error.problems)
-    first: dict[str, CaseFiles] = {}
-    for case in cases:
-        other = first.setdefault(case.id, case)
-        if other.images != case.images:
-            problems.append(
-                Problem(
-                    "two inputs have the same case id",
-                    where=str(case.images[0]),
-                    found=f"'{case.id}', also of {other.images[0]}",
-                    expected="ids that differ, because outputs are named after them",
-                    fix="Rename one of the files, or predict them into different folders.",
-                )
-            )
-    if problems:
-        raise UsageError(problems)
-    return tuple(sorted(first.values(), key=lambda case: case.id))
+    studies = None
+    try:
+        studies = find_studies(dicom, channels, settings, ndim, progress) if dicom else None
+    except MedsegError as error:
+        problems.extend(error.problems)
+    return Chosen(tuple(cases), studies, tuple(problems))
 
 
 def is_image(path: Path) -> bool:

@@ -28,6 +28,7 @@ from medseg.inference.ensemble import Ensemble
 from medseg.inference.inputs import find_cases, left_aside, resampled
 from medseg.inference.ledger import FailedCase, Ledger, PredictedCase
 from medseg.inference.output import LABEL_MAPS, Output
+from medseg.io.dicom.rules import settings_of, with_series
 from medseg.io.dicom.settings import NOTHING_CHOSEN, DicomSettings
 from medseg.io.digests import image_digest
 from medseg.io.exports import Maker, Result
@@ -153,22 +154,27 @@ class Predictor:
         digest = plan.trained_digest()
         task = find_task(plan.task)(plan)
         networks = [load_weights(task.network(), file, digest) for file in files]
+        dicom = settings_of(folder.dicom_file, plan.data.channels, plan.data.labels.names)
         previous = cls.load(folder.previous.root, device, memory, folder.folds_before(folds)) if plan.previous else None
         key = _digest(digest, *(file_digest(file) for file in files), previous.key if previous is not None else "")
         partners = [cls.load(part.root, device, memory, folds) for part in folder.partners()]
-        return cls(plan, networks, chosen, memory, key, previous, partners, dicom_settings(folder, plan.data))
+        return cls(plan, networks, chosen, memory, key, previous, partners, dicom)
 
     def joined(self, partners: Sequence[Predictor]) -> Predictor:
         """This model with further members; networks are shared with it."""
         return self._like(self.plan, partners)
 
+    def with_series(self, texts: Sequence[str]) -> Predictor:
+        """This model with other rules for the series of channels (see `with_series`); networks are shared with it. Raises UsageError."""
+        return self._like(self.plan, self.partners, with_series(self.dicom, texts, self.plan.data.channels))
+
     def raw(self) -> Predictor:
         """This model before it learned of held-out predictions; networks are shared with it."""
         return self._like(unlearned(self.plan), self.partners)
 
-    def _like(self, plan: Plan, partners: Sequence[Predictor]) -> Predictor:
+    def _like(self, plan: Plan, partners: Sequence[Predictor], dicom: DicomSettings | None = None) -> Predictor:
         networks, device = self.ensemble.networks, self.ensemble.device
-        return Predictor(plan, networks, device, self.memory, self.weights, self.previous, partners, self.dicom)
+        return Predictor(plan, networks, device, self.memory, self.weights, self.previous, partners, dicom or self.dicom)
 
     def predict(
         self,

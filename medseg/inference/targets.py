@@ -13,9 +13,7 @@ from medseg.io.images import files_behind
 SHOWN = 5  # files named in an error
 
 
-def target_problems(
-    cases: Sequence[CaseFiles], targets: Sequence[Path], out: Path, known: Collection[Path] | None
-) -> list[Problem]:
+def target_problems(cases: Sequence[CaseFiles], targets: Sequence[Path], out: Path, known: Collection[Path] | None) -> list[Problem]:
     """What would be replaced that must stay.
 
     Args:

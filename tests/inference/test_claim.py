@@ -91,7 +91,7 @@ def test_the_folder_is_free_after_a_claim_that_failed(tmp_path, monkeypatch, err
 
 def test_what_another_call_entered_before_the_claim_is_kept(tmp_path):
     first, second = Ledger(tmp_path), Ledger(tmp_path)
-    entry = PredictedCase(id="a", file="a.nii.gz", seconds=1, source="s", content="c")
+    entry = PredictedCase(id="a", files={"labels": ("a.nii.gz",)}, seconds=1, source="s", content="c")
     first.claim([])
     first.add(entry)
     first.close()

@@ -14,7 +14,7 @@ from medseg.dataset import CaseFiles
 from medseg.errors import UsageError
 from medseg.inference.ledger import Ledger
 from medseg.inference.predictor import Predictor
-from medseg.inference.targets import check_targets
+from medseg.inference.output import Output
 
 
 def scan(path, seed=0):
@@ -177,7 +177,7 @@ def test_interruption_keeps_the_claim_on_what_was_written(plan3d, tmp_path):
         failing(plan3d, KeyboardInterrupt()).predict(tmp_path / "in", out)
     assert json.loads((out / "predictions.json").read_text())["claimed"] == []
     ledger = Ledger(out)
-    ledger.claim(check_targets([CaseFiles(id="a", images=(tmp_path / "in" / "a.nii.gz",), group="a")], out, False, ledger.files()))
+    ledger.claim(Output(out).check([CaseFiles(id="a", images=(tmp_path / "in" / "a.nii.gz",), group="a")], ledger.files()))
     scan(out / "a.nii.gz")
     scan(out / "b.nii.gz")
     ledger.close()

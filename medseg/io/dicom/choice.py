@@ -57,21 +57,21 @@ class Study:
 
     def told(self, volume: Volume) -> str:
         """As what a volume serves, or why it does not, in words."""
-        index = self.volumes.index(volume)
-        names = [
-            name
-            for case in self.cases
-            for position, name in enumerate(self.ratings)
-            if case[min(position, len(case) - 1)] is volume
-        ]  # fmt: skip
-        if names:
-            return f"serves as {', '.join(dict.fromkeys(names))}"
-        rated = {name: ratings[index] for name, ratings in self.ratings.items()}
-        reasons = [(f"{name}: " if len(rated) > 1 else "") + rating.reason for name, rating in rated.items()]
-        return reasons[0] if len({rating.reason for rating in rated.values()}) == 1 and len(rated) == 1 else "; ".join(dict.fromkeys(reasons))
+        index = next(i for i, other in enumerate(self.volumes) if other is volume)
+        cases = [case for case in self.cases if any(volume is other for other in case)]
+        whole = any(len(case) < len(self.ratings) for case in cases)
+        names = [name for position, name in enumerate(self.ratings) if whole or any(case[position] is volume for case in cases)]
+        if cases:
+            return f"serves as {', '.join(names)}"
+        reasons = {name: ratings[index].reason for name, ratings in self.ratings.items()}
+        if len(set(reasons.values())) == 1:
+            return next(iter(reasons.values()))
+        return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
-def choose(volumes: Iterable[Volume], channels: Sequence[Channel], rules: Mapping[str, SeriesRule], ndim: int | None = None) -> tuple[Study, ...]:
+def choose(
+    volumes: Iterable[Volume], channels: Sequence[Channel], rules: Mapping[str, SeriesRule], ndim: int | None = None
+) -> tuple[Study, ...]:
     """Which volumes serve as the channels, study by study.
 
     A model of one channel takes every volume that serves, each as a case of its own; one of several takes one volume for each channel of
@@ -92,7 +92,7 @@ def choose(volumes: Iterable[Volume], channels: Sequence[Channel], rules: Mappin
 def _of_study(volumes: tuple[Volume, ...], channels: Sequence[Channel], rules: Mapping[str, SeriesRule], ndim: int | None) -> Study:
     ratings = {c.name: tuple(rate(volume, rules[c.name], ndim, len(channels)) for volume in volumes) for c in channels}
     first = ratings[channels[0].name]
-    whole = [(volume,) for volume, rating in zip(volumes, first, strict=True) if rating.score and _samples(volume) == len(channels)]
+    whole = [(volume,) for volume, rating in zip(volumes, first, strict=True) if rating.score and volume.samples == len(channels)]
     if whole or len(channels) == 1:
         return Study(volumes, ratings, tuple(whole))
     candidates = {name: [v for v, rating in zip(volumes, rated, strict=True) if rating.score] for name, rated in ratings.items()}
@@ -159,10 +159,6 @@ def shown(volume: Volume) -> str:
     return f"{number}{name} ({series.modality}, {numbers(volume.grid.shape)}, {volume.key})"
 
 
-def _samples(volume: Volume) -> int:
-    return volume.samples
-
-
 def _listed(volumes: Iterable[Volume]) -> str:
     return ", ".join(shown(volume) for volume in volumes)
 
@@ -181,9 +177,7 @@ def _none_serves(name: str, volumes: Sequence[Volume], ratings: Sequence[Rating]
 
 
 def _several_serve(name: str, volumes: Sequence[Volume]) -> Problem:
-    return Problem(
-        f"several series could serve as channel '{name}'", _where(volumes), _listed(volumes), "one", _fix(name, volumes[0])
-    )
+    return Problem(f"several series could serve as channel '{name}'", _where(volumes), _listed(volumes), "one", _fix(name, volumes[0]))
 
 
 def _apart(candidates: Mapping[str, Sequence[Volume]], volumes: Sequence[Volume]) -> Problem:
@@ -200,5 +194,5 @@ def _fix(name: str, example: Volume) -> str:
     number = 3 if example.series.number is None else example.series.number
     return (
         f"Say which one with --series '{name}={number}' (number of the series), '{name}={example.key}' (one volume) or '{name}=PATTERN' (a "
-        "regular expression for its description), or for good with a rule in dicom.json of the model (`medseg series`)."
+        "regular expression for its description), or for good with a rule in dicom.json of the model (`medseg dicom`)."
     )

@@ -9,10 +9,11 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from medseg.dataset import Channel, Modality
-from medseg.errors import Problem, UsageError
-from medseg.io.dicom.settings import DicomSettings, SeriesRule
+from medseg.errors import PlanError, Problem, UsageError
+from medseg.io.dicom.settings import NOTHING_CHOSEN, DicomSettings, SeriesRule
 
 MODALITIES = {Modality.ct: ("CT",), Modality.mr: ("MR",), Modality.pet: ("PT",)}
 GENERAL = {"ct": Modality.ct, "mr": Modality.mr, "mri": Modality.mr, "pet": Modality.pet, "pt": Modality.pet, "suv": Modality.pet}
@@ -94,8 +95,14 @@ def _words(name: str) -> list[str]:
     return re.findall(r"[a-z0-9*+]+", name.lower())
 
 
-def chosen_series(texts: Iterable[str], channels: Sequence[Channel]) -> dict[str, SeriesRule]:
-    """What was said on the command line: `T1=3` (number of the series), `T1=PATTERN`, `T1=KEY`; without a name for a model of one channel.
+def effective(settings: DicomSettings, channels: Sequence[Channel], classes: Sequence[str]) -> DicomSettings:
+    """All that applies: what was chosen, and what follows from names where nothing was."""
+    return DicomSettings(series=rules_of(channels, settings), classes=settings.classes)
+
+
+def with_series(settings: DicomSettings, texts: Iterable[str], channels: Sequence[Channel]) -> DicomSettings:
+    """Settings with rules that were said on the command line: `T1=3` (number of the series), `T1=PATTERN` (of its texts), `T1=KEY` (a volume);
+    without a name for a model of one channel.
 
     Raises:
         UsageError: no such channel, one that is named twice, or no pattern; all at once.
@@ -109,7 +116,9 @@ def chosen_series(texts: Iterable[str], channels: Sequence[Channel]) -> dict[str
             name, value = names[0], text
         if name not in names or not value:
             problems.append(
-                Problem("no channel of the model", "--series", f"'{text}'", f"CHANNEL=SERIES with one of {', '.join(names)}", _near(name, names))
+                Problem(
+                    "no channel of the model", "--series", f"'{text}'", f"CHANNEL=SERIES with one of {', '.join(names)}", _near(name, names)
+                )
             )
         elif name in rules:
             problems.append(Problem("a channel is given twice", "--series", f"'{text}'", "each channel once"))
@@ -120,21 +129,31 @@ def chosen_series(texts: Iterable[str], channels: Sequence[Channel]) -> dict[str
                 problems.append(Problem("not a regular expression", "--series", f"'{text}'", fix=str(error).splitlines()[-1].strip()))
     if problems:
         raise UsageError(problems)
-    return rules
+    return settings.model_copy(update={"series": {**settings.series, **rules}})
 
 
-def settings_problems(settings: DicomSettings, channels: Sequence[Channel], classes: Sequence[str], where: str) -> list[Problem]:
-    """Names in `settings` that the model does not have."""
+def settings_of(file: Path, channels: Sequence[Channel], classes: Sequence[str]) -> DicomSettings:
+    """What was chosen for a model in `dicom.json`; nothing where there is no such file.
+
+    Raises:
+        PlanError: the file cannot be read, or names channels or classes that the model does not have.
+    """
+    if not file.is_file():
+        return NOTHING_CHOSEN
+    settings = DicomSettings.load(file)
     known: Mapping[str, tuple[Iterable[str], Sequence[str]]] = {
         "channel": (settings.series, [channel.name for channel in channels]),
         "class": (settings.classes, classes),
     }
-    return [
-        Problem(f"the model has no such {what}", where, f"'{name}'", f"one of {', '.join(names)}", _near(name, names))
+    problems = [
+        Problem(f"the model has no such {what}", str(file), f"'{name}'", f"one of {', '.join(names)}", _near(name, names))
         for what, (given, names) in known.items()
         for name in given
         if name not in names
     ]
+    if problems:
+        raise PlanError(problems)
+    return settings
 
 
 def _near(name: str, names: Sequence[str]) -> str:

@@ -1,0 +1,165 @@
+"""DICOM as input: from folders, files, archives and volumes to cases of series that serve as the model's channels."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.dataset import CaseFiles, Channel
+from medseg.errors import Problem, UsageError
+from medseg.io.dicom.choice import Study, choose, shown
+from medseg.io.dicom.rules import rules_of
+from medseg.io.dicom.settings import NOTHING_CHOSEN, DicomSettings
+from medseg.io.dicom.volume import SUFFIX, Other, Volume
+from medseg.io.images import SUFFIXES
+from medseg.progress import Progress, Silent
+
+SILENT = Silent()
+SHOWN = 8  # volumes named in an error
+ARCHIVE = ".zip"
+MAGIC = 132  # bytes after which a DICOM file has said that it is one
+
+
+@dataclass(frozen=True)
+class Studies:
+    """What lies in DICOM inputs, and what of it a model takes.
+
+    Attributes:
+        studies: with a choice each.
+        broken: files that are no image because they are damaged.
+    """
+
+    studies: tuple[Study, ...]
+    broken: tuple[Other, ...]
+
+    @property
+    def volumes(self) -> tuple[Volume, ...]:
+        """All volumes."""
+        return tuple(volume for study in self.studies for volume in study.volumes)
+
+    def cases(self) -> tuple[CaseFiles, ...]:
+        """The cases, with the files of each channel.
+
+        Raises:
+            UsageError: a study lacks channels, or it is not clear what serves as them; or nothing is left at all. All problems at once.
+        """
+        problems = [problem for study in self.studies for problem in study.problems]
+        chosen = [case for study in self.studies for case in study.cases]
+        if not chosen and not problems:
+            problems = [self._nothing()]
+        if problems:
+            raise UsageError(problems)
+        return tuple(
+            CaseFiles(id=name, images=tuple(v.path for v in case), group=name) for case, name in zip(chosen, _ids(chosen), strict=True)
+        )
+
+    def _nothing(self) -> Problem:
+        told = [f"{shown(volume)} {study.told(volume)}" for study in self.studies for volume in study.volumes]
+        told += [f"{other.source}: {problem.what}" for other in self.broken for problem in other.problems]
+        if not told:
+            return Problem("no image", found="DICOM objects of other kinds", expected="series of images")
+        more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+        return Problem(
+            "no series that the model can use",
+            os.path.commonpath([study.folder for study in self.studies]) if self.studies else "",
+            "; ".join(told[:SHOWN]) + more,
+            fix="Name one with --series, or write rules for series into dicom.json of the model (`medseg dicom`).",
+        )
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about the volumes that are taken, and which are not."""
+        taken = [volume for study in self.studies for volume in study.volumes if study.serves(volume)]
+        said = [str(problem) for volume in taken for problem in volume.warnings]
+        said += [str(problem) for volume in self.volumes for problem in volume.errors]
+        said += [str(problem) for other in self.broken for problem in other.problems]
+        aside = sum(not volume.errors for volume in self.volumes) - len(taken)
+        if aside:
+            said.append(f"{aside} DICOM series or volumes are left aside, because they do not serve as a channel; --dry-run tells why")
+        return tuple(said)
+
+
+def find_studies(
+    paths: Sequence[Path], channels: tuple[Channel, ...], settings: DicomSettings = NOTHING_CHOSEN, ndim: int | None = None,
+    progress: Progress = SILENT,
+) -> Studies:  # fmt: skip
+    """Look into DICOM inputs, all together: a study may be spread over several.
+
+    Args:
+        paths: folders, files, archives, DICOMDIRs, or names of volumes.
+        channels: of the model.
+        settings: which series serve as which channels, where somebody chose it.
+        ndim: dimensions of the model's cases.
+        progress: told while headers are read.
+
+    Raises:
+        UsageError: a path that does not exist.
+        ImageError: a volume of that name does not exist.
+    """
+    from medseg.io.dicom.reader import find_volume, scan
+
+    found = scan([path for path in paths if not path.name.endswith(SUFFIX)], progress)
+    named = [find_volume(path) for path in paths if path.name.endswith(SUFFIX)]
+    volumes = {volume.path.absolute(): volume for volume in (*named, *found.volumes)}
+    studies = choose(volumes.values(), channels, rules_of(channels, settings), ndim)
+    return Studies(studies, tuple(other for other in found.others if other.problems))
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether an input is DICOM: the name of a volume, a file or archive of no other format, or a folder with DICOM files.
+
+    In a folder with images of other formats only its own files are looked at, not those of folders within it.
+    """
+    if path.name.endswith(SUFFIX):
+        return True
+    if path.is_file():
+        return _says_so(path) or path.suffix.lower() == ARCHIVE
+    if not path.is_dir():
+        return False
+    files = [child for child in path.iterdir() if child.is_file() and not child.name.startswith(".")]
+    if any(_says_so(file) for file in files):
+        return True
+    return not any(_other_format(file) for file in files) and _within(path)
+
+
+def _within(folder: Path) -> bool:
+    for root, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        files = [Path(root, name) for name in names if not name.startswith(".")]
+        if any(_says_so(file) or file.suffix.lower() == ARCHIVE for file in files):
+            return True
+    return False
+
+
+def _says_so(path: Path) -> bool:
+    """Whether a file's first bytes, or its name, say that it is DICOM; without a preamble only a suffix of DICOM does."""
+    if _other_format(path):
+        return False
+    if path.suffix.lower() in (".dcm", ".ima", ".dicom"):
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(MAGIC)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _other_format(path: Path) -> bool:
+    return path.name.lower().endswith(tuple(suffix for suffix in SUFFIXES if suffix != SUFFIX))
+
+
+def _ids(cases: Sequence[tuple[Volume, ...]]) -> list[str]:
+    """Names of cases: that of the folder or archive; with the number of the series where several lie in one, and else the key."""
+    names = [_named(case) for case in cases]
+    numbers = ["" if case[0].series.number is None else str(case[0].series.number) for case in cases]
+    for further in (numbers, [case[0].key[:8] for case in cases]):
+        count = Counter(names)
+        names = [f"{name}_{more}" if count[name] > 1 and more else name for name, more in zip(names, further, strict=True)]
+    return names
+
+
+def _named(case: Sequence[Volume]) -> str:
+    folder = Path(os.path.commonpath([volume.folder.absolute() for volume in case]))
+    return folder.stem if folder.suffix.lower() == ARCHIVE else folder.name
