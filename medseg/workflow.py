@@ -225,7 +225,7 @@ def dicom(run: Path) -> DicomSettings:
     from medseg.io.dicom.rules import effective, settings_of
 
     data = plan_of(run).data
-    return effective(settings_of(RunFolder(run).dicom_file, data.channels, data.labels.names), data.channels, data.labels.names)
+    return effective(settings_of(RunFolder(run).dicom_file, data.channels, data.labels.names), data.channels, data.labels, data.name)
 
 
 def evaluate(

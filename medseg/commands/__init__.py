@@ -43,6 +43,7 @@ for verb in (
     training.train,
     training.pretrain,
     models.predict,
+    models.dicom,
     models.evaluate,
     models.compare,
     models.select,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medseg.commands.console import Bars, answer, complain, ok, say, shown, table, warn
+from medseg.commands.console import Bars, answer, complain, ok, say, shown, style, table, warn
 from medseg.commands.options import (
     Classes,
     DatasetPath,
@@ -38,7 +39,6 @@ from medseg.commands.options import (
     parse_names,
     parse_time,
 )
-
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def predict(
         typer.Option("--series", help="Which DICOM series serves as a channel, e.g. T1=3 (its number) or 'T1=mprage' (repeatable)."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would be predicted: which series serve as which channel, and why others do not.")
+        bool,
+        typer.Option("--dry-run", help="Only show what would be predicted: which series serve as which channel, and why others do not."),
     ] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also report one uncertainty per case.")] = False,
@@ -369,4 +370,22 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if abs(value) < 0.01 else f"{value:.3f}"
 
 
-NEED_ARGUMENTS = (predict, evaluate, compare, select, run)
+def dicom(
+    run: RunPath,
+    out: Annotated[Path | None, out_option("File for the JSON; as RUN/dicom.json, edited or not, it decides. Default: the screen.")] = None,
+) -> None:
+    """How a model meets DICOM: the rules by which series serve as channels, and the terms of its classes, as JSON."""
+    from medseg import workflow
+
+    settings = workflow.dicom(run)
+    if style.json or out is None:
+        sys.stdout.write(settings.to_json())
+    if out is None:
+        return
+    if out.exists():
+        raise UsageError.of("exists already", where=str(out), fix="Edit it, or choose another file with -o.")
+    settings.save(out)
+    ok(f"rules and terms in {out}")
+
+
+NEED_ARGUMENTS = (predict, dicom, evaluate, compare, select, run)

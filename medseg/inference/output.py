@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import final
 
-from medseg.dataset import CaseFiles
+from medseg.dataset import CaseFiles, Labels
 from medseg.errors import ImageError, Problem, UsageError
 from medseg.inference.ledger import PredictedCase, content_digest
 from medseg.inference.targets import target_problems
-from medseg.io.exports import LABELS, Export, Result, find_export, own_export
+from medseg.io.exports import LABELS, Export, Maker, Result, find_export, own_export
 
 LABEL_MAPS = (LABELS,)
 """The formats of predictions that medseg itself goes on with."""
@@ -63,6 +63,18 @@ class Output:
         if problems:
             raise UsageError(problems)
         return targets
+
+    def warnings(self, cases: Iterable[CaseFiles], labels: Labels, maker: Maker) -> tuple[str, ...]:
+        """What will be written less well than one may expect, each once with the first case that it is true of."""
+        found: dict[str, list[str]] = {}
+        for case in cases:
+            for export in self.exports(case):
+                try:
+                    for problem in export.warnings(case, labels, maker):
+                        found.setdefault(str(problem), []).append(case.id)
+                except ImageError:
+                    continue
+        return tuple(f"{text} (case '{ids[0]}'{f' and {len(ids) - 1} more' if len(ids) > 1 else ''})" for text, ids in found.items())
 
     def _refused(self, cases: Iterable[CaseFiles]) -> list[Problem]:
         problems: list[Problem] = []

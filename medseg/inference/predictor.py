@@ -218,6 +218,8 @@ class Predictor:
                 progress.say(f"warning: {warning}")
         ledger, output = Ledger(out), Output(out, formats, probabilities)
         targets = output.check(cases, None if overwrite else ledger.files())
+        for told in output.warnings(cases, self.plan.data.labels, self.maker):
+            progress.say(f"warning: {told}")
         check_writable(out)
         ledger.claim(targets)
         done: list[PredictedCase] = []
@@ -365,7 +367,8 @@ class Predictor:
     def maker(self) -> Maker:
         """What the objects that hold predictions say about their origin."""
         names = "+".join([self.plan.name, *(partner.plan.name for partner in self.partners)])
-        return Maker(f"{self.plan.data.name} {names}", version("medseg"), self.key, self.dicom)
+        chosen = DicomSettings(classes=self.dicom.classes).to_json() if self.dicom.classes else ""
+        return Maker(f"{self.plan.data.name} {names}", version("medseg"), _digest(self.key, chosen), self.dicom)
 
     def _predict_read(
         self, files: CaseFiles, probabilities: bool, mirror: bool, progress: Progress | None = None

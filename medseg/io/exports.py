@@ -27,7 +27,7 @@ class Maker:
     Attributes:
         model: name of the model.
         version: of medseg.
-        digest: of the model's weights and plan.
+        digest: of the model's weights and plan, and of the terms that were chosen for its classes: other ones make other objects.
         settings: what the model says about DICOM.
         automatic: False where somebody else drew it, by hand or not.
     """

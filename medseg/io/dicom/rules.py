@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.dataset import Channel, Modality
+from medseg.dataset import Channel, Labels, Modality
 from medseg.errors import PlanError, Problem, UsageError
 from medseg.io.dicom.settings import NOTHING_CHOSEN, DicomSettings, SeriesRule
+from medseg.io.dicom.terms import class_terms
 
 MODALITIES = {Modality.ct: ("CT",), Modality.mr: ("MR",), Modality.pet: ("PT",)}
 GENERAL = {"ct": Modality.ct, "mr": Modality.mr, "mri": Modality.mr, "pet": Modality.pet, "pt": Modality.pet, "suv": Modality.pet}
@@ -95,9 +96,9 @@ def _words(name: str) -> list[str]:
     return re.findall(r"[a-z0-9*+]+", name.lower())
 
 
-def effective(settings: DicomSettings, channels: Sequence[Channel], classes: Sequence[str]) -> DicomSettings:
-    """All that applies: what was chosen, and what follows from names where nothing was."""
-    return DicomSettings(series=rules_of(channels, settings), classes=settings.classes)
+def effective(settings: DicomSettings, channels: Sequence[Channel], labels: Labels, model: str) -> DicomSettings:
+    """All that applies: what was chosen, and what follows from the names of channels, classes and model where nothing was."""
+    return DicomSettings(series=rules_of(channels, settings), classes=class_terms(labels, settings, model))
 
 
 def with_series(settings: DicomSettings, texts: Iterable[str], channels: Sequence[Channel]) -> DicomSettings:
