@@ -13,8 +13,8 @@ from thresholding import Threshold, blobs, thresholding, write_nifti
 from medseg.dataset import CaseFiles
 from medseg.errors import UsageError
 from medseg.inference.ledger import Ledger
-from medseg.inference.predictor import Predictor
 from medseg.inference.output import Output
+from medseg.inference.predictor import Predictor
 
 
 def scan(path, seed=0):

@@ -21,6 +21,8 @@ from medseg.io.dicom.settings import SeriesRule
 from medseg.io.dicom.volume import Volume
 from medseg.io.format import numbers
 
+SHORT = 24  # characters of a pattern that is shown
+
 
 @dataclass(frozen=True)
 class Rating:
@@ -90,7 +92,7 @@ def choose(
 
 
 def _of_study(volumes: tuple[Volume, ...], channels: Sequence[Channel], rules: Mapping[str, SeriesRule], ndim: int | None) -> Study:
-    ratings = {c.name: tuple(rate(volume, rules[c.name], ndim, len(channels)) for volume in volumes) for c in channels}
+    ratings = {c.name: tuple(rate(volume, c.name, rules[c.name], ndim, len(channels)) for volume in volumes) for c in channels}
     first = ratings[channels[0].name]
     whole = [(volume,) for volume, rating in zip(volumes, first, strict=True) if rating.score and volume.samples == len(channels)]
     if whole or len(channels) == 1:
@@ -117,8 +119,8 @@ def _best(name: str, world: str, volumes: Sequence[Volume], ratings: Mapping[str
     return [volume for volume, score in rated if score == highest]
 
 
-def rate(volume: Volume, rule: SeriesRule, ndim: int | None = None, channels: int = 1) -> Rating:
-    """How a volume does as a channel with this rule, in a model of so many channels."""
+def rate(volume: Volume, name: str, rule: SeriesRule, ndim: int | None = None, channels: int = 1) -> Rating:
+    """How a volume does as the channel of that name with this rule, in a model of so many channels."""
     series = volume.series
     if volume.errors:
         return Rating(0, f"cannot be used: {volume.errors[0].what}")
@@ -135,14 +137,11 @@ def rate(volume: Volume, rule: SeriesRule, ndim: int | None = None, channels: in
     told = texts(volume)
     for pattern in rule.include:
         if pattern != volume.key and not re.search(pattern, told, re.IGNORECASE):
-            return Rating(0, f"nothing in its texts is like '{pattern}'")
+            return Rating(0, f"its texts do not say '{pattern}'" if len(pattern) <= SHORT else f"its texts do not say that it is {name}")
     for pattern in rule.exclude:
         if found := re.search(pattern, told, re.IGNORECASE):
             return Rating(0, f"its texts hold '{found[0].strip()}'")
-    acquired = "ORIGINAL" in series.kind.upper().split("\\")
-    why = [f"{series.modality}" if rule.modality else "", f"series {rule.number}" if rule.number is not None else ""]
-    why += [f"like '{pattern}'" for pattern in rule.include]
-    return Rating(2 if acquired else 1, ", ".join([*filter(None, why), "as acquired" if acquired else "derived"]))
+    return Rating(2, "as acquired") if "ORIGINAL" in series.kind.upper().split("\\") else Rating(1, "derived of other images")
 
 
 def texts(volume: Volume) -> str:

@@ -20,20 +20,20 @@ MODALITIES = {Modality.ct: ("CT",), Modality.mr: ("MR",), Modality.pet: ("PT",)}
 GENERAL = {"ct": Modality.ct, "mr": Modality.mr, "mri": Modality.mr, "pet": Modality.pet, "pt": Modality.pet, "suv": Modality.pet}
 MEANINGLESS = {"image", "images", "img", "scan", "volume", "channel", "modality", "input", "series", "w", "weighted", *GENERAL}
 
-SCOUT = r"locali[sz]er|\bscout|\bsurvey|topogram|surview|scanogram"
+SCOUT = r"locali[sz]er|(?<![a-z])scout|(?<![a-z])survey|topogram|surview|scanogram"
 UNCORRECTED = r"(?<![a-z])nac(?![a-z])|uncorrected|no.?ac\b"
 CONTRAST = (
     r"contrast|kontrast|(?<![a-z])(gd|gad|gado|ce|km|post)(?![a-z])|gadol|gadob|gadot|\+ ?c\b|t1(ce|gd|c)\b|dotarem|gadovist|magnevist|multihance|"
     r"prohance|omniscan|primovist|eovist|clariscan"
 )
-PLANE = r"(?:(?<![a-z0-9])|(?<=ax)|(?<=sag)|(?<=cor)|(?<=tra))"
-T1 = PLANE + r"t1(?![0-9])|mprage|mp2rage|\bbravo\b|\bspgr\b"
+PLANE = r"(?<![a-z0-9])(ax|axial|sag|cor|tra)?_?"
+T1 = PLANE + r"t1(?![0-9])|mprage|mp2rage|(?<![a-z])(bravo|spgr)(?![a-z])"
 T2 = PLANE + r"t2(?![0-9*])(?!.?star)"
-FLAIR = r"flair|dark.?fluid|\btirm\b"
+FLAIR = r"flair|dark.?fluid|(?<![a-z])tirm(?![a-z])"
 ADC = r"adc(?![a-z])|apparent.?diff"
 HIGH = r"b.?val|hbv|high.?b|(?<![a-z])b ?=? ?(8|9|1\d|2\d)\d\d(?![0-9])|trace"
 DIFFUSION = r"dwi|diff|trace|b.?val|hbv|(?<![a-z])b ?=? ?\d{3,4}(?![0-9])"
-SUSCEPTIBILITY = r"\bswi|t2\*|t2.?star|suscept|\bhemo"
+SUSCEPTIBILITY = r"(?<![a-z])swi|t2\*|t2.?star|suscept|(?<![a-z])hemo"
 DENSITY = r"(?<![a-z])pdw?(?![a-z])|proton.?dens"
 
 
@@ -73,7 +73,9 @@ def _derived(channel: Channel, channels: Sequence[Channel]) -> SeriesRule:
         return SeriesRule(modality=found, include=kind.include, exclude=(*kind.exclude, SCOUT))
     include: tuple[str, ...] = ()
     if sum(_modality(other) is modality for other in channels) > 1 and modality is not Modality.rgb:
-        include = tuple(re.escape(word) for word in _words(channel.name) if word not in MEANINGLESS and not word.isdigit())
+        include = tuple(
+            f"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])" for word in _words(channel.name) if word not in MEANINGLESS and not word.isdigit()
+        )
     if modality is Modality.pet:
         return SeriesRule(modality=found, include=include, exclude=(UNCORRECTED, SCOUT))
     return SeriesRule(modality=found, include=include, exclude=(SCOUT,) if found else ())
