@@ -166,7 +166,7 @@ def written_files(folder: Path, entry: PredictedCase) -> list[Path]:
 
 
 def _names(entry: PredictedCase) -> list[Path]:
-    return [name for several in entry.files.values() for name in several]
+    return list(dict.fromkeys(name for several in entry.files.values() for name in several))
 
 
 def content_digest(files: list[Path]) -> str:

@@ -54,10 +54,10 @@ class Output:
             known: see `target_problems`.
 
         Raises:
-            UsageError: a format cannot serve a case, two formats write one file, or files that must stay are in the way; all at once. Of a
-                case whose header cannot be read nothing is said; it fails when its turn comes.
+            UsageError: a format cannot serve a case, or files that must stay are in the way; all at once. Of a case whose header cannot be
+                read nothing is said; it fails when its turn comes.
         """
-        problems = [*self._refused(cases), *self._twice(cases)]
+        problems = self._refused(cases)
         targets = tuple(dict.fromkeys(target for case in cases for several in self.targets(case).values() for target in several))
         problems += target_problems(cases, targets, self.folder, known)
         if problems:
@@ -86,25 +86,6 @@ class Output:
                     continue
         return problems
 
-    def _twice(self, cases: Iterable[CaseFiles]) -> list[Problem]:
-        """Of the first case in which two formats write one file; the others are like it."""
-        for case in cases:
-            owner: dict[Path, str] = {}
-            for name, several in self.targets(case).items():
-                for target in several:
-                    other = owner.setdefault(target, name)
-                    if other != name:
-                        return [
-                            Problem(
-                                "two formats write the same file",
-                                f"case '{case.id}'",
-                                f"{target} of {other} and of {name}",
-                                "one of the two",
-                                f"Leave {name} out of --format.",
-                            )
-                        ]
-        return []
-
     def key(self, files: CaseFiles, settings: str) -> str:
         """Changes with whatever of the output is not told by the prediction; empty for label maps alone.
 
@@ -132,5 +113,5 @@ class Output:
             uncertainty=result.prediction.uncertainty if uncertainty else None,
             seconds=round(time.monotonic() - start, 3),
             source=source,
-            content=content_digest([self.folder / file for several in files.values() for file in several]),
+            content=content_digest([self.folder / file for file in dict.fromkeys(name for several in files.values() for name in several)]),
         )

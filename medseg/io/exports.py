@@ -72,7 +72,8 @@ class Export(ABC):
     def targets(self, files: CaseFiles, probabilities: bool) -> tuple[Path, ...]:
         """The files that `write` writes for a case, relative to the folder of predictions; needs no pixel and no file.
 
-        At least one, the segmentation itself first. A format without probabilities writes the same files whether they are there or not.
+        At least one, the format's own first. A format without probabilities writes the same files whether they are there or not. A
+        file that two formats write holds the same, whichever writes it.
         """
 
     @abstractmethod

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK
 from PIL import Image
+from pydicom import dcmread
 
 from medseg import registry
 from medseg.dataset import CaseFiles, LabelClass, Labels
@@ -105,6 +106,23 @@ def test_a_file_is_whole_or_not_there(name, image, tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match="No space left on device"):
         export.write(result, out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_formats_that_share_a_file_write_the_same_into_it(image, tmp_path):
+    result = result_of(image, False)
+    owners: dict[Path, list[str]] = {}
+    for name in NAMES:
+        if not find_export(name).problems(result.files):
+            find_export(name).write(result, tmp_path / name)
+            for target in find_export(name).targets(result.files, False):
+                owners.setdefault(target, []).append(name)
+    for target, names in owners.items():
+        files = [tmp_path / name / target for name in names]
+        if target.suffix == ".dcm":  # they also hold the time at which they were made
+            objects = [dcmread(file) for file in files]
+            assert len({(data.SOPInstanceUID, data.SeriesInstanceUID, data.get("PixelData", b"")) for data in objects}) == 1
+        else:
+            assert len({file.read_bytes() for file in files}) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
