@@ -30,10 +30,14 @@ class Studies:
     Attributes:
         studies: with a choice each.
         broken: files that are no image because they are damaged.
+        inputs: what was looked into.
+        beside: images of other formats in folders with DICOM files.
     """
 
     studies: tuple[Study, ...]
     broken: tuple[Other, ...]
+    inputs: tuple[Path, ...]
+    beside: tuple[Path, ...] = ()
 
     @property
     def volumes(self) -> tuple[Volume, ...]:
@@ -49,25 +53,24 @@ class Studies:
         problems = [problem for study in self.studies for problem in study.problems]
         chosen = [case for study in self.studies for case in study.cases]
         if not chosen and not problems:
-            problems = [self._nothing()]
+            problems = self._nothing()
         if problems:
             raise UsageError(problems)
         return tuple(
             CaseFiles(id=name, images=tuple(v.path for v in case), group=name) for case, name in zip(chosen, _ids(chosen), strict=True)
         )
 
-    def _nothing(self) -> Problem:
-        told = [f"{shown(volume)} {study.told(volume)}" for study in self.studies for volume in study.volumes]
-        told += [f"{other.source}: {problem.what}" for other in self.broken for problem in other.problems]
+    def _nothing(self) -> list[Problem]:
+        """Why there is no case at all: what is wrong with series that would serve, and why the others do not."""
+        unusable = [problem for volume in self.volumes for problem in volume.errors]
+        broken = [problem for other in self.broken for problem in other.problems]
+        told = [f"{shown(volume)} {study.told(volume)}" for study in self.studies for volume in study.volumes if not volume.errors]
         if not told:
-            return Problem("no image", found="DICOM objects of other kinds", expected="series of images")
+            return [*unusable, *broken] or [Problem("no DICOM image", ", ".join(map(str, self.inputs)), expected="series of images")]
         more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-        return Problem(
-            "no series that the model can use",
-            os.path.commonpath([study.folder for study in self.studies]) if self.studies else "",
-            "; ".join(told[:SHOWN]) + more,
-            fix="Name one with --series, or write rules for series into dicom.json of the model (`medseg dicom`).",
-        )
+        where = os.path.commonpath([study.folder for study in self.studies])
+        fix = "Name one with --series, or write rules for series into dicom.json of the model (`medseg dicom`)."
+        return [*unusable, *broken, Problem("no series that the model can use", where, "; ".join(told[:SHOWN]) + more, fix=fix)]
 
     def warnings(self) -> tuple[str, ...]:
         """What is odd about the volumes that are taken, and which are not."""
@@ -77,7 +80,11 @@ class Studies:
         said += [str(problem) for other in self.broken for problem in other.problems]
         aside = sum(not volume.errors for volume in self.volumes) - len(taken)
         if aside:
-            said.append(f"{aside} DICOM series or volumes are left aside, because they do not serve as a channel; --dry-run tells why")
+            does = "volume does not serve as a channel and is" if aside == 1 else "volumes do not serve as a channel and are"
+            said.append(f"{aside} DICOM {does} left aside; --dry-run tells why")
+        if self.beside:
+            names = ", ".join(path.name for path in self.beside[:SHOWN]) + (", ..." if len(self.beside) > SHOWN else "")
+            said.append(f"images of other formats beside DICOM files are left aside: {names}; name them to predict on them")
         return tuple(said)
 
 
@@ -104,7 +111,9 @@ def find_studies(
     named = [find_volume(path) for path in paths if path.name.endswith(SUFFIX)]
     volumes = {volume.path.absolute(): volume for volume in (*named, *found.volumes)}
     studies = choose(volumes.values(), channels, rules_of(channels, settings), ndim)
-    return Studies(studies, tuple(other for other in found.others if other.problems))
+    folders = sorted({volume.folder for volume in volumes.values() if volume.folder.is_dir()})
+    beside = tuple(file for folder in folders for file in sorted(folder.iterdir()) if _other_format(file) and not file.name.startswith("."))
+    return Studies(studies, tuple(other for other in found.others if other.problems), tuple(paths), beside)
 
 
 def is_dicom(path: Path) -> bool:
@@ -151,15 +160,27 @@ def _other_format(path: Path) -> bool:
 
 
 def _ids(cases: Sequence[tuple[Volume, ...]]) -> list[str]:
-    """Names of cases: that of the folder or archive; with the number of the series where several lie in one, and else the key."""
-    names = [_named(case) for case in cases]
+    """Names of cases: that of the folder or archive; where several are called alike with those of the folders above, where several lie in
+    one with the number of the series, and else with the key."""
+    places = [Path(os.path.commonpath([volume.folder.absolute() for volume in case])) for case in cases]
+    names = [_parts(place)[-1] for place in places]
+    shared = {name for name in names if len({place for place, other in zip(places, names, strict=True) if other == name}) > 1}
+    names = [_further(place, [p for p, n in zip(places, names, strict=True) if n == name]) if name in shared else name
+             for name, place in zip(names, places, strict=True)]  # fmt: skip
     numbers = ["" if case[0].series.number is None else str(case[0].series.number) for case in cases]
-    for further in (numbers, [case[0].key[:8] for case in cases]):
+    for more in (numbers, [case[0].key[:8] for case in cases]):
         count = Counter(names)
-        names = [f"{name}_{more}" if count[name] > 1 and more else name for name, more in zip(names, further, strict=True)]
+        names = [f"{name}_{word}" if count[name] > 1 and word else name for name, word in zip(names, more, strict=True)]
     return names
 
 
-def _named(case: Sequence[Volume]) -> str:
-    folder = Path(os.path.commonpath([volume.folder.absolute() for volume in case]))
-    return folder.stem if folder.suffix.lower() == ARCHIVE else folder.name
+def _parts(place: Path) -> tuple[str, ...]:
+    """Names of folders down to this one; an archive without its suffix."""
+    return (*place.parts[:-1], place.stem if place.suffix.lower() == ARCHIVE else place.name)
+
+
+def _further(place: Path, alike: Sequence[Path]) -> str:
+    """The fewest last names of folders that tell places of one name apart."""
+    others = {_parts(other) for other in alike}
+    depth = next(n for n in range(1, max(map(len, others)) + 1) if len({other[-n:] for other in others}) == len(others))
+    return "_".join(_parts(place)[-depth:])
