@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.dataset import CaseFiles, Channel
 from medseg.errors import Problem, UsageError
-from medseg.io.dicom.choice import Study, choose, shown
+from medseg.io.dicom.choice import Study, choose, common_folder, shown
 from medseg.io.dicom.rules import rules_of
 from medseg.io.dicom.settings import NOTHING_CHOSEN, DicomSettings
-from medseg.io.dicom.volume import SUFFIX, Other, Volume
+from medseg.io.dicom.volume import SUFFIX, Other, Scan, Volume
 from medseg.io.images import SUFFIXES
 from medseg.progress import Progress, Silent
 
@@ -57,7 +56,8 @@ class Studies:
         if problems:
             raise UsageError(problems)
         return tuple(
-            CaseFiles(id=name, images=tuple(v.path for v in case), group=name) for case, name in zip(chosen, _ids(chosen), strict=True)
+            CaseFiles(id=name, images=tuple(v.path for v in case), group=name)
+            for case, name in zip(chosen, _ids(chosen, self.volumes), strict=True)
         )
 
     def _nothing(self) -> list[Problem]:
@@ -68,7 +68,7 @@ class Studies:
         if not told:
             return [*unusable, *broken] or [Problem("no DICOM image", ", ".join(map(str, self.inputs)), expected="series of images")]
         more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-        where = os.path.commonpath([study.folder for study in self.studies])
+        where = str(common_folder(self.volumes))
         fix = "Name one with --series, or write rules for series into dicom.json of the model (`medseg dicom`)."
         return [*unusable, *broken, Problem("no series that the model can use", where, "; ".join(told[:SHOWN]) + more, fix=fix)]
 
@@ -159,28 +159,14 @@ def _other_format(path: Path) -> bool:
     return path.name.lower().endswith(tuple(suffix for suffix in SUFFIXES if suffix != SUFFIX))
 
 
-def _ids(cases: Sequence[tuple[Volume, ...]]) -> list[str]:
-    """Names of cases: that of the folder or archive; where several are called alike with those of the folders above, where several lie in
-    one with the number of the series, and else with the key."""
-    places = [Path(os.path.commonpath([volume.folder.absolute() for volume in case])) for case in cases]
-    names = [_parts(place)[-1] for place in places]
-    shared = {name for name in names if len({place for place, other in zip(places, names, strict=True) if other == name}) > 1}
-    names = [_further(place, [p for p, n in zip(places, names, strict=True) if n == name]) if name in shared else name
-             for name, place in zip(names, places, strict=True)]  # fmt: skip
-    numbers = ["" if case[0].series.number is None else str(case[0].series.number) for case in cases]
-    for more in (numbers, [case[0].key[:8] for case in cases]):
-        count = Counter(names)
-        names = [f"{name}_{word}" if count[name] > 1 and word else name for name, word in zip(names, more, strict=True)]
-    return names
+def _ids(cases: Sequence[tuple[Volume, ...]], volumes: Sequence[Volume]) -> list[str]:
+    """Names of cases (see `case_name`): of one volume its own, of several that of the folder that holds them all."""
+    from medseg.io.dicom.naming import case_name
 
-
-def _parts(place: Path) -> tuple[str, ...]:
-    """Names of folders down to this one; an archive without its suffix."""
-    return (*place.parts[:-1], place.stem if place.suffix.lower() == ARCHIVE else place.name)
-
-
-def _further(place: Path, alike: Sequence[Path]) -> str:
-    """The fewest last names of folders that tell places of one name apart."""
-    others = {_parts(other) for other in alike}
-    depth = next(n for n in range(1, max(map(len, others)) + 1) if len({other[-n:] for other in others}) == len(others))
-    return "_".join(_parts(place)[-depth:])
+    whole = Scan(tuple(volumes))
+    if all(len(case) == 1 for case in cases):
+        return [case_name(case[0], whole) for case in cases]
+    merged = [
+        replace(case[0], folder=common_folder(case), frames=tuple(stack for volume in case for stack in volume.frames)) for case in cases
+    ]
+    return [case_name(volume, Scan(tuple(merged))) for volume in merged]

@@ -47,12 +47,12 @@ def files(folder: Path):
 
 @pytest.mark.parametrize("orientation", ["axial", "sagittal", "oblique"])
 def test_dicom_comes_back_as_a_segmentation_of_the_same_voxels(plan3d, tmp_path, orientation):
-    mask = series(tmp_path / "in" / "scan", orientation=orientation)
+    mask = series(tmp_path / "in" / "thorax", orientation=orientation)
     done = thresholding(plan3d).predict(tmp_path / "in", tmp_path / "out", formats=())
-    assert files(tmp_path / "out") == ["predictions.json", "scan.seg.dcm"]
-    assert done.cases[0].files == {"seg": (Path("scan.seg.dcm"),)}
-    found = dcmread(tmp_path / "out" / "scan.seg.dcm")
-    source = {dcmread(path).SOPInstanceUID: dcmread(path).InstanceNumber - 1 for path in (tmp_path / "in" / "scan").iterdir()}
+    assert files(tmp_path / "out") == ["predictions.json", "thorax.seg.dcm"]
+    assert done.cases[0].files == {"seg": (Path("thorax.seg.dcm"),)}
+    found = dcmread(tmp_path / "out" / "thorax.seg.dcm")
+    source = {dcmread(path).SOPInstanceUID: dcmread(path).InstanceNumber - 1 for path in (tmp_path / "in" / "thorax").iterdir()}
     again = np.zeros(SHAPE, bool)
     for frame, pixels in zip(found.PerFrameFunctionalGroupsSequence, found.pixel_array, strict=True):
         again[source[frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID]] = pixels
@@ -60,30 +60,30 @@ def test_dicom_comes_back_as_a_segmentation_of_the_same_voxels(plan3d, tmp_path,
 
 
 def test_the_same_labels_as_on_a_nifti_copy(plan3d, tmp_path):
-    series(tmp_path / "scan", orientation="oblique")
-    (volume,) = scan(tmp_path / "scan").volumes
+    series(tmp_path / "thorax", orientation="oblique")
+    (volume,) = scan(tmp_path / "thorax").volumes
     affine = np.diag([-1.0, -1, 1, 1]) @ volume.grid.affine[:, [2, 1, 0, 3]]
     write_nifti(tmp_path / "copy.nii.gz", read_image(volume.path).array[0].T, affine)
     model = thresholding(plan3d)
-    model.predict([tmp_path / "scan", tmp_path / "copy.nii.gz"], tmp_path / "out", formats=["nifti"])
-    one, other = (nib.load(tmp_path / "out" / name) for name in ("scan.nii.gz", "copy.nii.gz"))
+    model.predict([tmp_path / "thorax", tmp_path / "copy.nii.gz"], tmp_path / "out", formats=["nifti"])
+    one, other = (nib.load(tmp_path / "out" / name) for name in ("thorax.nii.gz", "copy.nii.gz"))
     assert np.array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
     np.testing.assert_allclose(one.affine, other.affine, atol=1e-4)
 
 
 def test_each_case_gets_what_suits_its_image(plan3d, tmp_path):
-    series(tmp_path / "dicom")
+    series(tmp_path / "thorax")
     write_nifti(tmp_path / "plain.nii", np.where(blobs(SHAPE), 70, 10).astype(np.int16))
-    thresholding(plan3d).predict([tmp_path / "dicom", tmp_path / "plain.nii"], tmp_path / "out", formats=())
-    assert files(tmp_path / "out") == ["dicom.seg.dcm", "plain.nii", "predictions.json"]
+    thresholding(plan3d).predict([tmp_path / "thorax", tmp_path / "plain.nii"], tmp_path / "out", formats=())
+    assert files(tmp_path / "out") == ["plain.nii", "predictions.json", "thorax.seg.dcm"]
 
 
 def test_label_maps_are_written_unless_something_else_is_asked_for(plan3d, tmp_path):
     """What medseg itself goes on with."""
-    mask = series(tmp_path / "dicom")
-    done = thresholding(plan3d).predict(tmp_path / "dicom", tmp_path / "out")
-    assert done.cases[0].file == Path("dicom.nii.gz")
-    assert np.array_equal(read_label(tmp_path / "out" / "dicom.nii.gz").array[0], mask)
+    mask = series(tmp_path / "thorax")
+    done = thresholding(plan3d).predict(tmp_path / "thorax", tmp_path / "out")
+    assert done.cases[0].file == Path("thorax.nii.gz")
+    assert np.array_equal(read_label(tmp_path / "out" / "thorax.nii.gz").array[0], mask)
 
 
 def test_all_that_cannot_be_written_is_told_at_once_and_nothing_is_predicted(plan3d, tmp_path):
@@ -105,60 +105,60 @@ def test_pictures_are_not_nifti(plan2d, tmp_path):
 
 
 def test_finished_cases_are_known_by_all_their_files(plan3d, tmp_path):
-    series(tmp_path / "scan")
+    series(tmp_path / "thorax")
     out, model = tmp_path / "out", thresholding(plan3d)
-    assert model.predict(tmp_path / "scan", out, formats=FORMATS).skipped == 0
-    assert model.predict(tmp_path / "scan", out, formats=FORMATS).skipped == 1
-    (out / "scan.seg.dcm").unlink()
-    assert model.predict(tmp_path / "scan", out, formats=FORMATS).skipped == 0
-    (out / "scan.seg.dcm").write_bytes(b"other")
-    assert model.predict(tmp_path / "scan", out, formats=FORMATS).skipped == 0
-    assert model.predict(tmp_path / "scan", out, formats=["nifti"]).skipped == 0
-    assert model.predict(tmp_path / "scan", out, formats=["nifti"]).skipped == 1
+    assert model.predict(tmp_path / "thorax", out, formats=FORMATS).skipped == 0
+    assert model.predict(tmp_path / "thorax", out, formats=FORMATS).skipped == 1
+    (out / "thorax.seg.dcm").unlink()
+    assert model.predict(tmp_path / "thorax", out, formats=FORMATS).skipped == 0
+    (out / "thorax.seg.dcm").write_bytes(b"other")
+    assert model.predict(tmp_path / "thorax", out, formats=FORMATS).skipped == 0
+    assert model.predict(tmp_path / "thorax", out, formats=["nifti"]).skipped == 0
+    assert model.predict(tmp_path / "thorax", out, formats=["nifti"]).skipped == 1
     entries = json.loads((out / "predictions.json").read_text())
-    assert entries["cases"][0]["files"] == {"nifti": ["scan.nii.gz"]}
-    assert entries["claimed"] == ["scan.seg.dcm"]  # of the earlier call: still medseg's
-    assert model.predict(tmp_path / "scan", out, formats=FORMATS).skipped == 0
+    assert entries["cases"][0]["files"] == {"nifti": ["thorax.nii.gz"]}
+    assert entries["claimed"] == ["thorax.seg.dcm"]  # of the earlier call: still medseg's
+    assert model.predict(tmp_path / "thorax", out, formats=FORMATS).skipped == 0
 
 
 def test_terms_that_were_chosen_make_other_objects(plan3d, tmp_path):
-    series(tmp_path / "scan")
+    series(tmp_path / "thorax")
     out, plain = tmp_path / "out", thresholding(plan3d)
     organ = SegmentTerms(category=Term(value="123037004", meaning="Anatomical Structure"), type=Term(value="10200004", meaning="Liver"))
     name = plan3d.data.labels.names[0]
     chosen = Predictor(plan3d, (Threshold(),), plain.ensemble.device, dicom=DicomSettings(classes={name: organ}))
-    plain.predict(tmp_path / "scan", out, formats=["seg"])
-    before = dcmread(out / "scan.seg.dcm")
-    assert chosen.predict(tmp_path / "scan", out, formats=["seg"]).skipped == 0
-    after = dcmread(out / "scan.seg.dcm")
+    plain.predict(tmp_path / "thorax", out, formats=["seg"])
+    before = dcmread(out / "thorax.seg.dcm")
+    assert chosen.predict(tmp_path / "thorax", out, formats=["seg"]).skipped == 0
+    after = dcmread(out / "thorax.seg.dcm")
     assert after.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Liver"
     assert before.SOPInstanceUID != after.SOPInstanceUID
-    assert chosen.predict(tmp_path / "scan", out, formats=["seg"]).skipped == 1
-    labels = [one.predict(tmp_path / "scan", tmp_path / "labels", formats=["labels"]).skipped for one in (plain, chosen)]
+    assert chosen.predict(tmp_path / "thorax", out, formats=["seg"]).skipped == 1
+    labels = [one.predict(tmp_path / "thorax", tmp_path / "labels", formats=["labels"]).skipped for one in (plain, chosen)]
     assert labels == [0, 1]
 
 
 def test_probabilities_go_where_they_can(plan3d, tmp_path):
-    series(tmp_path / "scan")
-    thresholding(plan3d).predict(tmp_path / "scan", tmp_path / "out", formats=["seg", "nifti"], probabilities=True)
+    series(tmp_path / "thorax")
+    thresholding(plan3d).predict(tmp_path / "thorax", tmp_path / "out", formats=["seg", "nifti"], probabilities=True)
     assert files(tmp_path / "out") == [
         "predictions.json",
-        "probabilities/scan.nii.gz",
-        "scan.nii.gz",
-        "scan.probabilities.dcm",
-        "scan.seg.dcm",
+        "probabilities/thorax.nii.gz",
+        "thorax.nii.gz",
+        "thorax.probabilities.dcm",
+        "thorax.seg.dcm",
     ]
 
 
 def test_files_of_a_series_are_inputs(plan3d, tmp_path):
     """Also with --overwrite: a segmentation called like one of them replaces nothing."""
-    series(tmp_path / "scan")
-    first = tmp_path / "scan" / "1_000.dcm"
-    first.rename(tmp_path / "scan" / "scan.seg.dcm")
-    before = {path: path.read_bytes() for path in (tmp_path / "scan").iterdir()}
-    with pytest.raises(UsageError, match=r"overwrite their own inputs; found scan\.seg\.dcm"):
-        thresholding(plan3d).predict(tmp_path / "scan", tmp_path / "scan", formats=["seg"], overwrite=True)
-    assert {path: path.read_bytes() for path in (tmp_path / "scan").iterdir()} == before
+    series(tmp_path / "thorax")
+    first = tmp_path / "thorax" / "1_000.dcm"
+    first.rename(tmp_path / "thorax" / "thorax.seg.dcm")
+    before = {path: path.read_bytes() for path in (tmp_path / "thorax").iterdir()}
+    with pytest.raises(UsageError, match=r"overwrite their own inputs; found thorax\.seg\.dcm"):
+        thresholding(plan3d).predict(tmp_path / "thorax", tmp_path / "thorax", formats=["seg"], overwrite=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "thorax").iterdir()} == before
 
 
 def test_folders_archives_and_names_of_volumes(plan3d, tmp_path):
@@ -167,34 +167,34 @@ def test_folders_archives_and_names_of_volumes(plan3d, tmp_path):
     shutil.make_archive(str(tmp_path / "archive"), "zip", tmp_path / "in" / "p1")
     model = thresholding(plan3d)
     both = model.predict(tmp_path / "in", tmp_path / "a", formats=["nifti"])
-    assert [case.id for case in both.cases] == ["p1_ct", "p2_ct"]
+    assert [case.id for case in both.cases] == ["p1", "p2"]
     zipped = model.predict(tmp_path / "archive.zip", tmp_path / "b", formats=["nifti"])
     assert [case.id for case in zipped.cases] == ["archive"]
     (volume,) = scan(tmp_path / "in" / "p2").volumes
     named = model.predict(volume.path, tmp_path / "c", formats=["nifti"])
-    assert [case.id for case in named.cases] == ["ct"]
-    arrays = [read_label(tmp_path / name).array for name in ("a/p1_ct.nii.gz", "b/archive.nii.gz", "a/p2_ct.nii.gz", "c/ct.nii.gz")]
+    assert [case.id for case in named.cases] == ["p2"]
+    arrays = [read_label(tmp_path / name).array for name in ("a/p1.nii.gz", "b/archive.nii.gz", "a/p2.nii.gz", "c/p2.nii.gz")]
     assert np.array_equal(arrays[0], arrays[1])
     assert np.array_equal(arrays[2], arrays[3])
 
 
 def test_several_series_in_one_folder(plan3d, tmp_path):
     for number in "12":
-        series(tmp_path / "scan", int(number), series=number)
+        series(tmp_path / "thorax", int(number), series=number)
     model = thresholding(plan3d)
-    assert [case.id for case in model.predict(tmp_path / "scan", tmp_path / "out").cases] == ["scan_1", "scan_2"]
-    one = model.with_series(["2"]).predict(tmp_path / "scan", tmp_path / "one", progress=(heard := Listening()))
-    assert [case.id for case in one.cases] == ["scan"]
+    assert [case.id for case in model.predict(tmp_path / "thorax", tmp_path / "out").cases] == ["thorax_s1", "thorax_s2"]
+    one = model.with_series(["2"]).predict(tmp_path / "thorax", tmp_path / "one", progress=(heard := Listening()))
+    assert [case.id for case in one.cases] == ["thorax_s2"]
     assert heard.said == ["warning: 1 DICOM volume does not serve as a channel and is left aside; --dry-run tells why"]
 
 
 def test_what_lies_beside_dicom(plan3d, tmp_path):
     """Pictures and label maps beside a series are not predicted on; and a folder of images with a text file is no DICOM."""
-    series(tmp_path / "scan")
-    write_nifti(tmp_path / "scan" / "mask.nii.gz", np.zeros(SHAPE, np.uint8))
+    series(tmp_path / "thorax")
+    write_nifti(tmp_path / "thorax" / "mask.nii.gz", np.zeros(SHAPE, np.uint8))
     heard = Listening()
-    done = thresholding(plan3d).predict(tmp_path / "scan", tmp_path / "out", progress=heard)
-    assert [case.id for case in done.cases] == ["scan"]
+    done = thresholding(plan3d).predict(tmp_path / "thorax", tmp_path / "out", progress=heard)
+    assert [case.id for case in done.cases] == ["thorax"]
     assert "warning: images of other formats beside DICOM files are left aside: mask.nii.gz; name them to predict on them" in heard.said
     (tmp_path / "plain").mkdir()
     write_nifti(tmp_path / "plain" / "a.nii.gz", np.where(blobs(SHAPE), 70, 10).astype(np.int16))

@@ -51,7 +51,7 @@ class Study:
     @property
     def folder(self) -> Path:
         """The deepest folder that holds all of it."""
-        return Path(os.path.commonpath([volume.folder for volume in self.volumes]))
+        return common_folder(self.volumes)
 
     def serves(self, volume: Volume) -> bool:
         """Whether a volume is part of a case."""
@@ -69,6 +69,11 @@ class Study:
         if len(set(reasons.values())) == 1:
             return next(iter(reasons.values()))
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
+def common_folder(volumes: Sequence[Volume]) -> Path:
+    """The deepest folder, or archive, that holds them all."""
+    return Path(os.path.commonpath([volume.folder.absolute() for volume in volumes]))
 
 
 def choose(
@@ -162,27 +167,25 @@ def _listed(volumes: Iterable[Volume]) -> str:
     return ", ".join(shown(volume) for volume in volumes)
 
 
-def _where(volumes: Sequence[Volume]) -> str:
-    return os.path.commonpath([volume.folder for volume in volumes])
-
-
 def _none_serves(name: str, volumes: Sequence[Volume], ratings: Sequence[Rating]) -> Problem:
     return Problem(
         f"no series serves as channel '{name}'",
-        _where(volumes),
+        str(common_folder(volumes)),
         "; ".join(f"{shown(volume)}: {rating.reason}" for volume, rating in zip(volumes, ratings, strict=True)),
         fix=_fix(name, volumes[0]),
     )
 
 
 def _several_serve(name: str, volumes: Sequence[Volume]) -> Problem:
-    return Problem(f"several series could serve as channel '{name}'", _where(volumes), _listed(volumes), "one", _fix(name, volumes[0]))
+    return Problem(
+        f"several series could serve as channel '{name}'", str(common_folder(volumes)), _listed(volumes), "one", _fix(name, volumes[0])
+    )
 
 
 def _apart(candidates: Mapping[str, Sequence[Volume]], volumes: Sequence[Volume]) -> Problem:
     return Problem(
         "the series that serve lie in different frames of reference, so where one lies in the other is not known",
-        _where(volumes),
+        str(common_folder(volumes)),
         "; ".join(f"{name}: {_listed(found)}" for name, found in candidates.items()),
         "one frame of reference for all channels",
         "Register the series, and give the outcome.",
