@@ -1,14 +1,15 @@
-"""Verbs about DICOM: inspect, convert."""
+"""Verbs about DICOM: inspect, convert, dicom; and what `predict --dry-run` shows."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from medseg.commands.console import Bars, answer, complain, ok, say, shown, table, warn
-from medseg.commands.options import Classes, out_option, parse_classes
+from medseg.commands.console import Bars, answer, complain, ok, say, shown, style, table, warn
+from medseg.commands.options import Classes, RunPath, out_option, parse_classes
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -263,4 +264,38 @@ def _record(volume: Volume, uids: bool) -> dict[str, Any]:
     return {**told, "study_uid": series.study, "series_uid": series.uid} if uids else told
 
 
-NEED_ARGUMENTS = (inspect, convert)
+def dicom(
+    run: RunPath,
+    out: Annotated[Path | None, out_option("File for the JSON; as RUN/dicom.json, edited or not, it decides. Default: the screen.")] = None,
+) -> None:
+    """How a model meets DICOM: the rules by which series serve as channels, and the terms of its classes, as JSON."""
+    from medseg import workflow
+
+    settings = workflow.dicom(run)
+    if style.json or out is None:
+        sys.stdout.write(settings.to_json())
+    if out is None:
+        return
+    if out.exists():
+        raise UsageError.of("exists already", where=str(out), fix="Edit it, or choose another file with -o.")
+    settings.save(out)
+    ok(f"rules and terms in {out}")
+
+
+def show_choice(run: Path, inputs: list[Path], series: list[str]) -> None:
+    """What `predict` would make of its inputs; ends the verb where that is nothing."""
+    from medseg import workflow
+    from medseg.io.dicom.choice import shown as line
+
+    with Bars() as progress:
+        chosen = workflow.choice(run, inputs, series, progress=progress)
+    if chosen.files:
+        table("Images", ("case", "files"), [(case.id, ", ".join(path.name for path in case.images)) for case in chosen.files])
+    for study in chosen.studies.studies if chosen.studies is not None else ():
+        table(f"Study in {study.folder}", ("series", ""), [(line(volume), study.told(volume)) for volume in study.volumes])
+    cases = chosen.cases()
+    answer({"cases": [case.model_dump(mode="json") for case in cases]})
+    ok(f"{len(cases)} case{'s' if len(cases) != 1 else ''} would be predicted: {', '.join(case.id for case in cases)}")
+
+
+NEED_ARGUMENTS = (inspect, convert, dicom)

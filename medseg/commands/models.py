@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medseg.commands.console import Bars, answer, complain, ok, say, shown, style, table, warn
+from medseg.commands.console import Bars, answer, complain, ok, say, shown, table, warn
+from medseg.commands.dicom import show_choice
 from medseg.commands.options import (
     Classes,
     DatasetPath,
@@ -110,22 +110,6 @@ def predict(
     answer(predicted)
     if failed:
         raise typer.Exit(1 if done else 2)
-
-
-def show_choice(run: Path, inputs: list[Path], series: list[str]) -> None:
-    """What `predict` would make of its inputs; ends the verb where that is nothing."""
-    from medseg import workflow
-    from medseg.io.dicom.choice import shown as line
-
-    with Bars() as progress:
-        chosen = workflow.choice(run, inputs, series, progress=progress)
-    if chosen.files:
-        table("Images", ("case", "files"), [(case.id, ", ".join(path.name for path in case.images)) for case in chosen.files])
-    for study in chosen.studies.studies if chosen.studies is not None else ():
-        table(f"Study in {study.folder}", ("series", ""), [(line(volume), study.told(volume)) for volume in study.volumes])
-    cases = chosen.cases()
-    answer({"cases": [case.model_dump(mode="json") for case in cases]})
-    ok(f"{len(cases)} case{'s' if len(cases) != 1 else ''} would be predicted: {', '.join(case.id for case in cases)}")
 
 
 def evaluate(
@@ -370,22 +354,4 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if abs(value) < 0.01 else f"{value:.3f}"
 
 
-def dicom(
-    run: RunPath,
-    out: Annotated[Path | None, out_option("File for the JSON; as RUN/dicom.json, edited or not, it decides. Default: the screen.")] = None,
-) -> None:
-    """How a model meets DICOM: the rules by which series serve as channels, and the terms of its classes, as JSON."""
-    from medseg import workflow
-
-    settings = workflow.dicom(run)
-    if style.json or out is None:
-        sys.stdout.write(settings.to_json())
-    if out is None:
-        return
-    if out.exists():
-        raise UsageError.of("exists already", where=str(out), fix="Edit it, or choose another file with -o.")
-    settings.save(out)
-    ok(f"rules and terms in {out}")
-
-
-NEED_ARGUMENTS = (predict, dicom, evaluate, compare, select, run)
+NEED_ARGUMENTS = (predict, evaluate, compare, select, run)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from medseg.case import Batch
-from medseg.device import autocast_dtype
+from medseg.device import autocast_dtype, machine
 from medseg.errors import ResourceError
 from medseg.models.blocks import memory_format
+from medseg.plans import Plan
 from medseg.tasks.base import Task
 
+LARGEST_BATCH = {"cpu": 4, "mps": 8, "cuda": 16}  # beyond it a device gains nothing
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 """What RuntimeErrors say when memory ran out where torch has no type for it: Apple's backend, the CPU's allocator, cuDNN and cuBLAS."""
 
@@ -99,3 +101,10 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
     )
+
+
+def batch_size(plan: Plan, device: torch.device, memory: float) -> int:
+    """Windows at once: a window without gradients takes less than a third of what it takes in training; half of the memory is for it."""
+    offered = memory if device.type == "cpu" else machine(str(device)).memory
+    per_window = max(plan.memory.training / plan.training.batch_size / 3, 1e-6)
+    return max(1, min(LARGEST_BATCH.get(device.type, 1), int(offered / 2 / per_window)))

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from medseg.case import Batch, Case, PreparedCase
 from medseg.dataset import CaseFiles, file_digest
-from medseg.device import CPU_SHARE, choose_device, machine, physical_memory
+from medseg.device import CPU_SHARE, choose_device, physical_memory
 from medseg.domains.base import Run, find_domain
 from medseg.errors import ModelError, Problem, ResourceError
 from medseg.geometry import Grid, Step
 from medseg.inference.checks import case_problems, check_fit, check_partners, check_voxels
-from medseg.inference.ensemble import Ensemble
+from medseg.inference.ensemble import Ensemble, batch_size
 from medseg.inference.inputs import find_cases, left_aside, resampled
 from medseg.inference.ledger import FailedCase, Ledger, PredictedCase
 from medseg.inference.output import LABEL_MAPS, Output
@@ -46,7 +46,6 @@ GIB = 2**30
 SHARE_OF_MAPS = 0.25  # of the memory for blended maps of all heads; beyond it they lie in temporary files
 SHARE_OF_ARRAY = 0.08  # of the memory for each other array of a case; up to five exist at once, the rest is for the network
 LOG = logging.getLogger(__name__)
-LARGEST_BATCH = {"cpu": 4, "mps": 8, "cuda": 16}  # beyond it a device gains nothing
 MANY_WINDOWS = 64  # cases of fewer are quick, and a progress bar for each would only flicker
 
 
@@ -106,7 +105,7 @@ class Predictor:
         self.key = _digest(learned, *sorted([key, *(partner.weights for partner in self.partners)]))
         self.task = find_task(plan.task)(plan)
         self.domain = find_domain(plan.domain)(plan)
-        self.ensemble = Ensemble(self.task, networks, device, _batch_size(plan, device, self.memory))
+        self.ensemble = Ensemble(self.task, networks, device, batch_size(plan, device, self.memory))
 
     @classmethod
     def load(
@@ -399,13 +398,6 @@ class Predictor:
     def _mirrored(self) -> list[tuple[int, ...]]:
         """The axes that each model flips that takes part in a prediction: members, and the stages before them."""
         return [self.plan.inference.mirror, *(axes for other in (*self.partners, self.previous) if other for axes in other._mirrored())]
-
-
-def _batch_size(plan: Plan, device: torch.device, memory: float) -> int:
-    """Windows at once: a window without gradients takes less than a third of what it takes in training; half of the memory is for it."""
-    offered = memory if device.type == "cpu" else machine(str(device)).memory
-    per_window = max(plan.memory.training / plan.training.batch_size / 3, 1e-6)
-    return max(1, min(LARGEST_BATCH.get(device.type, 1), int(offered / 2 / per_window)))
 
 
 def _digest(*parts: str) -> str:
