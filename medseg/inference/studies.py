@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.dataset import CaseFiles, Channel
 from medseg.errors import Problem, UsageError
-from medseg.io.dicom.choice import Study, choose, common_folder, shown
+from medseg.io.dicom.choice import Study, choose, shown
+from medseg.io.dicom.naming import case_names, common_folder
 from medseg.io.dicom.rules import rules_of
 from medseg.io.dicom.settings import NOTHING_CHOSEN, DicomSettings
 from medseg.io.dicom.volume import SUFFIX, Other, Scan, Volume
@@ -55,10 +56,8 @@ class Studies:
             problems = self._nothing()
         if problems:
             raise UsageError(problems)
-        return tuple(
-            CaseFiles(id=name, images=tuple(v.path for v in case), group=name)
-            for case, name in zip(chosen, _ids(chosen, self.volumes), strict=True)
-        )
+        names = case_names(chosen, Scan(self.volumes))
+        return tuple(CaseFiles(id=name, images=tuple(v.path for v in case), group=name) for case, name in zip(chosen, names, strict=True))
 
     def _nothing(self) -> list[Problem]:
         """Why there is no case at all: what is wrong with series that would serve, and why the others do not."""
@@ -157,16 +156,3 @@ def _says_so(path: Path) -> bool:
 
 def _other_format(path: Path) -> bool:
     return path.name.lower().endswith(tuple(suffix for suffix in SUFFIXES if suffix != SUFFIX))
-
-
-def _ids(cases: Sequence[tuple[Volume, ...]], volumes: Sequence[Volume]) -> list[str]:
-    """Names of cases (see `case_name`): of one volume its own, of several that of the folder that holds them all."""
-    from medseg.io.dicom.naming import case_name
-
-    whole = Scan(tuple(volumes))
-    if all(len(case) == 1 for case in cases):
-        return [case_name(case[0], whole) for case in cases]
-    merged = [
-        replace(case[0], folder=common_folder(case), frames=tuple(stack for volume in case for stack in volume.frames)) for case in cases
-    ]
-    return [case_name(volume, Scan(tuple(merged))) for volume in merged]

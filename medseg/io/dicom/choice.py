@@ -8,7 +8,6 @@ can be brought onto the grid of the other is nowhere said.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from medseg.dataset import Channel
 from medseg.errors import Problem
+from medseg.io.dicom.naming import common_folder
 from medseg.io.dicom.settings import SeriesRule
 from medseg.io.dicom.volume import Volume
 from medseg.io.format import numbers
@@ -69,11 +69,6 @@ class Study:
         if len(set(reasons.values())) == 1:
             return next(iter(reasons.values()))
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-
-
-def common_folder(volumes: Sequence[Volume]) -> Path:
-    """The deepest folder, or archive, that holds them all."""
-    return Path(os.path.commonpath([volume.folder.absolute() for volume in volumes]))
 
 
 def choose(

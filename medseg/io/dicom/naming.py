@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from medseg.errors import ImageError
 from medseg.io.dicom.groups import text
@@ -35,6 +38,21 @@ def case_name(volume: Volume, scan: Scan) -> str:
     if number is not None and numbers.count(number) == 1:
         return f"{own}_s{number}"
     return f"{own}_{volume.key}" if own != volume.key else own
+
+
+def case_names(cases: Sequence[Sequence[Volume]], scan: Scan) -> list[str]:
+    """What cases of one volume or of several are called, each differently: several by the folder that holds them all."""
+    if all(len(case) == 1 for case in cases):
+        return [case_name(case[0], scan) for case in cases]
+    whole = [
+        replace(case[0], folder=common_folder(case), frames=tuple(stack for volume in case for stack in volume.frames)) for case in cases
+    ]
+    return [case_name(volume, Scan(tuple(whole))) for volume in whole]
+
+
+def common_folder(volumes: Iterable[Volume]) -> Path:
+    """The deepest folder, or archive, that holds them all."""
+    return Path(os.path.commonpath([volume.folder.absolute() for volume in volumes]))
 
 
 def _users_name(volume: Volume) -> str:

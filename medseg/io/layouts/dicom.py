@@ -4,8 +4,8 @@ An annotation belongs to the series that it refers to. Each annotated series is 
 further channels, if every case has exactly one of the same role (see `sessions`). A case is read on the grid of the annotated series, or of
 the channel that `--reference` names. Series that could be such a case, but are not annotated, are cases to predict.
 
-Cases have the key of their reference volume as id, and a digest of the patient's id as group: nothing that names a patient goes into plans,
-reports and logs.
+Cases are called as `medseg predict` calls them, by the user's own names of folders (`case_names`), and have a digest of the patient's id as
+group: nothing of the headers that names a patient goes into plans, reports and logs.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class DicomStudies(Layout):
     def read(self, root: Path, options: LayoutOptions) -> Dataset:
         """See `Layout.read`."""
         # pydicom is imported only where there is DICOM.
+        from medseg.io.dicom.naming import case_names
         from medseg.io.dicom.reader import scan
         from medseg.io.layouts.sessions import choose_reference, find_sessions, regions_of, roles_of, studies_of
 
@@ -88,15 +89,21 @@ class DicomStudies(Layout):
         }
         classes = find_classes(root, descriptor, named, problems)
         labelled = [s for s in studies if s.annotations]
-        cases = [_case(study, others, roles, _label(study, regions, classes, descriptor, problems), problems) for study in labelled]
+        channels = {study.reference.key: _channels_of(study, others, roles, problems) for study in labelled}
+        labels = {study.reference.key: _label(study, regions, classes, descriptor, problems) for study in labelled}
         if problems:
             raise DatasetError(problems)
-        unlabelled, left = [], 0
         for study in studies:
             lacking: list[Problem] = []
             if not study.annotations:
-                case = _case(study, others, roles, None, lacking)
-                unlabelled += [] if lacking else [case]
+                volumes = _channels_of(study, others, roles, lacking)
+                channels |= {} if lacking else {study.reference.key: volumes}
+        names = case_names(list(channels.values()), found)
+        every = [
+            CaseFiles(id=name, images=tuple(v.path for v in volumes), label=labels.get(key), group=_patient(volumes[0]))
+            for name, (key, volumes) in zip(names, channels.items(), strict=True)
+        ]
+        cases, unlabelled = [case for case in every if case.label is not None], [case for case in every if case.label is None]
         used = {path for case in (*cases, *unlabelled) for path in case.images}
         left = sum(volume.path not in used for volume in found.volumes)
         notes = [why, f"channels: {', '.join((reference, *others))}", f"{left} other series are left aside" if left else ""]
@@ -154,7 +161,8 @@ def _others(
     return [known[plain(name)] for name in dict.fromkeys(names) if plain(name) in known and plain(name) != plain(reference)]
 
 
-def _case(study: Study, others: Sequence[str], roles: Mapping[str, str], label: Path | None, problems: list[Problem]) -> CaseFiles:
+def _channels_of(study: Study, others: Sequence[str], roles: Mapping[str, str], problems: list[Problem]) -> Sequence[Volume]:
+    """The volumes of a case, the reference first."""
     from medseg.io.layouts.sessions import channels_of
 
     volumes = channels_of(study, others, roles, problems)
@@ -163,7 +171,7 @@ def _case(study: Study, others: Sequence[str], roles: Mapping[str, str], label: 
         for v in volumes
         if len(v.frames) > 1
     ]
-    return CaseFiles(id=study.reference.key, images=tuple(v.path for v in volumes), label=label, group=_patient(study.reference))
+    return volumes
 
 
 def _patient(volume: Volume) -> str:
