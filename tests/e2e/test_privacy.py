@@ -86,7 +86,7 @@ def medseg(monkeypatch, capsys, caplog):
     return run
 
 
-def test_planted_identifiers_stay_in_dicom(medseg, tmp_path):
+def test_identifiers_stay_in_dicom(medseg, tmp_path):
     data, new, work = tmp_path / "data", tmp_path / "new", tmp_path / "work"
     for number in range(6):
         study(data / f"case{number}", number)
