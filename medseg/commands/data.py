@@ -224,11 +224,11 @@ def preprocess(plan: PlanFile, workers: Workers = None) -> None:
 
 
 def tasks() -> None:
-    """List the tasks, domains, networks and dataset layouts that are installed, plug-ins included."""
+    """List the tasks, domains, networks, dataset layouts and formats of predictions that are installed, plug-ins included."""
     from medseg import registry
 
     rows: list[tuple[str, str, str]] = []
-    for family in (registry.tasks, registry.domains, registry.networks, registry.layouts):
+    for family in (registry.tasks, registry.domains, registry.networks, registry.layouts, registry.exports):
         for name, found in family.items():
             rows.append((family.family, name, getattr(found, "summary", None) or _first_line(found)))
     table("Installed", ("family", "name", "what it is"), rows)
