@@ -1,0 +1,158 @@
+"""`medseg predict` on DICOM, and `medseg dicom`, within this process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg.commands import console, main
+from medseg.dataset import Channel, Modality
+from medseg.device import Machine
+from medseg.io.dicom.settings import DicomSettings
+from medseg.models.weights import save_weights
+from medseg.planning.planner import make_plans
+from medseg.plans import Plan
+from medseg.tasks.base import find_task
+from medseg.workspace import Provenance, RunFolder
+from tests.io.dicom.phantoms import grid_of, write_series
+
+SHAPE = (12, 20, 18)
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """`cli(*arguments)`: exit code, stdout and stderr."""
+    for name in ("OMP_WAIT_POLICY", "MLFLOW_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setattr(console, "style", console.Style())
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["medseg", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def model(root: Path, plan: Plan) -> Path:
+    """A model folder whose network is as it was initialised."""
+    folder = RunFolder(root)
+    plan.save(folder.plan_file)
+    Provenance(
+        medseg="0", python="0", torch="0", device="cpu", dataset="d", dataset_digest="0", plan_digest="0", seed=0, created="now"
+    ).save(folder.provenance_file)
+    save_weights(folder.fold(0) / "network_0.safetensors", find_task(plan.task)(plan).network().state_dict(), plan.trained_digest())
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, dataset, fingerprint) -> dict[int, Path]:
+    """Models of one and of two channels, by their number."""
+    (plan, *_) = (
+        p
+        for p in make_plans(dataset, fingerprint, task="semantic", domain="grid", network="unet", machine=Machine("cpu", 2))
+        if p.name == "3d"
+    )
+    two = (Channel(name="T2", modality=Modality.mr), Channel(name="ADC", modality=Modality.mr))
+    space = plan.space.model_copy(update={"channels": plan.space.channels * 2})
+    both = plan.model_copy(update={"data": plan.data.model_copy(update={"channels": two}), "space": space})
+    root = tmp_path_factory.mktemp("models")
+    return {1: model(root / "one", plan), 2: model(root / "two", both)}
+
+
+@pytest.fixture
+def study(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    where = {"StudyInstanceUID": "2.25.9901", "FrameOfReferenceUID": "2.25.9902"}
+    for number, text in (("3", "localizer"), ("4", "t2_tse_tra"), ("5", "t2_tse_sag"), ("7", "ep2d_ADC")):
+        array = rng.integers(0, 900, SHAPE).astype(np.int16)
+        write_series(tmp_path / "visit" / text, array, grid_of(SHAPE), "MR", number, SeriesDescription=text, **where)
+    return tmp_path / "visit"
+
+
+def test_dry_run_shows_the_choice_and_predicts_nothing(cli, runs, study, tmp_path):
+    code, out, err = cli("predict", runs[2], study, "--dry-run", "--series", "T2=4")
+    told = " ".join((out + err).split())
+    assert code == 0, told
+    assert "serves as T2" in told
+    assert "serves as ADC" in told
+    assert "ok 1 case would be predicted: visit" in told
+    code, out, err = cli("predict", runs[2], study, "--dry-run")
+    assert code == 2
+    assert "several series could serve as channel 'T2'; found series 4 't2_tse_tra'" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["visit"]
+    code, out, err = cli("predict", runs[2], study, "--dry-run", "--series", "T2=4", "--json")
+    (case,) = json.loads(out)["cases"]
+    assert [Path(path).parent.name for path in case["images"]] == ["t2_tse_tra", "ep2d_ADC"]
+
+
+def test_predict_in_formats(cli, runs, study, tmp_path):
+    code, out, err = cli(
+        "predict",
+        runs[2],
+        study,
+        "-o",
+        tmp_path / "out",
+        "--series",
+        "T2=tra",
+        "--format",
+        "nifti,seg",
+        "--format",
+        "sr",
+        "--device",
+        "cpu",
+    )
+    assert code == 0, out + err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"visit.nii.gz", "visit.seg.dcm", "visit.sr.dcm", "predictions.json"}
+    code, out, err = cli("predict", runs[1], study / "t2_tse_tra", "-o", tmp_path / "one", "--device", "cpu")
+    assert code == 0, out + err
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"t2_tse_tra.seg.dcm", "predictions.json"}
+
+
+def test_wrong_usage(cli, runs, study, tmp_path):
+    code, _, err = cli("predict", runs[1], study)
+    assert (code, err) == (2, "error -o: no folder for the predictions. Name one, or look first with --dry-run.\n")
+    code, _, err = cli("predict", runs[1], study, "-o", tmp_path / "out", "--format", "sge")
+    assert code == 2
+    assert "unknown name in 'medseg.exports'; found 'sge', expected one of " in err
+    code, _, err = cli("predict", runs[2], study, "-o", tmp_path / "out", "--series", "FLAIR=2")
+    assert code == 2
+    assert "--series: no channel of the model; found 'FLAIR=2', expected CHANNEL=SERIES with one of T2, ADC" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rules_and_terms_as_a_file(cli, runs, study, tmp_path):
+    file = runs[2] / "dicom.json"
+    code, out, err = cli("dicom", runs[2])
+    assert code == 0, err
+    shown = DicomSettings.parse(json.loads(out), "screen")
+    assert list(shown.series) == ["T2", "ADC"]
+    assert list(shown.classes) == ["Anterior", "Posterior"]
+    assert cli("dicom", runs[2], "-o", file)[0] == 0
+    assert DicomSettings.load(file) == shown
+    code, _, err = cli("dicom", runs[2], "-o", file)
+    assert (code, "exists already" in err) == (2, True)
+    changed = json.loads(file.read_text())
+    changed["series"]["T2"]["include"] = ["t2", "sag"]
+    file.write_text(json.dumps(changed))
+    try:
+        code, out, err = cli("predict", runs[2], study, "--dry-run", "--json")
+        assert [Path(path).parent.name for path in json.loads(out)["cases"][0]["images"]] == ["t2_tse_sag", "ep2d_ADC"]
+        folder = RunFolder(runs[2])
+        digest = folder.digest()
+        assert file in folder.files()
+        folder.copy(tmp_path / "copy")
+        assert (tmp_path / "copy" / "dicom.json").read_bytes() == file.read_bytes()
+        changed["series"]["T3"] = {}
+        file.write_text(json.dumps(changed))
+        assert folder.digest() != digest
+        code, _, err = cli("predict", runs[2], study, "-o", tmp_path / "out")
+        assert code == 2
+        assert "the model has no such channel; found 'T3', expected one of T2, ADC" in err
+    finally:
+        file.unlink()
