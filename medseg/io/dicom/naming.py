@@ -27,7 +27,8 @@ NAMED = ("PatientName", "PatientID", "OtherPatientIDs", "PatientBirthDate", "Acc
 def case_name(volume: Volume, scan: Scan) -> str:
     """What a case of this volume is called: the user's own name of its folder or file, with the number of the series where volumes share it.
 
-    Names that are UIDs, or say nothing (`DICOM`, `images`), give way to that of the folder above; without any, the key is the name.
+    Names that are UIDs, or say nothing (`DICOM`, `images`, `Study1`), give way to that of the folder above, and only follow it where that
+    is shared; without any, the key is the name.
     """
     own = _users_name(volume)
     rivals = [other for other in scan.volumes if _users_name(other) == own]
@@ -37,6 +38,9 @@ def case_name(volume: Volume, scan: Scan) -> str:
     numbers = [other.series.number for other in rivals]
     if number is not None and numbers.count(number) == 1:
         return f"{own}_s{number}"
+    folder = _folder_name(volume)
+    if folder != own and not UID.search(folder) and [_folder_name(other) for other in rivals].count(folder) == 1:
+        return f"{own}_{_clean(folder)}"
     return f"{own}_{volume.key}" if own != volume.key else own
 
 
@@ -61,13 +65,20 @@ def _users_name(volume: Volume) -> str:
     if len(sources) == 1:
         name = sources[0].member.rsplit("/", 1)[-1] or sources[0].path.name
         candidates.append(re.sub(r"\.(dcm|dicom|ima)$", "", name, flags=re.IGNORECASE))
-    folder = volume.folder
-    candidates.append(folder.stem if folder.suffix.lower() == ".zip" else folder.name)
-    candidates += [parent.name for parent in list(folder.absolute().parents)[:2]]
+    candidates.append(_folder_name(volume))
+    candidates += [parent.name for parent in list(volume.folder.absolute().parents)[:2]]
     for name in candidates:
         if name and not UID.search(name) and not GENERIC.fullmatch(name) and not name.isdigit():
-            return re.sub(r"[^\w.+-]", "_", name)
+            return _clean(name)
     return volume.key
+
+
+def _folder_name(volume: Volume) -> str:
+    return volume.folder.stem if volume.folder.suffix.lower() == ".zip" else volume.folder.name
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"[^\w.+-]", "_", name)
 
 
 def file_stems(volumes: Sequence[Volume]) -> list[str]:
