@@ -133,7 +133,7 @@ def _of_file(path: Path, channels: tuple[Channel, ...]) -> list[CaseFiles]:
     if not path.is_file():
         raise UsageError.of("no such file or folder", where=str(path), fix="Check the path.")
     if not is_image(path):
-        raise UsageError.of("is not an image that can be read", where=str(path), expected=f"one of {', '.join(SUFFIXES)}")
+        raise UsageError.of("is not an image that can be read", where=str(path), expected=f"DICOM, or one of {', '.join(SUFFIXES)}")
     case_id, channel = without_channel(image_stem(path))
     if channel is None:
         return [_single(path)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.dataset import CaseFiles, Channel
@@ -61,7 +61,7 @@ class Studies:
 
     def _nothing(self) -> list[Problem]:
         """Why there is no case at all: what is wrong with series that would serve, and why the others do not."""
-        unusable = [problem for volume in self.volumes for problem in volume.errors]
+        unusable = [_placed(problem, volume) for volume in self.volumes for problem in volume.errors]
         broken = [problem for other in self.broken for problem in other.problems]
         told = [f"{shown(volume)} {study.told(volume)}" for study in self.studies for volume in study.volumes if not volume.errors]
         if not told:
@@ -74,8 +74,8 @@ class Studies:
     def warnings(self) -> tuple[str, ...]:
         """What is odd about the volumes that are taken, and which are not."""
         taken = [volume for study in self.studies for volume in study.volumes if study.serves(volume)]
-        said = [str(problem) for volume in taken for problem in volume.warnings]
-        said += [str(problem) for volume in self.volumes for problem in volume.errors]
+        said = [str(_placed(problem, volume)) for volume in taken for problem in volume.warnings]
+        said += [str(_placed(problem, volume)) for volume in self.volumes for problem in volume.errors]
         said += [str(problem) for other in self.broken for problem in other.problems]
         aside = sum(not volume.errors for volume in self.volumes) - len(taken)
         if aside:
@@ -85,6 +85,11 @@ class Studies:
             names = ", ".join(path.name for path in self.beside[:SHOWN]) + (", ..." if len(self.beside) > SHOWN else "")
             said.append(f"images of other formats beside DICOM files are left aside: {names}; name them to predict on them")
         return tuple(said)
+
+
+def _placed(problem: Problem, volume: Volume) -> Problem:
+    """A problem of a volume that does not say where it is."""
+    return problem if problem.where else replace(problem, where=shown(volume))
 
 
 def find_studies(
