@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import csv
+import json
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -108,10 +109,10 @@ def unknown_classes(labels: Labels, settings: DicomSettings, context: str = "") 
     names = [name for name in labels.names if terms_of(name, settings, context) is None]
     if not names:
         return ()
-    example = (
-        f'{{"classes": {{"{names[0]}": {{"category": {{"value": "91723000", "meaning": "Anatomical Structure"}}, '
-        '"type": {"value": "10200004", "meaning": "Liver"}}}}'
+    category, kind = (
+        {"value": value, "meaning": meaning} for value, meaning in (("91723000", "Anatomical Structure"), ("10200004", "Liver"))
     )
+    example = json.dumps({"classes": {names[0]: {"category": category, "type": kind}}}, ensure_ascii=False)
     return (
         Problem(
             f"no SNOMED CT code is known for {'a class' if len(names) == 1 else f'{len(names)} classes'}, so DICOM objects call "
