@@ -34,7 +34,6 @@ def written(folder: Path, volume: Volume, change: Callable[[Dataset], None] | No
             data,
             implicit_vr=syntax.is_implicit_VR,
             little_endian=syntax.is_little_endian,
-            enforce_file_format=True,
             force_encoding=True,
         )
     return Source(file)
