@@ -93,7 +93,8 @@ def _labels(mask: Path, array: Array, classes: Mapping[str, tuple[int, ...]] | N
         )
     shared = len(named) < sum(len(set(group)) for group in classes.values())
     order = tuple(group[0] for group in classes.values()) if shared else None
-    return Labels(classes=tuple(LabelClass(name=name, values=group) for name, group in classes.items()), order=order), values
+    given = {"classes": [{"name": name, "values": group} for name, group in classes.items()], "order": order}
+    return Labels.parse(given, "--class"), values
 
 
 def _placed(mask: Path, array: Array, grid: Grid, spaced: bool, reference: Path) -> tuple[Volume, Array]:
