@@ -226,3 +226,27 @@ def test_configurations_are_named_one_by_one_or_together(cli: Cli, monkeypatch: 
         assert code == 0
     assert asked == [(), ("2d", "3d"), ("2d", "3d")]
     assert "Selected on 12 cases left out of training, before any cleaning" in out
+
+
+def test_convert_writes_a_mask_on_its_images(cli: Cli, tmp_path: Path) -> None:
+    from medseg.io.dicom.segments import read_segmentation
+    from medseg.io.dicom.volume import Source
+    from medseg.io.images import write_label
+    from tests.io.dicom.predicted import letter, series
+
+    volume = series(tmp_path / "in")
+    labels = letter(volume.grid.shape)
+    mask, out = tmp_path / "mask.nii.gz", tmp_path / "seg.dcm"
+    write_label(mask, labels, volume.path)
+    arguments = ("convert", mask, "--reference", tmp_path / "in", "-o", out)
+    named = ("--class", "liver=1", "--class", "spleen=2,3")
+    assert cli(*arguments, *named)[0] == 0
+    found = read_segmentation(Source(out), volume)
+    assert found.names == {1: "liver", 2: "spleen"}
+    assert np.array_equal(found.maps[0], np.minimum(labels, 2))
+    assert cli(*arguments)[2] == f"error {out}: exists already. Choose another name, or pass --overwrite.\n"
+    code, told, _ = cli(*arguments, "--overwrite", "--format", "labelmap")
+    assert code == 0
+    assert "'label 1', 'label 2', 'label 3': no SNOMED CT code is known for 3 classes" in " ".join(told.split())
+    assert cli("convert", mask, "--reference", tmp_path / "in", "-o", tmp_path)[0] == 2
+    assert "has no meaning without --reference" in cli("convert", tmp_path / "in", "-o", tmp_path / "x", *named)[2]
