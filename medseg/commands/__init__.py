@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from medseg.commands import console, data, dicom, interop, machine, models, training
+from medseg.commands import console, data, dicom, interop, machine, models, pacs, training
 from medseg.errors import MedsegError
 
 FLAGS = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--debug": "debug"}
@@ -58,7 +58,7 @@ for verb in (
         epilog=EPILOG,
         no_args_is_help=verb in (*data.NEED_ARGUMENTS, *dicom.NEED_ARGUMENTS, *models.NEED_ARGUMENTS, *training.NEED_ARGUMENTS),
     )(verb)
-for word, named in interop.VERBS.items():
+for word, named in (interop.VERBS | pacs.VERBS).items():
     app.command(word, epilog=EPILOG, no_args_is_help=True)(named)
 
 

@@ -1,0 +1,61 @@
+"""What the node's worker process does with a study: predict it with a model of medseg."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.errors import ImageError
+from medseg.serving.queue import digest
+from medseg.serving.store import SUFFIX
+from medseg.serving.worker import Handle, Results
+
+
+@dataclass(frozen=True)
+class Model:
+    """A recipe for the worker.
+
+    Attributes:
+        run: the model's folder.
+        formats: of the results, names of exports.
+        device: where the networks run.
+        memory: GiB for one case.
+    """
+
+    run: Path
+    formats: tuple[str, ...]
+    device: str = "auto"
+    memory: float | None = None
+
+    def load(self) -> Handle:
+        """Read the model. Raises MedsegError where that is not possible."""
+        from medseg.inference.predictor import Predictor
+
+        predictor = Predictor.load(self.run, device=self.device, memory=self.memory)
+
+        def handle(images: Path, out: Path) -> Results:
+            predicted = predictor.predict([images], out, formats=self.formats)
+            files = dicom_files(out)
+            problems = [problem for failure in predicted.failures for problem in failure.problems]
+            if not files:
+                raise ImageError.of(" ".join(problems) or "holds nothing that the model can predict")
+            note = f"{len(predicted.failures)} of {len(predicted.failures) + len(predicted.cases)} cases failed: {' '.join(problems)}"
+            return Results(files, tuple(map(instance_of, files)), note if problems else "")
+
+        return handle
+
+
+def dicom_files(out: Path) -> tuple[Path, ...]:
+    """The DICOM files among the results of a prediction."""
+    return tuple(sorted(out.rglob(f"*{SUFFIX}")))
+
+
+def instance_of(file: Path) -> str:
+    """Digest of the SOP Instance UID of a DICOM file. Raises MedsegError where there is none."""
+    from pydicom.errors import InvalidDicomError
+    from pydicom.filereader import read_file_meta_info
+
+    try:
+        return digest(str(read_file_meta_info(file).MediaStorageSOPInstanceUID))
+    except (OSError, InvalidDicomError, AttributeError):
+        raise ImageError.of("is no DICOM file", where=file.name) from None

@@ -1,0 +1,365 @@
+"""The node's work queue: one row per study in a SQLite file, every change of state one transaction that is on the disk when it returns.
+
+    received -> waiting -> running -> sending -> done
+                              `----------`-----> aside
+
+A study is `received` while its images come in, `waiting` when it is complete, `aside` when it cannot be predicted or delivered. Nothing in
+the file names a patient: studies and instances are known by digests of their UIDs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import ResourceError, UsageError
+
+NAME = "queue.sqlite"
+KEEP_DONE = 10_000  # rows of delivered studies that are remembered
+FORGET_REFUSED = 86_400.0  # seconds after which instances that were refused and never came again are forgotten
+
+SCHEMA = """
+create table if not exists studies (
+    key text primary key, state text not null, caller text not null, first real not null, last real not null, changed real not null,
+    instances integer not null default 0, bytes integer not null default 0, attempts integer not null default 0,
+    late integer not null default 0, due real not null default 0, reason text not null default ''
+) strict;
+create table if not exists refused (study text not null, instance text not null, at real not null, primary key (study, instance)) strict;
+create table if not exists deliveries (study text not null, destination text not null, primary key (study, destination)) strict;
+create table if not exists sent (instance text primary key, study text not null) strict;
+create index if not exists sent_of on sent (study);
+"""
+
+
+class State(StrEnum):
+    """Where a study is."""
+
+    received = "received"
+    waiting = "waiting"
+    running = "running"
+    sending = "sending"
+    done = "done"
+    aside = "aside"
+
+
+OPEN = (State.received, State.waiting, State.running, State.sending)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A row of the queue.
+
+    Attributes:
+        key: digest of the Study Instance UID.
+        state: see `State`.
+        caller: title of the application entity that sent the latest image.
+        first: when its first image came, seconds since 1970.
+        last: when its latest image came.
+        changed: when its state changed.
+        instances: images received.
+        bytes: of these.
+        attempts: predictions that have begun.
+        late: whether images have come since the prediction began.
+        due: before this time it is not tried again.
+        reason: why it is aside, or what went wrong last.
+    """
+
+    key: str
+    state: State
+    caller: str
+    first: float
+    last: float
+    changed: float
+    instances: int
+    bytes: int
+    attempts: int
+    late: bool
+    due: float
+    reason: str
+
+
+def digest(uid: str) -> str:
+    """16 hexadecimal digits that name something without telling its UID."""
+    return hashlib.blake2b(uid.encode(), digest_size=8).hexdigest()
+
+
+class Queue:
+    """The queue in the file `folder/queue.sqlite`; safe to use from several threads, and from several processes."""
+
+    def __init__(self, folder: Path, create: bool = True) -> None:
+        """Open or create it.
+
+        Raises:
+            UsageError: there is none, and `create` is False.
+            ResourceError: the file cannot be read or written.
+        """
+        path = folder / NAME
+        if not create and not path.is_file():
+            raise UsageError.of("is not the folder of a node", where=str(folder), expected=f"a file {NAME}", fix="Pass the node's --store.")
+        self.lock = threading.RLock()  # also held by those who change files and rows together
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._base = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._base.row_factory = sqlite3.Row
+            self._base.execute("pragma journal_mode = wal")
+            self._base.execute("pragma synchronous = full")
+            self._base.executescript(SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise ResourceError.of("the queue cannot be opened", where=str(path), found=str(error), fix="Choose another --store.") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        with self.lock:
+            self._base.close()
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        with self.lock:
+            self._base.execute("begin immediate")
+            try:
+                yield self._base
+            except BaseException:
+                self._base.execute("rollback")
+                raise
+            self._base.execute("commit")
+
+    def find(self, key: str) -> Study | None:
+        """The study with this key."""
+        with self.lock:
+            row = self._base.execute("select * from studies where key = ?", (key,)).fetchone()
+        return None if row is None else _study(row)
+
+    def studies(self, states: Collection[State] = tuple(State)) -> tuple[Study, ...]:
+        """All studies in some states, the oldest first."""
+        marks = ",".join("?" * len(states))
+        with self.lock:
+            rows = self._base.execute(f"select * from studies where state in ({marks}) order by first", tuple(states)).fetchall()
+        return tuple(_study(row) for row in rows)
+
+    def counts(self) -> dict[State, int]:
+        """How many studies are in each state."""
+        with self.lock:
+            found = {row[0]: row[1] for row in self._base.execute("select state, count(*) from studies group by state")}
+        return {state: found.get(state, 0) for state in State}
+
+    def open(self) -> int:
+        """How many studies are not done and not aside."""
+        counts = self.counts()
+        return sum(counts[state] for state in OPEN)
+
+    # What comes in
+
+    def arrived(self, key: str, instance: str, caller: str, size: int, new: bool = True, now: float | None = None) -> None:
+        """An image of a study is on the disk; with `new` False it was there before, equal to the bit."""
+        now = time.time() if now is None else now
+        with self._change() as base:
+            base.execute("delete from refused where study = ? and instance = ?", (key, instance))
+            found = base.execute("select state from studies where key = ?", (key,)).fetchone()
+            if found is None or found[0] == State.done:
+                base.execute("delete from deliveries where study = ?", (key,))
+                base.execute(
+                    "insert or replace into studies (key, state, caller, first, last, changed, instances, bytes) values (?, ?, ?, ?, ?, ?, 1, ?)",
+                    (key, State.received, caller, now, now, now, size),
+                )
+                return
+            base.execute("update studies set last = ?, caller = ? where key = ?", (now, caller, key))
+            if new:
+                base.execute("update studies set instances = instances + 1, bytes = bytes + ? where key = ?", (size, key))
+            if new and found[0] in (State.running, State.sending):
+                base.execute("update studies set late = 1 where key = ?", (key,))
+            elif found[0] == State.aside or (new and found[0] == State.waiting):
+                base.execute(
+                    "update studies set state = ?, changed = ?, attempts = 0, due = 0, reason = '' where key = ?",
+                    (State.received, now, key),
+                )
+
+    def refuse(self, key: str, instance: str) -> None:
+        """An image was refused for lack of room; its study is not complete before it has come again."""
+        with self._change() as base:
+            base.execute("insert or replace into refused values (?, ?, ?)", (key, instance, time.time()))
+
+    def settle(self, quiet: float, limit: float, busy: Collection[str] = (), now: float | None = None) -> None:
+        """Studies to which nothing was added for `quiet` seconds, and to which nobody is connected (`busy`), become complete.
+
+        After `limit` seconds from the first image a study is complete anyway; unless images of it were refused, then it is set aside.
+        """
+        now = time.time() if now is None else now
+        with self._change() as base:
+            base.execute(
+                "delete from refused where at < ? and study not in (select key from studies where state = ?)",
+                (now - FORGET_REFUSED, State.received),
+            )
+            rows = base.execute("select * from studies where state = ?", (State.received,)).fetchall()
+            for study in map(_study, rows):
+                missing = base.execute("select count(*) from refused where study = ?", (study.key,)).fetchone()[0]
+                late = now - study.first >= limit
+                if late and missing:
+                    reason = f"{missing} images were refused for lack of room and have not come again"
+                    _move(base, study.key, State.aside, now, reason=reason)
+                elif late or (not missing and study.key not in busy and now - study.last >= quiet):
+                    _move(base, study.key, State.waiting, now, late=0)
+
+    # What is done
+
+    def take(self, attempts: int) -> Study | None:
+        """The oldest complete study, which is now `running`. One that was begun `attempts` times already is set aside instead."""
+        now = time.time()
+        with self._change() as base:
+            while True:
+                row = base.execute(
+                    "select * from studies where state = ? and due <= ? order by first limit 1", (State.waiting, now)
+                ).fetchone()
+                if row is None:
+                    return None
+                study = _study(row)
+                if study.attempts < attempts:
+                    _move(base, study.key, State.running, now, attempts=study.attempts + 1, late=0)
+                    return _study(base.execute("select * from studies where key = ?", (study.key,)).fetchone())
+                _move(base, study.key, State.aside, now, reason=study.reason or f"the node ended {study.attempts} times while it ran")
+
+    def predicted(self, key: str, instances: Sequence[str], note: str = "") -> bool:
+        """Results are on the disk: the study is `sending`, or `received` again (False) where images have come meanwhile.
+
+        Args:
+            key: of the study.
+            instances: digests of the UIDs of the results, which are recognised should they come back.
+            note: what went wrong with parts of the study.
+        """
+        now = time.time()
+        with self._change() as base:
+            late = base.execute("select late from studies where key = ?", (key,)).fetchone()[0]
+            if late:
+                _move(base, key, State.received, now, (State.running,), late=0, attempts=0)
+                return False
+            base.execute("delete from deliveries where study = ?", (key,))
+            base.executemany("insert or replace into sent values (?, ?)", [(instance, key) for instance in instances])
+            _move(base, key, State.sending, now, (State.running,), reason=note, due=0)
+            return True
+
+    def failed(self, key: str, reason: str, attempts: int, pause: float = 0.0) -> State:
+        """A prediction failed: the study waits for another try, or is set aside after `attempts`."""
+        now = time.time()
+        with self._change() as base:
+            tried = base.execute("select attempts from studies where key = ?", (key,)).fetchone()[0]
+            state = State.aside if tried >= attempts else State.waiting
+            _move(base, key, state, now, (State.running,), reason=reason, due=now + pause)
+            return state
+
+    def interrupted(self, key: str) -> None:
+        """The node stops in the middle of a study, which is not the study's fault."""
+        with self._change() as base:
+            base.execute("update studies set attempts = max(0, attempts - 1) where key = ?", (key,))
+            _move(base, key, State.waiting, time.time(), (State.running,))
+
+    def due(self) -> Study | None:
+        """The oldest study whose results are to be sent now."""
+        with self.lock:
+            row = self._base.execute(
+                "select * from studies where state = ? and due <= ? order by due, first limit 1", (State.sending, time.time())
+            ).fetchone()
+        return None if row is None else _study(row)
+
+    def delivered(self, key: str, destination: str) -> None:
+        """All results of a study have reached a destination."""
+        with self._change() as base:
+            base.execute("insert or replace into deliveries values (?, ?)", (key, destination))
+
+    def delivered_to(self, key: str) -> frozenset[str]:
+        """The destinations that have all results of a study."""
+        with self.lock:
+            rows = self._base.execute("select destination from deliveries where study = ?", (key,)).fetchall()
+        return frozenset(row[0] for row in rows)
+
+    def postpone(self, key: str, reason: str, pause: float) -> None:
+        """A destination did not answer; results are sent again later."""
+        with self._change() as base:
+            base.execute("update studies set due = ?, reason = ? where key = ?", (time.time() + pause, reason, key))
+
+    def finish(self, key: str) -> bool:
+        """Every destination has the results: the study is `done`, or `received` again (False) where images have come meanwhile."""
+        now = time.time()
+        with self._change() as base:
+            late = base.execute("select late from studies where key = ?", (key,)).fetchone()[0]
+            if late:
+                _move(base, key, State.received, now, (State.sending,), late=0, attempts=0)
+                return False
+            _move(base, key, State.done, now, (State.sending,))
+            old = "select key from studies where state = ? order by changed desc limit -1 offset ?"
+            for table, column in (("sent", "study"), ("deliveries", "study"), ("studies", "key")):
+                base.execute(f"delete from {table} where {column} in ({old})", (State.done, KEEP_DONE))
+            return True
+
+    def aside(self, key: str, reason: str) -> None:
+        """Nothing more can be done for a study before somebody looks at it."""
+        with self._change() as base:
+            _move(base, key, State.aside, time.time(), OPEN, reason=reason)
+
+    def is_own(self, instance: str) -> bool:
+        """Whether an instance with this digest is a result that this node made."""
+        with self.lock:
+            return self._base.execute("select 1 from sent where instance = ?", (instance,)).fetchone() is not None
+
+    # What people and restarts do
+
+    def recover(self) -> int:
+        """After a start: what was running waits again. Returns how many studies were."""
+        with self._change() as base:
+            return base.execute(
+                "update studies set state = ?, changed = ? where state = ?", (State.waiting, time.time(), State.running)
+            ).rowcount
+
+    def retry(self, key: str) -> None:
+        """Predict a study again that was set aside.
+
+        Raises:
+            UsageError: no such study is aside.
+        """
+        self._only_aside(key)
+        with self._change() as base:
+            base.execute("delete from refused where study = ?", (key,))
+            _move(base, key, State.waiting, time.time(), (State.aside,), attempts=0, due=0, reason="")
+
+    def forget(self, key: str) -> None:
+        """Remove a study that was set aside; its files are the caller's to remove.
+
+        Raises:
+            UsageError: no such study is aside.
+        """
+        self._only_aside(key)
+        with self._change() as base:
+            for table, column in (("sent", "study"), ("deliveries", "study"), ("refused", "study"), ("studies", "key")):
+                base.execute(f"delete from {table} where {column} = ?", (key,))
+
+    def _only_aside(self, key: str) -> None:
+        found = self.find(key)
+        if found is None or found.state != State.aside:
+            raise UsageError.of(
+                "no such study is aside",
+                where=f"study {key}",
+                found="no study" if found is None else found.state,
+                expected=", ".join(study.key for study in self.studies((State.aside,))) or "none is",
+            )
+
+
+def _move(base: sqlite3.Connection, key: str, state: State, now: float, before: Collection[State] = OPEN, **fields: Any) -> None:
+    settings = "".join(f", {name} = :{name}" for name in fields)
+    marks = ",".join(f"'{one}'" for one in before)
+    changed = base.execute(
+        f"update studies set state = :state, changed = :now{settings} where key = :key and state in ({marks})",
+        {"state": state, "now": now, "key": key, **fields},
+    ).rowcount
+    if changed != 1:
+        raise RuntimeError(f"study {key} cannot become {state}: it is not {' or '.join(before)}")
+
+
+def _study(row: sqlite3.Row) -> Study:
+    values = dict(row)
+    return Study(**{**values, "state": State(values["state"]), "late": bool(values["late"])})
