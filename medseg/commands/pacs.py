@@ -70,7 +70,7 @@ def node(
     from medseg.serving import logs
     from medseg.serving.addresses import is_loopback, parse_entity, parse_known, parse_listener, parse_peer
     from medseg.serving.model import Model
-    from medseg.serving.node import Node, Settings
+    from medseg.serving.node import Node, Settings, run_until_told
     from medseg.serving.receiver import Limits
     from medseg.serving.tls import client_tls, server_tls
 
@@ -101,7 +101,7 @@ def node(
     worker = Node(settings, Model(run, tuple(parse_names(formats) or ("seg",)), device, memory))
     if settings.tls is None and not is_loopback(host):
         warn("connections are not encrypted (--tls-cert, --tls-key): everybody on the network's path can read the images")
-    worker.run()
+    run_until_told(worker)
 
 
 def queue(

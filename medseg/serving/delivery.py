@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from medseg.errors import MedsegError
 from medseg.serving.addresses import Peer
-from medseg.serving.dimse import Caller, RejectedError, send
+from medseg.serving.archive import RejectedError
+from medseg.serving.dimse import Caller, send
 from medseg.serving.queue import Study
 from medseg.serving.store import SUFFIX, Store
 

@@ -17,22 +17,15 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
-from medseg.errors import Problem, ResourceError
+from medseg.errors import Problem
 from medseg.progress import Progress, Silent
 from medseg.serving.addresses import Peer
+from medseg.serving.archive import RejectedError, UnreachableError
 
 AET = "MEDSEG"
 CONNECT = 10.0  # seconds for a connection and its negotiation
 ANSWER = 60.0  # seconds for the answer to one message
 CONTEXTS = 128  # of an association (PS3.8)
-
-
-class UnreachableError(ResourceError):
-    """The other side does not answer, or does not accept the association: it may later."""
-
-
-class RejectedError(ResourceError):
-    """The other side has refused objects."""
 
 
 @dataclass(frozen=True)

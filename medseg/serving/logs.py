@@ -8,7 +8,14 @@ import sys
 import time
 import warnings
 
-LIBRARIES = ("pynetdicom", "pydicom", "highdicom", "dicomweb_client", "urllib3")  # their messages hold UIDs and values of headers
+LIBRARIES = (
+    "pynetdicom",
+    "pydicom",
+    "highdicom",
+    "dicomweb_client",
+    "retrying",
+    "urllib3",
+)  # their messages hold UIDs and values of headers
 
 
 class _Lines(logging.Formatter):

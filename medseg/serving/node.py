@@ -111,6 +111,7 @@ class Node:
         """
         settings.check()
         self.settings = settings
+        self.port = self.monitor_port = 0  # known when it listens
         self._claim = Claim(settings.store, "node")
         self.queue = Queue(settings.store)
         self.store = Store(settings.store, self.queue)
@@ -138,13 +139,12 @@ class Node:
         self._stop.set()
 
     def run(self) -> None:
-        """Work until `stop`, SIGTERM or SIGINT.
+        """Work until `stop`.
 
         Raises:
             ModelError: the model cannot be read.
             ResourceError: the port is taken.
         """
-        previous = {sign: signal.signal(sign, self._signalled) for sign in (signal.SIGTERM, signal.SIGINT)}
         monitor = Monitor(*self.settings.monitor, self.settings.token, self.reading) if self.settings.monitor else None
         try:
             running = self.store.recover(self.settings.keep)
@@ -152,11 +152,14 @@ class Node:
                 LOG.warning("%d studies were being predicted when the node ended last; they wait again", running)
             self._worker.start()
             self._await_model()
-            port = self.receiver.start()
             self.delivery.start()
             if monitor is not None:
-                monitor.start()
-            LOG.info("%s listens on %s:%d%s", self.settings.aet, self.settings.host, port, "" if self.settings.tls else ", without TLS")
+                self.monitor_port = monitor.start()
+            self._began = time.time()
+            self.port = self.receiver.start()
+            LOG.info(
+                "%s listens on %s:%d%s", self.settings.aet, self.settings.host, self.port, "" if self.settings.tls else ", without TLS"
+            )
             while not self._stop.is_set():
                 self._step()
         finally:
@@ -168,12 +171,7 @@ class Node:
                 monitor.stop()
             self.queue.close()
             self._claim.release()
-            for sign, handler in previous.items():
-                signal.signal(sign, handler)
             LOG.info("stopped")
-
-    def _signalled(self, number: int, _: FrameType | None) -> None:
-        self.stop()
 
     def _await_model(self) -> None:
         while not self._worker.ready and not self._stop.is_set():
@@ -187,7 +185,7 @@ class Node:
 
     def _step(self) -> None:
         """One look at everything; takes `STEP` seconds where nothing happens."""
-        self.queue.settle(self.settings.quiet, self.settings.limit, self.receiver.busy())
+        self.queue.settle(self.settings.quiet, self.settings.limit, self.receiver.busy(), self._began)
         if not self._worker_lives():
             return
         if self._running is None and self._worker.ready:
@@ -299,6 +297,20 @@ class Node:
                 "worker_starts": self._worker.starts,
             },
         )
+
+
+def run_until_told(node: Node) -> None:
+    """Let a node work until SIGTERM or SIGINT. Raises what `Node.run` raises."""
+
+    def told(_: int, __: FrameType | None) -> None:
+        node.stop()
+
+    previous = {sign: signal.signal(sign, told) for sign in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        node.run()
+    finally:
+        for sign, handler in previous.items():
+            signal.signal(sign, handler)
 
 
 def _memory() -> int:

@@ -186,10 +186,11 @@ class Queue:
         with self._change() as base:
             base.execute("insert or replace into refused values (?, ?, ?)", (key, instance, time.time()))
 
-    def settle(self, quiet: float, limit: float, busy: Collection[str] = (), now: float | None = None) -> None:
+    def settle(self, quiet: float, limit: float, busy: Collection[str] = (), began: float = 0.0, now: float | None = None) -> None:
         """Studies to which nothing was added for `quiet` seconds, and to which nobody is connected (`busy`), become complete.
 
         After `limit` seconds from the first image a study is complete anyway; unless images of it were refused, then it is set aside.
+        No time counts before `began`, when the node began to listen: nobody could send.
         """
         now = time.time() if now is None else now
         with self._change() as base:
@@ -200,11 +201,11 @@ class Queue:
             rows = base.execute("select * from studies where state = ?", (State.received,)).fetchall()
             for study in map(_study, rows):
                 missing = base.execute("select count(*) from refused where study = ?", (study.key,)).fetchone()[0]
-                late = now - study.first >= limit
+                late = now - max(study.first, began) >= limit
                 if late and missing:
                     reason = f"{missing} images were refused for lack of room and have not come again"
                     _move(base, study.key, State.aside, now, reason=reason)
-                elif late or (not missing and study.key not in busy and now - study.last >= quiet):
+                elif late or (not missing and study.key not in busy and now - max(study.last, began) >= quiet):
                     _move(base, study.key, State.waiting, now, late=0)
 
     # What is done

@@ -1,0 +1,44 @@
+"""A PACS, a sender, and studies to send."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from orthanc import Orthanc, find_plugin
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "io" / "dicom"))
+from phantoms import grid_of, write_series
+
+
+@pytest.fixture(scope="session")
+def running_orthanc(program, tmp_path_factory) -> Iterator[Orthanc]:
+    executable, plugin = program("Orthanc"), find_plugin()
+    if plugin is None:
+        program("Orthanc with libOrthancDicomWeb.so")
+    one = Orthanc(executable, plugin, tmp_path_factory.mktemp("orthanc"))
+    try:
+        yield one.start()
+    finally:
+        one.stop()
+
+
+@pytest.fixture
+def orthanc(running_orthanc) -> Iterator[Orthanc]:
+    """An Orthanc that holds nothing."""
+    running_orthanc.clear()
+    return running_orthanc
+
+
+@pytest.fixture
+def make_study(tmp_path) -> Callable[..., list[Path]]:
+    """`make_study(name, slices=3, **tags)` writes an MR study; its UIDs follow from the name."""
+
+    def make(name: str, slices: int = 3, **tags: object) -> list[Path]:
+        array = np.random.default_rng(0).integers(0, 200, (slices, 12, 10)).astype(np.int16)
+        return write_series(tmp_path / "made" / name, array, grid_of(array.shape), "MR", **tags)
+
+    return make
