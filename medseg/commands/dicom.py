@@ -282,7 +282,7 @@ def dicom(
     ok(f"rules and terms in {out}")
 
 
-def show_choice(run: Path, inputs: list[Path], series: list[str]) -> None:
+def show_choice(run: Path, inputs: Sequence[Path], series: list[str]) -> None:
     """What `predict` would make of its inputs; ends the verb where that is nothing."""
     from medseg import workflow
     from medseg.io.dicom.choice import shown as line

@@ -49,7 +49,13 @@ if TYPE_CHECKING:
 
 def predict(
     run: RunPath,
-    inputs: Annotated[list[Path], typer.Argument(help="Image files or folders of images; DICOM also as zip archive or DICOMDIR.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files or folders of images; DICOM also as zip archive or DICOMDIR, or in a PACS: dicomweb+https://HOST/PATH/studies/UID"
+            "[/series/UID], dimse://AET@HOST:PORT/STUDY_UID."
+        ),
+    ],
     out: Annotated[Path | None, out_option("Folder for the predictions.")] = None,
     formats: Annotated[
         list[str] | None,
@@ -73,21 +79,37 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Predict again, and replace files that medseg did not write (never inputs).")
     ] = False,
+    store: Annotated[bool, typer.Option("--store", help="Send DICOM results to the PACS that their study comes from.")] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", help="Keep what a PACS sends in this folder, and ask only for what is not there. Default: not kept."),
+    ] = None,
+    authorization: Annotated[
+        str | None,
+        typer.Option("--authorization-from", help="Name of an environment variable with a token for DICOMweb. Default: the .netrc file."),
+    ] = None,
     device: Device = "auto",
     memory: Memory = None,
 ) -> None:
-    """Predict on files or folders; writes each prediction on its input's own grid."""
+    """Predict on files, folders or studies in a PACS; writes each prediction on its input's own grid."""
     from medseg import workflow
+    from medseg.serving.model import dicom_files
+    from medseg.serving.remote import Remote, authorization_from, folder_for
 
-    if dry_run:
-        show_choice(run, inputs, series or [])
-        return
-    if out is None:
+    remote = Remote(inputs, authorization_from(authorization))
+    if store and not remote.archives:
+        raise UsageError.of("there is no PACS to send to", where="--store", expected="an input like dicomweb+https://... or dimse://...")
+    if out is None and not dry_run:
         raise UsageError.of("no folder for the predictions", where="-o", fix="Name one, or look first with --dry-run.")
-    with Bars() as progress:
+    with folder_for(remote, cache) as folder, Bars() as progress:
+        paths = remote.fetch(folder, progress)
+        if dry_run:
+            show_choice(run, paths, series or [])
+            return
+        assert out is not None
         predicted = workflow.predict(
             run,
-            inputs,
+            paths,
             out,
             formats=parse_names(formats),
             series=series or [],
@@ -99,12 +121,15 @@ def predict(
             memory=memory,
             progress=progress,
         )
+        sent = remote.send(dicom_files(predicted, out), progress) if store else 0
     done, failed = len(predicted.cases), len(predicted.failures)
     if done:
         ok(
             f"{done} prediction{'s' if done != 1 else ''} in {out}"
             + (f", {predicted.skipped} of them from before" if predicted.skipped else "")
         )
+    if store:
+        ok(f"{sent} DICOM object{'s' if sent != 1 else ''} sent")
     for failure in predicted.failures:
         complain(str(failure))
     answer(predicted)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medseg.errors import ImageError
 from medseg.serving.queue import digest
 from medseg.serving.store import SUFFIX
 from medseg.serving.worker import Handle, Results
+
+if TYPE_CHECKING:
+    from medseg.inference.predictor import Predicted
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,15 @@ class Model:
     def load(self) -> Handle:
         """Read the model. Raises MedsegError where that is not possible."""
         from medseg.inference.predictor import Predictor
+        from medseg.io.exports import find_export
 
+        for name in self.formats:
+            find_export(name)
         predictor = Predictor.load(self.run, device=self.device, memory=self.memory)
 
         def handle(images: Path, out: Path) -> Results:
             predicted = predictor.predict([images], out, formats=self.formats)
-            files = dicom_files(out)
+            files = dicom_files(predicted, out)
             problems = [problem for failure in predicted.failures for problem in failure.problems]
             if not files:
                 raise ImageError.of(" ".join(problems) or "holds nothing that the model can predict")
@@ -45,9 +52,10 @@ class Model:
         return handle
 
 
-def dicom_files(out: Path) -> tuple[Path, ...]:
-    """The DICOM files among the results of a prediction."""
-    return tuple(sorted(out.rglob(f"*{SUFFIX}")))
+def dicom_files(predicted: Predicted, out: Path) -> tuple[Path, ...]:
+    """The DICOM files among the results of a prediction into the folder `out`."""
+    written = (out / file for case in predicted.cases for several in case.files.values() for file in several)
+    return tuple(file for file in written if file.suffix == SUFFIX)
 
 
 def instance_of(file: Path) -> str:

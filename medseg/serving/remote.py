@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from medseg.errors import MedsegError, Problem, UsageError
+from medseg.errors import MedsegError, Problem, ResourceError, UsageError
 from medseg.progress import Progress
 from medseg.serving.addresses import Peer, is_loopback, parse_entity, parse_port
 from medseg.serving.archive import Archive, parse_place
@@ -51,65 +52,90 @@ def authorization_from(name: str | None) -> str:
     return value if " " in value else f"Bearer {value}"
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """Where a study lies now.
+class Remote:
+    """Studies from other systems, lying in folders here, in place of their addresses among the inputs of a prediction."""
 
-    Attributes:
-        archive: that it comes from.
-        folder: of its files.
-    """
+    def __init__(self, inputs: Sequence[str], authorization: str = "") -> None:
+        """From paths and addresses; nothing is fetched yet.
 
-    archive: Archive
-    folder: Path
+        Raises:
+            UsageError: an address is none, or asks for the same study as another one; all problems at once.
+        """
+        self.archives: dict[str, Archive] = {}
+        problems: list[Problem] = []
+        for text in filter(is_remote, inputs):
+            try:
+                self.archives[text] = open_archive(text, authorization)
+            except MedsegError as error:
+                problems += error.problems
+        studies = [archive.place.study for archive in self.archives.values()]
+        if len(studies) != len(set(studies)) and len({archive.name for archive in self.archives.values()}) > 1:
+            problems.append(Problem("a study is given from two systems", fix="Give each study once."))
+        if problems:
+            raise UsageError(problems)
+        self._inputs = tuple(inputs)
+        self._authorized = bool(authorization)
+
+    def fetch(self, cache: Path, progress: Progress) -> tuple[Path, ...]:
+        """Bring the studies into folders below `cache`, where those that are there already stay; returns the paths of all inputs.
+
+        Raises:
+            MedsegError: some study cannot be fetched; all problems at once.
+        """
+        problems: list[Problem] = []
+        for archive in self.archives.values():
+            if self._authorized and archive.name.startswith("http:") and not is_loopback(urlsplit(archive.name).hostname or ""):
+                progress.say(f"warning: {archive.name}: the authorization is sent without encryption; use dicomweb+https")
+            try:
+                archive.fetch(cache / archive.place.key, progress)
+            except MedsegError as error:
+                problems += error.problems
+        if problems:
+            raise ResourceError(problems)
+        return tuple(cache / self.archives[text].place.key if text in self.archives else Path(text) for text in self._inputs)
+
+    def send(self, files: Sequence[Path], progress: Progress) -> int:
+        """Send DICOM files to the systems that their studies come from; those of other studies are left out. Returns how many were sent.
+
+        Raises:
+            ResourceError: some were refused, or a system does not answer; all problems at once.
+        """
+        from pydicom import dcmread
+
+        study_of = {
+            file: str(dcmread(file, stop_before_pixels=True, specific_tags=["StudyInstanceUID"]).StudyInstanceUID) for file in files
+        }
+        sent = 0
+        problems: list[Problem] = []
+        for study, archive in {one.place.study: one for one in self.archives.values()}.items():
+            own = [file for file in files if study_of[file] == study]
+            if not own:
+                continue
+            try:
+                archive.send(own, progress)
+                sent += len(own)
+            except MedsegError as error:
+                problems += error.problems
+        if problems:
+            raise ResourceError(problems)
+        return sent
 
 
-def fetch_all(addresses: Sequence[str], cache: Path, authorization: str, progress: Progress) -> tuple[Fetched, ...]:
-    """Bring studies into folders below `cache`; what is there from an earlier call is not fetched again.
+@contextmanager
+def folder_for(remote: Remote, cache: Path | None) -> Iterator[Path]:
+    """Where studies of `remote` lie: `cache`, or a temporary folder that vanishes; readable for nobody else, and not logged by libraries."""
+    if not remote.archives:
+        yield Path()
+        return
+    from medseg.serving.logs import silence
 
-    Raises:
-        MedsegError: some address is wrong, or some study cannot be fetched; all problems at once.
-    """
-    archives = [open_archive(address, authorization) for address in addresses]
-    fetched = []
-    problems: list[Problem] = []
-    for archive in archives:
-        folder = cache / archive.place.key
-        if authorization and archive.name.startswith("http:") and not is_loopback(urlsplit(archive.name).hostname or ""):
-            progress.say(f"warning: {archive.name}: the authorization is sent without encryption; use dicomweb+https")
-        try:
-            archive.fetch(folder, progress)
-        except MedsegError as error:
-            problems += error.problems
-        fetched.append(Fetched(archive, folder))
-    if problems:
-        raise MedsegError(problems)
-    return tuple(fetched)
-
-
-def send_back(files: Sequence[Path], fetched: Sequence[Fetched], progress: Progress) -> int:
-    """Send results to the archives whose studies they belong to; returns how many.
-
-    Raises:
-        MedsegError: some were refused, or an archive does not answer; all problems at once.
-    """
-    from pydicom import dcmread
-
-    study_of = {file: str(dcmread(file, stop_before_pixels=True, specific_tags=["StudyInstanceUID"]).StudyInstanceUID) for file in files}
-    sent = 0
-    problems: list[Problem] = []
-    for archive in {one.archive.place.study: one.archive for one in fetched}.values():
-        own = [file for file in files if study_of[file] == archive.place.study]
-        if not own:
-            continue
-        try:
-            archive.send(own, progress)
-            sent += len(own)
-        except MedsegError as error:
-            problems += error.problems
-    if problems:
-        raise MedsegError(problems)
-    return sent
+    silence()
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(prefix="medseg-") as folder:
+        yield Path(folder)
 
 
 def _web(address: str, authorization: str) -> Archive:

@@ -49,6 +49,7 @@ class Orthanc:
             "AuthenticationEnabled": False,
             "DicomAlwaysAllowGet": True,
             "DicomAlwaysAllowFind": True,
+            "DicomAlwaysAllowMove": True,
             "Plugins": [str(plugin)],
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
             "OverwriteInstances": False,
@@ -122,3 +123,5 @@ class Orthanc:
     def clear(self) -> None:
         for one in self.get("/studies"):
             self.session.delete(f"{self.url}/studies/{one}", timeout=20).raise_for_status()
+        for one in self.get("/modalities"):
+            self.session.delete(f"{self.url}/modalities/{one}", timeout=20).raise_for_status()

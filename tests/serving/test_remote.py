@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from nodes import study_of
 from orthanc import free_port
@@ -11,7 +13,7 @@ from pydicom.uid import RLELossless
 from medseg.errors import MedsegError, UsageError
 from medseg.progress import Silent
 from medseg.serving.archive import RejectedError, UnreachableError
-from medseg.serving.remote import authorization_from, fetch_all, is_remote, open_archive, send_back
+from medseg.serving.remote import Remote, authorization_from, is_remote, open_archive
 from medseg.serving.retrieval import Entity
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <:ResourceWarning")  # pynetdicom lets go of one that cannot connect
@@ -99,11 +101,13 @@ def test_compressed_images_come_as_they_are_stored(kind, orthanc, make_study, tm
 def test_results_go_to_the_study_they_belong_to(kind, orthanc, make_study, tmp_path):
     one, other = make_study("e", slices=2), make_study("f", slices=2)
     orthanc.upload([one[0], other[0]])
-    fetched = fetch_all([address(kind, orthanc, study_of(one)), address(kind, orthanc, study_of(other))], tmp_path / "cache", "", Silent())
-    assert len({entry.folder for entry in fetched}) == 2
-    assert send_back([one[1], other[1]], fetched, Silent()) == 2
+    remote = Remote([address(kind, orthanc, study_of(one)), "elsewhere", address(kind, orthanc, study_of(other))])
+    paths = remote.fetch(tmp_path / "cache", Silent())
+    assert [len(list(path.glob("*.dcm"))) for path in paths] == [1, 0, 1]
+    assert paths[1] == Path("elsewhere")
+    assert remote.send([one[1], other[1]], Silent()) == 2
     assert [len(orthanc.headers(study_of(files))) for files in (one, other)] == [2, 2]
-    assert send_back([one[1]], fetched, Silent()) == 1  # again: the same object
+    assert remote.send([one[1], *make_study("g", slices=1)], Silent()) == 1  # again: the same object
     assert len(orthanc.headers(study_of(one))) == 2
 
 
@@ -129,7 +133,7 @@ def test_an_archive_that_does_not_answer(tmp_path):
     port = free_port()
     for text in (f"dicomweb+http://127.0.0.1:{port}/dicom-web/studies/1.2.3", f"dimse://PACS@127.0.0.1:{port}/1.2.3"):
         with pytest.raises(MedsegError, match=r"does not answer|no association") as caught:
-            fetch_all([text], tmp_path, "", Silent())
+            Remote([text]).fetch(tmp_path, Silent())
         assert "1.2.3" not in str(caught.value)
         with pytest.raises(UnreachableError):
             open_archive(text).fetch(tmp_path, Silent())
