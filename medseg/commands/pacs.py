@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from medseg.commands.console import answer, ok, say, table, warn
+from medseg.commands.console import answer, ok, paragraphs, say, table, warn
 from medseg.commands.options import Device, Memory, RunPath, parse_names, parse_time
 from medseg.errors import UsageError
 
@@ -49,6 +49,7 @@ def node(
     associations: Annotated[
         int, typer.Option("--associations", min=1, help="Associations at the same time; further ones are rejected.")
     ] = 20,
+    keep_aside: Annotated[str, typer.Option("--keep-aside", help="How long the images of studies that were set aside are kept.")] = "336h",
     keep: Annotated[bool, typer.Option("--keep", help="Keep images and results after delivery.")] = False,
     monitor: Annotated[str | None, typer.Option("--monitor", help="[host:]port for /health (JSON) and /metrics (Prometheus).")] = None,
     monitor_token: Annotated[
@@ -92,6 +93,7 @@ def node(
         grace=_seconds(grace, "--grace"),
         limits=Limits(free=int(free * GIB), studies=most, associations=associations),
         keep=keep,
+        keep_aside=_seconds(keep_aside, "--keep-aside"),
         monitor=parse_listener(monitor, "--monitor") if monitor is not None else None,
         token=_secret(monitor_token, "--monitor-token-from"),
         tls=server_tls(tls_cert, tls_key, tls_ca) if tls_cert and tls_key else None,
@@ -126,9 +128,10 @@ def queue(
     finally:
         work.close()
     now = time.time()
-    rows = [(s.key, s.state, s.caller, s.instances, s.attempts, _ago(now - s.changed), s.reason) for s in studies]
+    rows = [(s.key, s.state, s.caller, s.instances, s.attempts, _ago(now - s.changed)) for s in studies]
     if rows:
-        table(f"{store}", ("study", "state", "from", "images", "attempts", "since", "reason"), rows)
+        table(f"{store}", ("study", "state", "from", "images", "attempts", "since"), rows)
+    paragraphs((f"{s.key} ({s.state})", s.reason) for s in studies if s.reason)
     ok(f"{counts[State.done]} studies done, {counts[State.aside]} aside, {len(studies) - counts[State.aside]} on their way")
     if counts[State.aside]:
         say("Try one again: medseg queue STORE --retry STUDY")

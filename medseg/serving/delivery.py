@@ -58,6 +58,11 @@ class Delivery:
         """Begin to send."""
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it sends."""
+        return self._thread.is_alive()
+
     def wake(self) -> None:
         """There is something to send."""
         self._wake.set()
@@ -108,7 +113,7 @@ class Delivery:
                 return
             self.sent += len(files)
             self._store.queue.delivered(study.key, str(peer))
-            LOG.info("study %s: %d objects sent to %s", study.key, len(files), peer.aet)
+            LOG.info("study %s: sent to %s, objects: %d", study.key, peer.aet, len(files))
         self._tries.pop(study.key, None)
         self._refusals.pop(study.key, None)
         if self._store.finish(study.key, self._keep):

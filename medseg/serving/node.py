@@ -9,12 +9,13 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from medseg.claim import Claim
-from medseg.errors import MedsegError, ModelError, UsageError
+from medseg.errors import MedsegError, ModelError, Problem, ResourceError, UsageError
 from medseg.serving.addresses import Peer, is_loopback
 from medseg.serving.delivery import Delivery
 from medseg.serving.dimse import Caller
@@ -26,6 +27,7 @@ from medseg.serving.worker import Recipe, Reply, Worker
 
 LOG = logging.getLogger(__name__)
 STEP = 0.2  # seconds between two looks at the queue
+CLEARING = 60.0  # seconds between two looks for studies that were aside for too long
 RESTART = 5.0  # seconds before a worker process is started again that has died while it was starting
 
 
@@ -48,6 +50,7 @@ class Settings:
         grace: seconds that a running prediction has when the node is asked to stop.
         limits: of room.
         keep: whether images and results stay after delivery.
+        keep_aside: seconds after which a study that was set aside is deleted.
         monitor: where health and metrics are served; None is nowhere.
         token: that readers of these must show.
         tls: encrypts what comes in.
@@ -68,6 +71,7 @@ class Settings:
     grace: float = 60.0
     limits: Limits = field(default_factory=Limits)
     keep: bool = False
+    keep_aside: float = 14 * 86400.0
     monitor: tuple[str, int] | None = None
     token: str = ""
     tls: ssl.SSLContext | None = None
@@ -120,7 +124,7 @@ class Node:
         self._worker = Worker(recipe)
         self._running: Study | None = None
         self._since = 0.0
-        self._next_start = 0.0
+        self._next_start = self._next_clearing = 0.0
         self._predicted = self._failed = self._parts = 0
         self._seconds = 0.0
         self._began = time.time()
@@ -145,16 +149,24 @@ class Node:
             ModelError: the model cannot be read.
             ResourceError: the port is taken.
         """
-        monitor = Monitor(*self.settings.monitor, self.settings.token, self.reading) if self.settings.monitor else None
-        try:
+        with ExitStack() as ending:  # in reverse order, and each also where another one fails
+            ending.callback(LOG.info, "stopped")
+            ending.callback(self._claim.release)
+            ending.callback(self.queue.close)
             running = self.store.recover(self.settings.keep)
             if running:
-                LOG.warning("%d studies were being predicted when the node ended last; they wait again", running)
+                LOG.warning("studies that were being predicted when the node ended last: %d; they wait again", running)
+            ending.callback(self._worker.end)
             self._worker.start()
             self._await_model()
-            self.delivery.start()
-            if monitor is not None:
+            if self.settings.monitor is not None:
+                monitor = Monitor(*self.settings.monitor, self.settings.token, self.reading)
+                ending.callback(monitor.stop)
                 self.monitor_port = monitor.start()
+            ending.callback(self.delivery.stop)
+            self.delivery.start()
+            ending.callback(self._wind_up)
+            ending.callback(self.receiver.stop)
             self._began = time.time()
             self.port = self.receiver.start()
             LOG.info(
@@ -162,16 +174,7 @@ class Node:
             )
             while not self._stop.is_set():
                 self._step()
-        finally:
             LOG.info("stopping")
-            self.receiver.stop()
-            self._wind_up()
-            self.delivery.stop()
-            if monitor is not None:
-                monitor.stop()
-            self.queue.close()
-            self._claim.release()
-            LOG.info("stopped")
 
     def _await_model(self) -> None:
         while not self._worker.ready and not self._stop.is_set():
@@ -185,6 +188,14 @@ class Node:
 
     def _step(self) -> None:
         """One look at everything; takes `STEP` seconds where nothing happens."""
+        if not (self.receiver.alive and self.delivery.alive):  # the queue knows all, so that a new start goes on where this one ends
+            raise ResourceError(Problem("a thread of the node has ended", fix="See the log, and start the node again."))
+        if time.monotonic() >= self._next_clearing:
+            self._next_clearing = time.monotonic() + CLEARING
+            for study in self.queue.studies((State.aside,)):
+                if time.time() - study.changed > self.settings.keep_aside:
+                    self.store.forget(study.key)
+                    LOG.warning("study %s: was aside for too long, its images are deleted", study.key)
         self.queue.settle(self.settings.quiet, self.settings.limit, self.receiver.busy(), self._began)
         if not self._worker_lives():
             return
@@ -219,7 +230,7 @@ class Node:
         if study is None:
             return
         self._running, self._since = study, time.monotonic()
-        LOG.info("study %s: %d images, prediction begins", study.key, study.instances)
+        LOG.info("study %s: prediction begins, images: %d", study.key, study.instances)
         self._worker.give(self.store.images(study.key), self.store.clear_results(study.key))
 
     def _died(self) -> None:
@@ -243,7 +254,7 @@ class Node:
             self._parts += 1
             LOG.warning("study %s: %s", key, reply.results.note)
         if self.queue.predicted(key, reply.results.instances, reply.results.note):
-            LOG.info("study %s: predicted in %.1f s, %d objects", key, reply.seconds, len(reply.results.files))
+            LOG.info("study %s: predicted in %.1f s, objects: %d", key, reply.seconds, len(reply.results.files))
             self.delivery.wake()
         else:
             LOG.info("study %s: images have come meanwhile, it is predicted again", key)
@@ -268,7 +279,9 @@ class Node:
         if self._running is not None:
             self.queue.interrupted(self._running.key)
             LOG.info("study %s: waits for the next start", self._running.key)
-        self._worker.end(grace=2.0 if self._running is None else 0.0)
+            self._worker.end()
+        else:
+            self._worker.end(grace=2.0)
 
     def reading(self) -> Reading:
         """What health and metrics tell."""

@@ -106,7 +106,7 @@ class Queue:
             raise UsageError.of("is not the folder of a node", where=str(folder), expected=f"a file {NAME}", fix="Pass the node's --store.")
         self.lock = threading.RLock()  # also held by those who change files and rows together
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._base = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
             self._base.row_factory = sqlite3.Row
             self._base.execute("pragma journal_mode = wal")
@@ -203,7 +203,7 @@ class Queue:
                 missing = base.execute("select count(*) from refused where study = ?", (study.key,)).fetchone()[0]
                 late = now - max(study.first, began) >= limit
                 if late and missing:
-                    reason = f"{missing} images were refused for lack of room and have not come again"
+                    reason = f"images that were refused for lack of room and have not come again: {missing}"
                     _move(base, study.key, State.aside, now, reason=reason)
                 elif late or (not missing and study.key not in busy and now - max(study.last, began) >= quiet):
                     _move(base, study.key, State.waiting, now, late=0)

@@ -136,6 +136,11 @@ class Receiver:
         for association in self._entity.active_associations:
             association.join(5)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it listens."""
+        return self._thread is not None and self._thread.is_alive()
+
     def busy(self) -> frozenset[str]:
         """Keys of studies to which an open association has sent images."""
         with self._lock:

@@ -32,6 +32,7 @@ class Store:
         self.queue = queue
         self._incoming = folder / "incoming"
         self._removed = folder / "removed"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # images of patients
         for part in (self._incoming, self._removed, folder / "studies"):
             part.mkdir(parents=True, exist_ok=True)
 

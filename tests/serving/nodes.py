@@ -49,6 +49,8 @@ def working(node: Node) -> Iterator[Node]:
     thread.start()
     try:
         until(lambda: node.port or failures)
+        if failures:
+            raise failures[0]
         yield node
     finally:
         node.stop()

@@ -80,7 +80,7 @@ class Orthanc:
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.terminate()
+            self._process.kill()  # its ordinary end takes seconds
             self._process.wait(20)
             self._process = None
 

@@ -1,0 +1,228 @@
+"""The queue and its files: every path of a study, and what a restart finds."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+import pytest
+
+from medseg.errors import ResourceError, UsageError
+from medseg.serving.queue import Queue, State, digest
+from medseg.serving.store import Store
+
+KEY = digest("1.2.3")
+
+
+@pytest.fixture
+def queue(tmp_path):
+    one = Queue(tmp_path)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def store(tmp_path, queue) -> Store:
+    return Store(tmp_path, queue)
+
+
+def complete(store: Store, *instances: str) -> None:
+    for instance in instances or ("a",):
+        store.keep(KEY, instance, "SCANNER", instance.encode())
+    store.queue.settle(0.0, 3600.0)
+
+
+def test_a_study_goes_through_all_states(store):
+    queue = store.queue
+    store.keep(KEY, "a", "SCANNER", b"one")
+    store.keep(KEY, "b", "OTHER", b"two!")
+    study = queue.find(KEY)
+    assert (study.state, study.caller, study.instances, study.bytes, study.attempts) == (State.received, "OTHER", 2, 7, 0)
+    queue.settle(60.0, 3600.0, now=study.last + 59)
+    assert queue.take(3) is None
+    queue.settle(60.0, 3600.0, busy={KEY}, now=study.last + 61)
+    assert queue.take(3) is None
+    queue.settle(60.0, 3600.0, began=study.last + 50, now=study.last + 61)
+    assert queue.take(3) is None
+    queue.settle(60.0, 3600.0, now=study.last + 61)
+    assert queue.take(3).state == State.running
+    assert queue.take(3) is None
+    assert queue.due() is None
+    (store.clear_results(KEY) / "result.dcm").write_bytes(b"r")
+    assert queue.predicted(KEY, ["r1", "r2"])
+    assert queue.is_own("r2")
+    assert not queue.is_own("a")
+    assert queue.due().key == KEY
+    queue.postpone(KEY, "nobody answers", 60.0)
+    assert queue.due() is None
+    queue.delivered(KEY, "PACS at host:104")
+    assert queue.delivered_to(KEY) == {"PACS at host:104"}
+    assert store.finish(KEY, keep=False)
+    assert queue.find(KEY).state == State.done
+    assert list(store.folder.rglob("*.dcm")) == []
+    assert queue.open() == 0
+
+    store.keep(KEY, "c", "SCANNER", b"three")  # a later addition to a study whose images are gone
+    assert (queue.find(KEY).state, queue.find(KEY).instances) == (State.received, 1)
+    assert queue.delivered_to(KEY) == set()
+
+
+def test_with_keep_files_stay(store):
+    complete(store)
+    store.queue.take(1)
+    store.queue.predicted(KEY, [])
+    store.finish(KEY, keep=True)
+    store.recover(keep=True)
+    assert len(list(store.images(KEY).iterdir())) == 1
+
+
+def test_a_study_that_nobody_ends_is_complete_at_last(store):
+    store.keep(KEY, "a", "SCANNER", b"one")
+    first = store.queue.find(KEY).first
+    store.queue.settle(60.0, 100.0, busy={KEY}, now=first + 99)
+    assert store.queue.find(KEY).state == State.received
+    store.queue.settle(60.0, 100.0, busy={KEY}, now=first + 101)
+    assert store.queue.find(KEY).state == State.waiting
+
+
+def test_what_is_sent_twice_changes_nothing(store):
+    complete(store)
+    store.keep(KEY, "a", "SCANNER", b"a")
+    assert (store.queue.find(KEY).state, store.queue.find(KEY).instances) == (State.waiting, 1)
+    store.queue.take(1)
+    store.keep(KEY, "a", "SCANNER", b"a")
+    assert store.queue.predicted(KEY, [])
+    store.keep(KEY, "a", "SCANNER", b"A")  # another content under the same name
+    assert not store.finish(KEY, keep=False)
+    assert store.queue.find(KEY).state == State.received
+    assert (store.images(KEY) / "a.dcm").read_bytes() == b"A"
+
+
+def test_new_images_of_a_waiting_study_let_it_wait_for_more(store):
+    complete(store)
+    store.keep(KEY, "b", "SCANNER", b"b")
+    assert store.queue.find(KEY).state == State.received
+
+
+def test_failures_are_counted(store):
+    queue = store.queue
+    complete(store)
+    queue.take(2)
+    assert queue.failed(KEY, "first", 2) == State.waiting
+    assert queue.take(2).attempts == 2
+    assert queue.failed(KEY, "second", 2) == State.aside
+    assert queue.find(KEY).reason == "second"
+    with pytest.raises(UsageError, match=r"no such study is aside; found no study, expected " + KEY):
+        queue.retry(digest("other"))
+    queue.retry(KEY)
+    assert (queue.find(KEY).state, queue.find(KEY).attempts) == (State.waiting, 0)
+    with pytest.raises(UsageError, match="found waiting, expected none is"):
+        store.forget(KEY)
+
+
+def test_a_study_that_kills_the_whole_node_is_set_aside(store):
+    complete(store)
+    for _ in range(2):
+        assert store.queue.take(2).state == State.running
+        assert store.recover(keep=False) == 1
+    assert store.queue.take(2) is None
+    assert store.queue.find(KEY).reason == "the node ended 2 times while it ran"
+
+
+def test_a_stop_is_not_the_fault_of_a_study(store):
+    complete(store)
+    for _ in range(5):
+        assert store.queue.take(1).attempts == 1
+        store.queue.interrupted(KEY)
+
+
+def test_impossible_moves_are_bugs(store):
+    complete(store)
+    with pytest.raises(RuntimeError, match="cannot become sending"):
+        store.queue.predicted(KEY, [])
+    assert store.queue.find(KEY).state == State.waiting
+
+
+def test_a_restart_repairs_what_was_half_done(store, tmp_path):
+    complete(store, "a", "b")
+    store.queue.take(1)
+    store.queue.predicted(KEY, [])
+    with store.queue.lock:
+        store.queue.finish(KEY)  # ... and then the process is killed, before files are removed
+    lost = digest("4.5.6")
+    store.images(lost).mkdir(parents=True)
+    (store.images(lost) / "c.dcm").write_bytes(b"image")  # ... or before an image is in the queue
+    (tmp_path / "incoming" / "half").write_bytes(b"im")
+    (tmp_path / "removed" / "old").mkdir()
+    store.recover(keep=False)
+    assert not store.images(KEY).exists()
+    assert (store.queue.find(lost).state, store.queue.find(lost).instances) == (State.received, 1)
+    assert list((tmp_path / "incoming").iterdir()) == list((tmp_path / "removed").iterdir()) == []
+
+
+def test_results_that_were_being_sent_are_sent_again(tmp_path):
+    first = Queue(tmp_path)
+    complete(Store(tmp_path, first))
+    first.take(1)
+    first.predicted(KEY, [])
+    first.delivered(KEY, "A")
+    first._base.close()  # as a kill leaves it
+    second = Queue(tmp_path)
+    Store(tmp_path, second).recover(keep=False)
+    assert second.due().key == KEY
+    assert second.delivered_to(KEY) == {"A"}
+    second.close()
+
+
+def test_a_full_disk_leaves_nothing(store, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="No space left on device"):
+        store.keep(KEY, "a", "SCANNER", b"one")
+    assert store.queue.find(KEY) is None
+    assert [path for path in store.folder.rglob("*") if path.is_file() and "queue" not in path.name] == []
+
+
+def test_images_that_were_refused_are_waited_for(store):
+    queue = store.queue
+    queue.refuse(KEY, "b")
+    complete(store)
+    assert queue.find(KEY).state == State.received
+    store.keep(KEY, "b", "SCANNER", b"b")
+    queue.settle(0.0, 3600.0)
+    assert queue.find(KEY).state == State.waiting
+
+
+def test_only_the_latest_deliveries_are_remembered(store, monkeypatch):
+    monkeypatch.setattr("medseg.serving.queue.KEEP_DONE", 2)
+    for number in range(4):
+        key = digest(str(number))
+        store.keep(key, "a", "SCANNER", b"a")
+        store.queue.settle(0.0, 3600.0)
+        store.queue.take(1)
+        store.queue.predicted(key, [f"result {number}"])
+        store.finish(key, keep=False)
+    assert len(store.queue.studies()) == 2
+    assert [store.queue.is_own(f"result {number}") for number in range(4)] == [False, False, True, True]
+
+
+def test_a_folder_that_is_no_nodes(tmp_path):
+    with pytest.raises(UsageError, match="is not the folder of a node"):
+        Queue(tmp_path / "none", create=False)
+    (tmp_path / "queue.sqlite").write_text("something else, which is long enough to be taken for a file of a data base")
+    with pytest.raises(ResourceError, match="the queue cannot be opened"):
+        Queue(tmp_path)
+
+
+def test_folders_are_readable_for_their_owner_only(tmp_path):
+    Queue(tmp_path / "new").close()
+    if os.name != "nt":
+        assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+
+
+def test_rows_are_on_the_disk_when_a_call_returns(queue):
+    mode = queue._base.execute("pragma synchronous").fetchone()[0], queue._base.execute("pragma journal_mode").fetchone()[0]
+    assert mode == (2, "wal")
+    assert sqlite3.threadsafety >= 1
