@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import numpy as np
 import pytest
 from orthanc import Orthanc, find_plugin
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "io" / "dicom"))
-from phantoms import grid_of, write_series
+from tests.io.dicom.phantoms import grid_of, write_series
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,116 @@
+"""A model of medseg behind a real Orthanc: on request, and as a node."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from nodes import make_node, study_of, until, working
+from pydicom import dcmread
+from typer.testing import CliRunner
+
+from medseg.commands import app
+from medseg.models.weights import save_weights
+from medseg.plans import Plan
+from medseg.serving.addresses import Peer
+from medseg.serving.model import Model
+from medseg.serving.queue import State
+from medseg.tasks.base import find_task
+from medseg.workspace import RunFolder
+from tests.inference.thresholding import tiny_plan
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A model folder with random weights."""
+    folder = RunFolder(tmp_path_factory.mktemp("model"))
+    plan: Plan = tiny_plan(tmp_path_factory.mktemp("data"), (12, 14, 10), "3d")
+    plan.save(folder.plan_file)
+    torch.manual_seed(0)
+    save_weights(folder.fold(0) / "network_0.safetensors", find_task(plan.task)(plan).network().state_dict(), plan.trained_digest())
+    return folder.root
+
+
+def predict(*arguments: object):
+    return CliRunner().invoke(app, ["predict", *map(str, arguments), "--device", "cpu"])
+
+
+def segmentations(orthanc, uid: str) -> list[dict]:
+    return [tags for tags in orthanc.headers(uid) if tags["Modality"] == "SEG"]
+
+
+def test_a_study_in_a_pacs_gets_a_segmentation(model, orthanc, make_study, tmp_path):
+    files = make_study("web", slices=4)
+    uid = study_of(files)
+    orthanc.upload(files)
+    done = predict(model, f"{orthanc.web}/studies/{uid}", "-o", tmp_path / "web", "--store")
+    assert done.exit_code == 0, done.output
+    assert "1 DICOM object sent" in done.output
+    (found,) = segmentations(orthanc, uid)
+    assert found["PatientID"] == "PLANTED-4711"
+    (written,) = (tmp_path / "web").glob("*.seg.dcm")
+    assert found["SOPInstanceUID"] == dcmread(written).SOPInstanceUID
+
+    # By DIMSE the images are the same, and so is the result.
+    address = f"dimse://ORTHANC@127.0.0.1:{orthanc.dicom}/{uid}/{dcmread(files[0]).SeriesInstanceUID}"
+    done = predict(model, address, "-o", tmp_path / "dimse", "--store", "--cache", tmp_path / "cache")
+    assert done.exit_code == 0, done.output
+    assert len(segmentations(orthanc, uid)) == 1
+    assert len(list((tmp_path / "cache").rglob("*.dcm"))) == 4
+    kept = b"".join(path.read_bytes() for path in tmp_path.glob("*/predictions.json"))
+    assert not any(word in kept for word in (b"Planted", b"PLANTED", b"2.25.99"))
+    assert uid not in done.output
+
+
+def test_what_cannot_be_stored_is_said_before_anything_is_predicted(model, tmp_path):
+    done = predict(model, tmp_path, "-o", tmp_path / "out", "--store")
+    assert "there is no PACS to send to" in str(done.exception)
+
+
+def test_the_node_predicts_with_a_model(model, orthanc, make_study, tmp_path):
+    files = make_study("node", slices=4)
+    other = make_study("other", slices=1, Modality="XA", PixelSpacing=None, ImagePositionPatient=None, ImageOrientationPatient=None)
+    orthanc.upload([*files, *other])
+    node = make_node(tmp_path, Peer("127.0.0.1", orthanc.dicom, orthanc.aet), recipe=Model(model, ("seg",), "cpu"))
+    with working(node):
+        orthanc.know("MEDSEG", node.port)
+        orthanc.send_study(study_of(files), "MEDSEG")
+        orthanc.send_study(study_of(other), "MEDSEG")
+        until(lambda: node.queue.counts()[State.done] == 1, 60)
+        until(lambda: node.queue.counts()[State.aside] == 1)
+        reason = node.queue.studies((State.aside,))[0].reason
+    (found,) = segmentations(orthanc, study_of(files))
+    series = {dcmread(file).SeriesInstanceUID for file in files}
+    assert {one["SeriesInstanceUID"] for one in found["ReferencedSeriesSequence"]} == series
+    assert reason
+    assert not any(word in reason for word in ("Planted", "PLANTED", "2.25", "phantom"))
+
+
+def test_a_format_that_is_none_ends_the_node(model, tmp_path):
+    from medseg.errors import PlanError
+
+    node = make_node(tmp_path, Peer("127.0.0.1", 9, "NOWHERE"), recipe=Model(model, ("sge",), "cpu"))
+    with pytest.raises(PlanError, match="Did you mean 'seg'"), working(node):
+        pass
+
+
+def test_the_queue_verb(tmp_path):
+    from medseg.serving.queue import Queue
+    from medseg.serving.store import Store
+
+    queue = Queue(tmp_path)
+    Store(tmp_path, queue).keep("0123456789abcdef", "a", "SCANNER", b"image")
+    queue.settle(0.0, 10.0)
+    queue.take(1)
+    queue.failed("0123456789abcdef", "has no slices", 0)
+    shown = CliRunner().invoke(app, ["queue", str(tmp_path)]).output
+    assert all(word in shown for word in ("0123456789abcdef", "SCANNER", "has no slices", "1 aside", "--retry"))
+    assert "1 on their way" in CliRunner().invoke(app, ["queue", str(tmp_path), "--retry", "0123456789abcdef"]).output
+    queue.take(1)
+    queue.failed("0123456789abcdef", "has no slices", 0)
+    CliRunner().invoke(app, ["queue", str(tmp_path), "--remove", "all"])
+    assert queue.studies() == ()
+    queue.close()
+    assert json.dumps(str(CliRunner().invoke(app, ["queue", str(tmp_path), "--retry", "x"]).exception)).count("no such study is aside") == 1
