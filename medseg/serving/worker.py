@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +16,7 @@ from typing import Protocol
 import psutil
 
 from medseg.errors import MedsegError, ResourceError
+from medseg.serving.privacy import without_identifiers
 
 LOG = logging.getLogger(__name__)
 
@@ -168,9 +169,10 @@ def _work(recipe: Recipe, pipe: Connection) -> None:
 
 def _attempt(handle: Handle, images: Path, out: Path) -> Reply:
     try:
-        return Reply(handle(images, out))
+        results = handle(images, out)
+        return Reply(replace(results, note=without_identifiers(results.note, images)) if results.note else results)
     except MedsegError as error:
-        return Reply(None, str(error), final=not isinstance(error, ResourceError))
+        return Reply(None, without_identifiers(str(error), images), final=not isinstance(error, ResourceError))
     except Exception as error:  # its text may hold values of headers; its place does not
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return Reply(None, f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}")

@@ -23,7 +23,8 @@ RESULT = "medseg test result"
 class Copying:
     """The first image of a study, made a secondary capture whose UID follows from all images.
 
-    The Study Description says what happens: `raise`, `refuse` (an error that is final), `kill` (the process), `hang`.
+    The Study Description says what happens: `raise`, `refuse` (an error that is final), `kill` (the process), `hang`, `gate` (it
+    goes on when there is a file `open` beside the folder of images), `half` (a part of it fails).
     """
 
     seconds: float = 0.0
@@ -44,9 +45,14 @@ class Copying:
         if wish == "raise":
             raise ValueError(f"a bug near {data.PatientName}")
         if wish == "refuse":
-            raise ImageError.of("has no slices that the model can use")
+            raise ImageError.of(
+                "has no slices that the model can use", found=f"'{data.SeriesDescription}' of {data.PatientName} on {data.StudyDate}"
+            )
         if wish == "kill":
             os._exit(9)
+        if wish == "gate":
+            while not (images.parent / "open").exists():
+                time.sleep(0.02)
         if wish == "hang":
             time.sleep(600)
         data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.7")

@@ -97,12 +97,13 @@ def node_reason(tmp_path: Path, uid: str) -> str:
 
 
 def test_images_that_come_late_are_part_of_the_next_prediction(tmp_path, orthanc, make_study):
-    files = make_study("late", slices=4)
+    files = make_study("late", slices=4, StudyDescription="gate")
     uid = study_of(files)
-    with working(make_node(tmp_path, Peer("127.0.0.1", orthanc.dicom, orthanc.aet), recipe=Copying(0.6))) as node:
+    with working(make_node(tmp_path, Peer("127.0.0.1", orthanc.dicom, orthanc.aet), limit=3600.0)) as node:
         send(files[:2], at(node))
         until(lambda: node.queue.find(digest(uid)).state == State.running)
         send(files[1:], at(node))
+        (node.store.images(digest(uid)).parent / "open").touch()
         until(lambda: node.queue.find(digest(uid)).state == State.done)
     assert results(orthanc, uid) == [f"{RESULT} of 4"]  # and none of two images
 
@@ -127,7 +128,7 @@ def test_an_open_association_keeps_a_study_open(tmp_path, make_study):
 def test_poison_studies_are_set_aside_and_others_go_on(tmp_path, orthanc, make_study):
     expected = {
         "raise": (2, "ValueError in recipes.py"),
-        "refuse": (1, "has no slices that the model can use"),  # which another try would not change
+        "refuse": (1, "has no slices that the model can use; found '[...]' of [...] on [...]"),  # which another try would not change
         "kill": (2, "the worker process died (exit code 9)"),
         "hang": (2, "took more than 0.5 s"),
     }
