@@ -26,7 +26,7 @@ def study_of(files: list[Path]) -> str:
     return str(dcmread(files[0]).StudyInstanceUID)
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for a condition."""
     end = time.monotonic() + seconds
     while not condition():

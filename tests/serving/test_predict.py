@@ -78,7 +78,7 @@ def test_the_node_predicts_with_a_model(model, orthanc, make_study, tmp_path):
         orthanc.know("MEDSEG", node.port)
         orthanc.send_study(study_of(files), "MEDSEG")
         orthanc.send_study(study_of(other), "MEDSEG")
-        until(lambda: node.queue.counts()[State.done] == 1, 60)
+        until(lambda: node.queue.counts()[State.done] == 1)
         until(lambda: node.queue.counts()[State.aside] == 1)
         reason = node.queue.studies((State.aside,))[0].reason
     (found,) = segmentations(orthanc, study_of(files))
