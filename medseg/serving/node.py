@@ -231,7 +231,12 @@ class Node:
             return
         self._running, self._since = study, time.monotonic()
         LOG.info("study %s: prediction begins, images: %d", study.key, study.instances)
-        self._worker.give(self.store.images(study.key), self.store.clear_results(study.key))
+        try:
+            self._worker.give(self.store.images(study.key), self.store.clear_results(study.key))
+        except OSError:  # it has died before, so that the study is not to blame
+            self._running = None
+            self.queue.interrupted(study.key)
+            self._died()
 
     def _died(self) -> None:
         starting = not self._worker.ready

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,7 @@ class Remote:
         """From paths and addresses; nothing is fetched yet.
 
         Raises:
-            UsageError: an address is none, or asks for the same study as another one; all problems at once.
+            UsageError: an address is none, or two name one study in different systems; all problems at once.
         """
         self.archives: dict[str, Archive] = {}
         problems: list[Problem] = []
@@ -68,9 +69,14 @@ class Remote:
                 self.archives[text] = open_archive(text, authorization)
             except MedsegError as error:
                 problems += error.problems
-        studies = [archive.place.study for archive in self.archives.values()]
-        if len(studies) != len(set(studies)) and len({archive.name for archive in self.archives.values()}) > 1:
-            problems.append(Problem("a study is given from two systems", fix="Give each study once."))
+        homes: dict[str, set[str]] = defaultdict(set)
+        for archive in self.archives.values():
+            homes[archive.place.study].add(archive.name)
+        problems += [
+            Problem("a study is given from two systems", " and ".join(sorted(names)), fix="Give each study once.")
+            for names in homes.values()
+            if len(names) > 1
+        ]
         if problems:
             raise UsageError(problems)
         self._inputs = tuple(inputs)

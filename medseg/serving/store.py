@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -68,8 +69,10 @@ class Store:
                     os.replace(name, target)
                     _sync(target.parent)
                 self.queue.arrived(study, instance, caller, len(data), new)
-        except OSError as error:
-            raise ResourceError.of("an image cannot be stored", found=error.strerror or str(error), fix="Free disk space.") from None
+        except (OSError, sqlite3.Error) as error:
+            raise ResourceError.of(
+                "an image cannot be stored", found=getattr(error, "strerror", None) or str(error), fix="Free disk space."
+            ) from None
         finally:
             Path(name).unlink(missing_ok=True)
 

@@ -363,3 +363,14 @@ def test_each_destination_gets_results_once(tmp_path, orthanc, make_study, caplo
         until(lambda: node.delivery.failed == 2)
     assert sum("sent to ORTHANC" in record.getMessage() for record in caplog.records) == 1
     assert results(orthanc, study_of(files)) == [f"{RESULT} of 3"]
+
+
+def test_a_worker_that_dies_between_two_studies_is_replaced(tmp_path, orthanc, make_study):
+    import psutil
+
+    with working(make_node(tmp_path, Peer("127.0.0.1", orthanc.dicom, orthanc.aet), attempts=1)) as node:
+        psutil.Process(node._worker._process.pid).kill()
+        files = make_study("after")
+        send(files, at(node))
+        until(lambda: node.queue.counts()[State.done] == 1)
+        assert node.reading().counters["worker_starts"] == 2

@@ -114,3 +114,24 @@ def test_the_queue_verb(tmp_path):
     assert queue.studies() == ()
     queue.close()
     assert json.dumps(str(CliRunner().invoke(app, ["queue", str(tmp_path), "--retry", "x"]).exception)).count("no such study is aside") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ([], "results would go nowhere"),
+        (["--forward", "pacs"], "--forward: not an application entity's address"),
+        (["--forward", "pacs:104:PACS", "--host", "0.0.0.0"], "anybody in the network could send"),
+        (["--forward", "pacs:104:PACS", "--tls-ca", "ca.pem"], "--tls-cert and --tls-key belong together"),
+        (["--forward", "pacs:104:PACS", "--tls-cert", "no.pem", "--tls-key", "no.key"], "the certificates cannot be used"),
+        (["--forward", "pacs:104:PACS", "--quiet-for", "soon"], "--quiet-for: not a length of time"),
+        (["--forward", "pacs:104:PACS", "--monitor", "0.0.0.0:9180"], "anybody in the network could read"),
+        (["--forward", "pacs:104:PACS", "--monitor-token-from", "NO_SUCH_VARIABLE"], "the environment variable is empty"),
+        (["--peer", "PACS:104"], "expected AET=host:port"),
+    ],
+)
+def test_the_node_verb_refuses_what_is_unsafe_or_wrong(options, problem, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["node", "model", "--store", str(tmp_path / "store"), *options])
+    assert problem in str(done.exception)
+    assert not (tmp_path / "store").exists()

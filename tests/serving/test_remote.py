@@ -174,3 +174,9 @@ def test_authorization_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("PACS_TOKEN", " ")
     with pytest.raises(UsageError, match="is empty"):
         authorization_from("PACS_TOKEN")
+
+
+def test_a_study_comes_from_one_system():
+    with pytest.raises(UsageError, match="a study is given from two systems"):
+        Remote(["dicomweb+http://one/dw/studies/1.2", "dimse://TWO@two:104/1.2"])
+    Remote(["dicomweb+http://one/dw/studies/1.2/series/1.3", "dicomweb+http://one/dw/studies/1.2/series/1.4", "dimse://TWO@two:104/1.5"])
