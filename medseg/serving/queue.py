@@ -104,7 +104,7 @@ class Queue:
         path = folder / NAME
         if not create and not path.is_file():
             raise UsageError.of("is not the folder of a node", where=str(folder), expected=f"a file {NAME}", fix="Pass the node's --store.")
-        self.lock = threading.RLock()  # also held by those who change files and rows together
+        self._lock = threading.RLock()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._base = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
@@ -117,12 +117,16 @@ class Queue:
 
     def close(self) -> None:
         """Close the file."""
-        with self.lock:
+        with self._lock:
             self._base.close()
 
     @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
-        with self.lock:
+    def together(self) -> Iterator[sqlite3.Connection]:
+        """What is done within is one transaction, and nobody else, of this process or another, changes rows or files meanwhile."""
+        with self._lock:
+            if self._base.in_transaction:
+                yield self._base
+                return
             self._base.execute("begin immediate")
             try:
                 yield self._base
@@ -133,20 +137,20 @@ class Queue:
 
     def find(self, key: str) -> Study | None:
         """The study with this key."""
-        with self.lock:
+        with self._lock:
             row = self._base.execute("select * from studies where key = ?", (key,)).fetchone()
         return None if row is None else _study(row)
 
     def studies(self, states: Collection[State] = tuple(State)) -> tuple[Study, ...]:
         """All studies in some states, the oldest first."""
         marks = ",".join("?" * len(states))
-        with self.lock:
+        with self._lock:
             rows = self._base.execute(f"select * from studies where state in ({marks}) order by first", tuple(states)).fetchall()
         return tuple(_study(row) for row in rows)
 
     def counts(self) -> dict[State, int]:
         """How many studies are in each state."""
-        with self.lock:
+        with self._lock:
             found = {row[0]: row[1] for row in self._base.execute("select state, count(*) from studies group by state")}
         return {state: found.get(state, 0) for state in State}
 
@@ -160,7 +164,7 @@ class Queue:
     def arrived(self, key: str, instance: str, caller: str, size: int, new: bool = True, now: float | None = None) -> None:
         """An image of a study is on the disk; with `new` False it was there before, equal to the bit."""
         now = time.time() if now is None else now
-        with self._change() as base:
+        with self.together() as base:
             base.execute("delete from refused where study = ? and instance = ?", (key, instance))
             found = base.execute("select state from studies where key = ?", (key,)).fetchone()
             if found is None or found[0] == State.done:
@@ -183,7 +187,7 @@ class Queue:
 
     def refuse(self, key: str, instance: str) -> None:
         """An image was refused for lack of room; its study is not complete before it has come again."""
-        with self._change() as base:
+        with self.together() as base:
             base.execute("insert or replace into refused values (?, ?, ?)", (key, instance, time.time()))
 
     def settle(self, quiet: float, limit: float, busy: Collection[str] = (), began: float = 0.0, now: float | None = None) -> None:
@@ -193,7 +197,7 @@ class Queue:
         No time counts before `began`, when the node began to listen: nobody could send.
         """
         now = time.time() if now is None else now
-        with self._change() as base:
+        with self.together() as base:
             base.execute(
                 "delete from refused where at < ? and study not in (select key from studies where state = ?)",
                 (now - FORGET_REFUSED, State.received),
@@ -213,7 +217,7 @@ class Queue:
     def take(self, attempts: int) -> Study | None:
         """The oldest complete study, which is now `running`. One that was begun `attempts` times already is set aside instead."""
         now = time.time()
-        with self._change() as base:
+        with self.together() as base:
             while True:
                 row = base.execute(
                     "select * from studies where state = ? and due <= ? order by first limit 1", (State.waiting, now)
@@ -235,7 +239,7 @@ class Queue:
             note: what went wrong with parts of the study.
         """
         now = time.time()
-        with self._change() as base:
+        with self.together() as base:
             late = base.execute("select late from studies where key = ?", (key,)).fetchone()[0]
             if late:
                 _move(base, key, State.received, now, (State.running,), late=0, attempts=0)
@@ -248,7 +252,7 @@ class Queue:
     def failed(self, key: str, reason: str, attempts: int, pause: float = 0.0) -> State:
         """A prediction failed: the study waits for another try, or is set aside after `attempts`."""
         now = time.time()
-        with self._change() as base:
+        with self.together() as base:
             tried = base.execute("select attempts from studies where key = ?", (key,)).fetchone()[0]
             state = State.aside if tried >= attempts else State.waiting
             _move(base, key, state, now, (State.running,), reason=reason, due=now + pause)
@@ -256,13 +260,13 @@ class Queue:
 
     def interrupted(self, key: str) -> None:
         """The node stops in the middle of a study, which is not the study's fault."""
-        with self._change() as base:
+        with self.together() as base:
             base.execute("update studies set attempts = max(0, attempts - 1) where key = ?", (key,))
             _move(base, key, State.waiting, time.time(), (State.running,))
 
     def due(self) -> Study | None:
         """The oldest study whose results are to be sent now."""
-        with self.lock:
+        with self._lock:
             row = self._base.execute(
                 "select * from studies where state = ? and due <= ? order by due, first limit 1", (State.sending, time.time())
             ).fetchone()
@@ -270,24 +274,24 @@ class Queue:
 
     def delivered(self, key: str, destination: str) -> None:
         """All results of a study have reached a destination."""
-        with self._change() as base:
+        with self.together() as base:
             base.execute("insert or replace into deliveries values (?, ?)", (key, destination))
 
     def delivered_to(self, key: str) -> frozenset[str]:
         """The destinations that have all results of a study."""
-        with self.lock:
+        with self._lock:
             rows = self._base.execute("select destination from deliveries where study = ?", (key,)).fetchall()
         return frozenset(row[0] for row in rows)
 
     def postpone(self, key: str, reason: str, pause: float) -> None:
         """A destination did not answer; results are sent again later."""
-        with self._change() as base:
+        with self.together() as base:
             base.execute("update studies set due = ?, reason = ? where key = ?", (time.time() + pause, reason, key))
 
     def finish(self, key: str) -> bool:
         """Every destination has the results: the study is `done`, or `received` again (False) where images have come meanwhile."""
         now = time.time()
-        with self._change() as base:
+        with self.together() as base:
             late = base.execute("select late from studies where key = ?", (key,)).fetchone()[0]
             if late:
                 _move(base, key, State.received, now, (State.sending,), late=0, attempts=0)
@@ -300,19 +304,19 @@ class Queue:
 
     def aside(self, key: str, reason: str) -> None:
         """Nothing more can be done for a study before somebody looks at it."""
-        with self._change() as base:
+        with self.together() as base:
             _move(base, key, State.aside, time.time(), OPEN, reason=reason)
 
     def is_own(self, instance: str) -> bool:
         """Whether an instance with this digest is a result that this node made."""
-        with self.lock:
+        with self._lock:
             return self._base.execute("select 1 from sent where instance = ?", (instance,)).fetchone() is not None
 
     # What people and restarts do
 
     def recover(self) -> int:
         """After a start: what was running waits again. Returns how many studies were."""
-        with self._change() as base:
+        with self.together() as base:
             return base.execute(
                 "update studies set state = ?, changed = ? where state = ?", (State.waiting, time.time(), State.running)
             ).rowcount
@@ -324,7 +328,7 @@ class Queue:
             UsageError: no such study is aside.
         """
         self._only_aside(key)
-        with self._change() as base:
+        with self.together() as base:
             base.execute("delete from refused where study = ?", (key,))
             _move(base, key, State.waiting, time.time(), (State.aside,), attempts=0, due=0, reason="")
 
@@ -335,7 +339,7 @@ class Queue:
             UsageError: no such study is aside.
         """
         self._only_aside(key)
-        with self._change() as base:
+        with self.together() as base:
             for table, column in (("sent", "study"), ("deliveries", "study"), ("refused", "study"), ("studies", "key")):
                 base.execute(f"delete from {table} where {column} = ?", (key,))
 

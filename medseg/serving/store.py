@@ -26,7 +26,7 @@ SUFFIX = ".dcm"
 
 
 class Store:
-    """The files of a node. What a row of the queue says of files is changed under the queue's lock, together with them."""
+    """The files of a node. What a row of the queue says of files is changed with them, within `Queue.together`."""
 
     def __init__(self, folder: Path, queue: Queue) -> None:
         self.folder = folder
@@ -62,7 +62,7 @@ class Store:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            with self.queue.lock:
+            with self.queue.together():
                 new = not (target.is_file() and target.stat().st_size == len(data) and target.read_bytes() == data)
                 if new:
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ class Store:
 
     def finish(self, key: str, keep: bool) -> bool:
         """The study is delivered: its files go, unless `keep`. False where images have come meanwhile, and it starts again."""
-        with self.queue.lock:
+        with self.queue.together():
             done = self.queue.finish(key)
             moved = self._put_away(key) if done and not keep else None
         _delete(moved)
@@ -86,7 +86,7 @@ class Store:
 
     def forget(self, key: str) -> None:
         """Remove a study that was set aside, with its files. Raises UsageError where it is not aside."""
-        with self.queue.lock:
+        with self.queue.together():
             self.queue.forget(key)
             moved = self._put_away(key)
         _delete(moved)

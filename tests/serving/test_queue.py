@@ -147,8 +147,7 @@ def test_a_restart_repairs_what_was_half_done(store, tmp_path):
     complete(store, "a", "b")
     store.queue.take(1)
     store.queue.predicted(KEY, [])
-    with store.queue.lock:
-        store.queue.finish(KEY)  # ... and then the process is killed, before files are removed
+    store.queue.finish(KEY)  # ... and then the process is killed, before files are removed
     lost = digest("4.5.6")
     store.images(lost).mkdir(parents=True)
     (store.images(lost) / "c.dcm").write_bytes(b"image")  # ... or before an image is in the queue
@@ -226,3 +225,14 @@ def test_rows_are_on_the_disk_when_a_call_returns(queue):
     mode = queue._base.execute("pragma synchronous").fetchone()[0], queue._base.execute("pragma journal_mode").fetchone()[0]
     assert mode == (2, "wal")
     assert sqlite3.threadsafety >= 1
+
+
+def test_rows_and_files_change_together_or_not_at_all(store, monkeypatch):
+    complete(store)
+    store.queue.take(1)
+    store.queue.failed(KEY, "poison", 1)
+    monkeypatch.setattr(store, "_put_away", lambda key: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.forget(KEY)
+    assert store.queue.find(KEY).state == State.aside
+    assert (store.images(KEY) / "a.dcm").is_file()
