@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ from typing import Any
 
 from medseg.errors import ResourceError
 
-TIMEOUT = 5.0  # seconds that a client has for its request
+LOG = logging.getLogger(__name__)
+TIMEOUT = 30.0  # seconds that a client has for its request
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Monitor:
     def start(self) -> int:
         """Listen; returns the port. Raises ResourceError where that is not possible."""
         try:
-            self._server = ThreadingHTTPServer(self._address, self._handler)
+            self._server = _Server(self._address, self._handler)
         except OSError as error:
             host, port = self._address
             raise ResourceError.of(
@@ -103,6 +106,13 @@ class Monitor:
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        LOG.warning("a reader of health or metrics was not answered: %s", type(sys.exception()).__name__)
 
 
 class _Handler(BaseHTTPRequestHandler):
