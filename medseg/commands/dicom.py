@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medseg.io.dicom.conversion import Pet, Tilt
     from medseg.io.dicom.volume import Scan, Volume
 
+SHOWN = 5  # files with the same fault that are named one by one
 DicomPath = Annotated[Path, typer.Argument(help="Folder, DICOM file, zip archive or DICOMDIR.")]
 TiltOption = Annotated[str, typer.Option("--tilt", help="CT of a tilted gantry: resample (onto an orthogonal grid) or refuse.")]
 PetOption = Annotated[str, typer.Option("--pet", help="PET values: suv (body weight), or raw (as rescaled, e.g. Bq/ml).")]
@@ -201,11 +202,17 @@ def _report(found: Scan, warnings: bool = True) -> None:
     for problem in found.problems:
         warn(str(problem))
     kinds: dict[str, int] = {}
+    alike: dict[str, int] = {}
     for other in found.others:
         for problem in other.problems:
-            complain(str(problem))
+            alike[problem.what] = alike.get(problem.what, 0) + 1
+            if alike[problem.what] <= SHOWN:
+                complain(str(problem))
         if not other.problems:
             kinds[other.kind or "unknown"] = kinds.get(other.kind or "unknown", 0) + 1
+    for what, count in alike.items():
+        if count > SHOWN:
+            complain(f"{count - SHOWN} more files: {what}; --json names all")
     for annotation in found.annotations:
         for problem in annotation.errors:
             complain(str(problem))
