@@ -244,7 +244,7 @@ def test_convert_writes_a_mask_on_its_images(cli: Cli, tmp_path: Path) -> None:
     found = read_segmentation(Source(out), volume)
     assert found.names == {1: "liver", 2: "spleen"}
     assert np.array_equal(found.maps[0], np.minimum(labels, 2))
-    assert cli(*arguments)[2] == f"error {out}: exists already. Choose another name, or pass --overwrite.\n"
+    assert cli(*arguments)[2] == f"error {out}: exists already. Choose another file, or pass --overwrite.\n"
     code, told, _ = cli(*arguments, "--overwrite", "--format", "labelmap")
     assert code == 0
     assert "'label 1', 'label 2', 'label 3': no SNOMED CT code is known for 3 classes" in " ".join(told.split())
