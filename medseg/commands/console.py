@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -23,6 +24,8 @@ from rich.text import Text
 from medseg.errors import MedsegError
 
 T = TypeVar("T")
+WIDE = 160  # characters of a line in files and pipes, which have no width of their own
+SHORT = 16  # characters of a cell that is not wrapped: keys, sizes and numbers are read as one
 
 
 @dataclass
@@ -39,7 +42,10 @@ style = Style()
 
 def human() -> Console:
     """Where text for people goes: stdout, or stderr when stdout belongs to `--json`."""
-    return Console(stderr=style.json, quiet=style.quiet, highlight=False)
+    console = Console(stderr=style.json, quiet=style.quiet, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE
+    return console
 
 
 def say(text: str) -> None:
@@ -83,13 +89,17 @@ def answer(value: Any) -> None:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table for people; numbers are right-aligned."""
     rows = [list(row) for row in rows]
+    texts = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(len(column), *(len(row[index]) for row in texts), 0) for index, column in enumerate(columns)]
+    console = human()
+    fits = sum(min(width, SHORT) + 3 for width in widths) < console.width
     view = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for index, column in enumerate(columns):
+    for index, (column, width) in enumerate(zip(columns, widths, strict=True)):
         numeric = bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)
-        view.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        view.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else escape(str(cell)) for cell in row))
-    human().print(view)
+        view.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=fits and width <= SHORT)
+    for row in texts:
+        view.add_row(*map(escape, row))
+    console.print(view)
 
 
 def paragraphs(items: Iterable[tuple[str, str]]) -> None:
