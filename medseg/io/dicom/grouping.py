@@ -162,7 +162,25 @@ def _volume(planes: list[Plane], timed: Timed, stack: Stack, part: int = 0) -> V
         dtype=common_type(plane.dtype for plane in used),
         tilted=stack.grid if stack.level is not None else None,
         warnings=tuple(warnings),
-        errors=tuple(dict.fromkeys([*(error for plane in planes for error in plane.errors), *timed.errors, *stack.errors])),
+        errors=tuple(
+            dict.fromkeys([*(error for plane in planes for error in plane.errors), *timed.errors, *stack.errors, *_watched(timed)])
+        ),
+    )
+
+
+def _watched(timed: Timed) -> tuple[Problem, ...]:
+    """CT and PET show one slice again and again only to watch a contrast agent arrive; a cine of one slice is an image in MR and US."""
+    (first, *others) = timed.slices[0]
+    if len(timed.slices) > 1 or not others or first.series.modality not in ("CT", "PT"):
+        return ()
+    return (
+        Problem(
+            "is not a volume but one slice again and again, as bolus tracking and monitoring give it",
+            str(first.frame.source),
+            f"{len(others) + 1} images at one position",
+            "slices at different positions",
+            "Use the diagnostic series of the study; if this should be one, its positions are wrong: export it again.",
+        ),
     )
 
 

@@ -215,3 +215,18 @@ def test_a_volume_is_the_same_from_its_own_folder_and_from_above(tmp_path: Path)
     write_series(tmp_path / "a" / "c", _array(seed=1), grid_of(SHAPE), series="2")
     above = {volume.path for volume in scan(tmp_path).volumes}
     assert above == {scan(tmp_path / "a" / name).volumes[0].path for name in "bc"}
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_one_slice_again_and_again_is_monitoring_in_ct_and_a_cine_in_mr(tmp_path: Path, modality: str) -> None:
+    one = grid_of((1, 5, 4))
+    for t in range(3):
+        write_series(tmp_path / str(t), _array((1, 5, 4), t), one, modality=modality, SeriesInstanceUID="2.25.5", FrameOfReferenceUID="2.25.6",
+                     AcquisitionNumber=t + 1, InstanceNumber=t + 1)  # fmt: skip
+    (volume,) = scan(tmp_path).volumes
+    assert len(volume.frames) == 3
+    if modality == "MR":
+        assert not volume.errors
+    else:
+        assert "is not a volume but one slice again and again, as bolus tracking and monitoring give it" in _said(volume.errors)
+        assert "found 3 images at one position, expected slices at different positions" in _said(volume.errors)
