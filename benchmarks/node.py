@@ -103,17 +103,35 @@ class Results:
         self._entity.shutdown()
 
 
-def send(port: int, images: list[Path], study: int) -> tuple[int, float, float]:
-    """Send one study over an association of its own; returns how many images were accepted, seconds, and when it ended."""
-    began = time.monotonic()
+def send(port: int, images: list[Path], study: int) -> tuple[int, float, float, int]:
+    """Send one study over an association of its own, and again where that breaks, as senders do.
+
+    Returns:
+        how many images were accepted, seconds, when it ended, and how many associations broke.
+    """
+    began, broken = time.monotonic(), 0
+    made = slices(study, images[study % len(images)])
+    while True:
+        accepted = send_once(port, made)
+        if accepted is not None or broken == 5:
+            return accepted or 0, time.monotonic() - began, time.monotonic(), broken
+        broken += 1
+
+
+def send_once(port: int, made: list[Dataset]) -> int | None:
+    """How many images were accepted; None where the association broke."""
     entity = AE("SCANNER")
+    entity.dimse_timeout = entity.acse_timeout = entity.network_timeout = 120
     entity.add_requested_context(MR, ExplicitVRLittleEndian)
     association = entity.associate("127.0.0.1", port, ae_title="MEDSEG")
     if not association.is_established:
-        return 0, 0.0, 0.0
-    accepted = sum(association.send_c_store(data).get("Status") == 0 for data in slices(study, images[study % len(images)]))
+        return None
+    try:
+        statuses = [association.send_c_store(data).get("Status") for data in made]
+    except RuntimeError:
+        return None
     association.release()
-    return accepted, time.monotonic() - began, time.monotonic()
+    return None if None in statuses else statuses.count(0)
 
 
 def metrics(port: int) -> dict[str, float]:
@@ -186,6 +204,7 @@ def main() -> None:
         "objects per study": dict(Counter(len(one) for one in results.objects.values())),
         "objects received twice": results.copies,
         "set aside": last['medseg_node_studies{state="aside"}'],
+        "associations that broke": sum(one[3] for one in accepted),
         "images refused": last["medseg_node_images_refused_total"],
         "files left in the store": left,
         "exit code": code,

@@ -306,6 +306,7 @@ class Node:
                 "objects_ignored": traffic.ignored,
                 "objects_unreadable": traffic.unreadable,
                 "associations_rejected": traffic.rejected,
+                "associations_aborted": traffic.aborted,
                 "studies_predicted": self._predicted,
                 "studies_predicted_partly": self._parts,
                 "prediction_failures": self._failed,

@@ -55,6 +55,7 @@ class Traffic:
     ignored: int = 0
     unreadable: int = 0
     rejected: int = 0
+    aborted: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def count(self, **by: int) -> None:
@@ -114,6 +115,7 @@ class Receiver:
             (evt.EVT_C_STORE, self._stored),
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
             (evt.EVT_REJECTED, self._rejected),
+            (evt.EVT_ABORTED, self._aborted),
             *((event, self._closed) for event in (evt.EVT_RELEASED, evt.EVT_ABORTED, evt.EVT_CONN_CLOSE)),
         ]
         try:
@@ -203,6 +205,10 @@ class Receiver:
     def _rejected(self, event: Any) -> None:
         self.traffic.count(rejected=1)
         LOG.warning("an association of '%s' was rejected", event.assoc.requestor.ae_title)
+
+    def _aborted(self, event: Any) -> None:
+        self.traffic.count(aborted=1)
+        LOG.warning("an association of '%s' was aborted", event.assoc.requestor.ae_title)
 
     def _closed(self, event: Any) -> None:
         with self._lock:
