@@ -22,7 +22,6 @@ import time
 import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,12 @@ import numpy as np
 from hardware import write
 from pydicom import Dataset, FileMetaDataset, dcmread
 from pydicom.uid import UID, ExplicitVRLittleEndian
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
 
 from medseg.io.images import read_image
+from medseg.serving.addresses import Peer
+from medseg.serving.archive import UnreachableError
+from medseg.serving.dimse import Caller, associate
 
 MR = UID("1.2.840.10008.5.1.4.1.1.4")
 GIB = 2**30
@@ -91,7 +93,7 @@ class Results:
         self.port = self._server.server_address[1]
 
     def _stored(self, event: Any) -> int:
-        data = dcmread(BytesIO(event.encoded_dataset()), stop_before_pixels=True)
+        data = dcmread(event.dataset_path, stop_before_pixels=True)
         with self._lock:
             known = self.objects.setdefault(str(data.StudyInstanceUID), set())
             self.copies += str(data.SOPInstanceUID) in known
@@ -120,17 +122,11 @@ def send(port: int, images: list[Path], study: int) -> tuple[int, float, float, 
 
 def send_once(port: int, made: list[Dataset]) -> int | None:
     """How many images were accepted; None where the association broke."""
-    entity = AE("SCANNER")
-    entity.dimse_timeout = entity.acse_timeout = entity.network_timeout = 120
-    entity.add_requested_context(MR, ExplicitVRLittleEndian)
-    association = entity.associate("127.0.0.1", port, ae_title="MEDSEG")
-    if not association.is_established:
-        return None
     try:
-        statuses = [association.send_c_store(data).get("Status") for data in made]
-    except RuntimeError:
+        with associate(Peer("127.0.0.1", port, "MEDSEG"), [build_context(MR, ExplicitVRLittleEndian)], Caller("SCANNER")) as association:
+            statuses = [association.send_c_store(data).get("Status") for data in made]
+    except (RuntimeError, UnreachableError):
         return None
-    association.release()
     return None if None in statuses else statuses.count(0)
 
 
@@ -158,7 +154,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         medseg = Path(sys.executable).with_name("medseg")
         command = [medseg, "node", options.model, "--store", Path(folder, "store"), "--port", port, "--quiet-for", "2s", "--device", "cpu"]
-        command += ["--forward", f"127.0.0.1:{results.port}:RESULTS", "--monitor", monitor, "--associations", 2 * options.associations]
+        command += [
+            "--keep-for",
+            "0",
+            "--forward",
+            f"127.0.0.1:{results.port}:RESULTS",
+            "--monitor",
+            monitor,
+            "--associations",
+            2 * options.associations,
+        ]
         log = Path(folder, "log")
         with log.open("wb") as out:
             node = subprocess.Popen(list(map(str, command)), stderr=out)

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -68,15 +69,21 @@ def plans(dataset: Dataset, fingerprint: Fingerprint) -> tuple[Plan, ...]:
     return make_plans(dataset, fingerprint, task="semantic", domain="grid", network="unet", machine=Machine("cpu", 8))
 
 
+def lacking(what: str) -> NoReturn:
+    """The test is skipped for want of something, or fails where MEDSEG_REQUIRE_SERVICES is set."""
+    (pytest.fail if os.environ.get("MEDSEG_REQUIRE_SERVICES") else pytest.skip)(f"{what} is not installed")
+    raise AssertionError
+
+
 @pytest.fixture(scope="session")
 def program() -> Callable[[str], Path]:
-    """`program(name)` finds an external program. Without it the test is skipped, or fails where MEDSEG_REQUIRE_SERVICES is set."""
+    """`program(name)` finds an external program. Without it the test ends as `lacking` says."""
 
     def find(name: str) -> Path:
         beside = Path(sys.executable).with_name(name)  # programs that pip has installed
         found = str(beside) if beside.is_file() else shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
         if found is None:
-            (pytest.fail if os.environ.get("MEDSEG_REQUIRE_SERVICES") else pytest.skip)(f"{name} is not installed")
+            lacking(name)
         return Path(found)
 
     return find

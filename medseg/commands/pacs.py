@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from medseg.commands.options import Device, Memory, RunPath, parse_names, parse_
 from medseg.errors import UsageError
 
 GIB = 2**30
+KEPT = {"0": 0.0, "forever": math.inf}
 
 
 def node(
@@ -50,7 +52,13 @@ def node(
         int, typer.Option("--associations", min=1, help="Associations at the same time; further ones are rejected.")
     ] = 20,
     keep_aside: Annotated[str, typer.Option("--keep-aside", help="How long the images of studies that were set aside are kept.")] = "336h",
-    keep: Annotated[bool, typer.Option("--keep", help="Keep images and results after delivery.")] = False,
+    keep_for: Annotated[
+        str,
+        typer.Option(
+            "--keep-for",
+            help="How long images and results stay after delivery, so that later images are predicted with them: a time, 0 or forever.",
+        ),
+    ] = "1h",
     monitor: Annotated[str | None, typer.Option("--monitor", help="[host:]port for /health (JSON) and /metrics (Prometheus).")] = None,
     monitor_token: Annotated[
         str | None,
@@ -92,7 +100,7 @@ def node(
         timeout=_seconds(timeout, "--timeout"),
         grace=_seconds(grace, "--grace"),
         limits=Limits(free=int(free * GIB), studies=most, associations=associations),
-        keep=keep,
+        keep=KEPT[keep_for] if keep_for in KEPT else _seconds(keep_for, "--keep-for"),
         keep_aside=_seconds(keep_aside, "--keep-aside"),
         monitor=parse_listener(monitor, "--monitor") if monitor is not None else None,
         token=_secret(monitor_token, "--monitor-token-from"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Any
 
 from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
-from pynetdicom import AE
+from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
@@ -21,11 +23,16 @@ from medseg.errors import Problem
 from medseg.progress import Progress, Silent
 from medseg.serving.addresses import Peer
 from medseg.serving.archive import RejectedError, UnreachableError
+from medseg.serving.logs import hush
 
 AET = "MEDSEG"
 CONNECT = 10.0  # seconds for a connection and its negotiation
 ANSWER = 60.0  # seconds for the answer to one message
 CONTEXTS = 128  # of an association (PS3.8)
+PDU = 2**17  # bytes of one message at most; 0, which is no limit, would let the other side choose how much memory we need
+
+_config.STORE_RECV_CHUNKED_DATASET = True  # objects are written to files as they come, see `received_in`
+_config.LOG_HANDLER_LEVEL = "none"  # nothing is put into words for logs
 
 
 @dataclass(frozen=True)
@@ -84,21 +91,35 @@ def send(files: Sequence[Path], peer: Peer, caller: Caller = Caller(), progress:
 
 
 @contextmanager
+def received_in(folder: Path) -> Iterator[None]:
+    """Objects that this process receives meanwhile lie in a folder until they are handled (`event.dataset_path`), not in memory.
+
+    pynetdicom creates them with `tempfile`, whose folder is one for the whole process.
+    """
+    previous, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = previous
+
+
+@contextmanager
 def associate(
     peer: Peer, contexts: Sequence[Any], caller: Caller, roles: Sequence[Any] = (), handlers: Sequence[Any] = ()
 ) -> Iterator[Association]:
     """An association, released at the end. Raises UnreachableError where there is none."""
+    hush()
     entity = AE(caller.aet)
     entity.connection_timeout = entity.acse_timeout = CONNECT
     entity.dimse_timeout = entity.network_timeout = ANSWER
-    entity.maximum_pdu_size = 0
+    entity.maximum_pdu_size = PDU
     association = entity.associate(
         peer.host,
         peer.port,
         contexts=list(contexts),
         ae_title=peer.aet,
         ext_neg=list(roles),
-        evt_handlers=list(handlers),
+        evt_handlers=[(evt.EVT_ACCEPTED, _make_safe), *handlers],
         tls_args=(caller.tls, peer.host) if caller.tls else None,
     )
     if not association.is_established:
@@ -120,6 +141,32 @@ def associate(
     finally:
         if association.is_established:
             association.release()
+
+
+class _Checkpoint(threading.Event):
+    """Where the reactor of an association waits while somebody else waits for an answer.
+
+    pynetdicom (3.0) takes the reactor for paused as long as `_is_paused` is set, also when it has just left the checkpoint. On a busy machine
+    the reactor then takes the answer, throws it away, and both sides wait until one loses patience.
+    """
+
+    def __init__(self, association: Association) -> None:
+        super().__init__()
+        self._association = association
+        self.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        while True:
+            super().wait(timeout)
+            self._association._is_paused = False
+            if self.is_set():  # whoever clears it from here on sees that the reactor is not paused
+                return True
+            self._association._is_paused = True
+
+
+def _make_safe(event: Any) -> None:
+    """Before the reactor of an association of ours begins."""
+    event.assoc._reactor_checkpoint = _Checkpoint(event.assoc)
 
 
 def _is_stored(status: int) -> bool:

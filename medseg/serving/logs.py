@@ -26,12 +26,19 @@ class _Lines(logging.Formatter):
         return json.dumps({"time": when, "level": record.levelname.lower(), "message": record.getMessage()})
 
 
+def hush() -> None:
+    """No library's logger, and no child of one, hands on what it says, whatever the level and whoever has added handlers."""
+    for name in LIBRARIES:
+        children = [one for one in logging.Logger.manager.loggerDict if one.startswith(f"{name}.")]
+        for logger in map(logging.getLogger, (name, *children)):
+            logger.handlers = [logging.NullHandler()]
+            logger.propagate = False
+            logger.setLevel(logging.CRITICAL + 1)
+
+
 def silence() -> None:
     """No library of this process writes values of headers to logs or to stderr."""
-    for name in LIBRARIES:
-        logger = logging.getLogger(name)
-        logger.handlers = [logging.NullHandler()]
-        logger.propagate = False
+    hush()
     warnings.simplefilter("ignore")
 
 

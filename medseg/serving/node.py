@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import ssl
@@ -49,7 +50,7 @@ class Settings:
         timeout: seconds that a prediction may take.
         grace: seconds that a running prediction has when the node is asked to stop.
         limits: of room.
-        keep: whether images and results stay after delivery.
+        keep: seconds that images and results stay after delivery, so that images that come later are predicted with them; may be infinite.
         keep_aside: seconds after which a study that was set aside is deleted.
         monitor: where health and metrics are served; None is nowhere.
         token: that readers of these must show.
@@ -70,7 +71,7 @@ class Settings:
     timeout: float = 3600.0
     grace: float = 60.0
     limits: Limits = field(default_factory=Limits)
-    keep: bool = False
+    keep: float = 3600.0
     keep_aside: float = 14 * 86400.0
     monitor: tuple[str, int] | None = None
     token: str = ""
@@ -118,7 +119,7 @@ class Node:
         self.port = self.monitor_port = 0  # known when it listens
         self._claim = Claim(settings.store, "node")
         self.queue = Queue(settings.store)
-        self.store = Store(settings.store, self.queue)
+        self.store = Store(settings.store, self.queue, forever=math.isinf(settings.keep))
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._worker = Worker(recipe)
@@ -136,7 +137,7 @@ class Node:
             settings.limits,
             settings.tls,
         )
-        self.delivery = Delivery(self.store, settings.forward, settings.known, Caller(settings.aet, settings.caller_tls), settings.keep)
+        self.delivery = Delivery(self.store, settings.forward, settings.known, Caller(settings.aet, settings.caller_tls), settings.keep > 0)
 
     def stop(self) -> None:
         """Ask it to stop; safe in signal handlers and from other threads."""
@@ -153,7 +154,7 @@ class Node:
             ending.callback(LOG.info, "stopped")
             ending.callback(self._claim.release)
             ending.callback(self.queue.close)
-            running = self.store.recover(self.settings.keep)
+            running = self.store.recover()
             if running:
                 LOG.warning("studies that were being predicted when the node ended last: %d; they wait again", running)
             ending.callback(self._worker.end)
@@ -196,7 +197,9 @@ class Node:
                 if time.time() - study.changed > self.settings.keep_aside:
                     self.store.forget(study.key)
                     LOG.warning("study %s: was aside for too long, its images are deleted", study.key)
-        self.queue.settle(self.settings.quiet, self.settings.limit, self.receiver.busy(), self._began)
+            self.store.expire(self.settings.keep)
+        for study in self.queue.settle(self.settings.quiet, self.settings.limit, self.receiver.busy(), self._began):
+            LOG.error("study %s: set aside, %s", study.key, study.reason)
         if not self._worker_lives():
             return
         if self._running is None and self._worker.ready:

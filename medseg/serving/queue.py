@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ SCHEMA = """
 create table if not exists studies (
     key text primary key, state text not null, caller text not null, first real not null, last real not null, changed real not null,
     instances integer not null default 0, bytes integer not null default 0, attempts integer not null default 0,
-    late integer not null default 0, due real not null default 0, reason text not null default ''
+    late integer not null default 0, unreleased integer not null default 1, due real not null default 0, reason text not null default ''
 ) strict;
 create table if not exists refused (study text not null, instance text not null, at real not null, primary key (study, instance)) strict;
 create table if not exists deliveries (study text not null, destination text not null, primary key (study, destination)) strict;
@@ -61,13 +61,14 @@ class Study:
         key: digest of the Study Instance UID.
         state: see `State`.
         caller: title of the application entity that sent the latest image.
-        first: when its first image came, seconds since 1970.
+        first: when its first image came, seconds since 1970; after it was delivered or set aside, the first one that came then.
         last: when its latest image came.
         changed: when its state changed.
         instances: images received.
         bytes: of these.
         attempts: predictions that have begun.
         late: whether images have come since the prediction began.
+        unreleased: whether an association that brought images is open, or broke and nobody has sent images again since.
         due: before this time it is not tried again.
         reason: why it is aside, or what went wrong last.
     """
@@ -82,6 +83,7 @@ class Study:
     bytes: int
     attempts: int
     late: bool
+    unreleased: bool
     due: float
     reason: str
 
@@ -112,6 +114,7 @@ class Queue:
             self._base.execute("pragma journal_mode = wal")
             self._base.execute("pragma synchronous = full")
             self._base.executescript(SCHEMA)
+            self._base.execute("select unreleased from studies limit 0")
         except (OSError, sqlite3.Error) as error:
             raise ResourceError.of("the queue cannot be opened", where=str(path), found=str(error), fix="Choose another --store.") from None
 
@@ -167,36 +170,46 @@ class Queue:
         with self.together() as base:
             base.execute("delete from refused where study = ? and instance = ?", (key, instance))
             found = base.execute("select state from studies where key = ?", (key,)).fetchone()
-            if found is None or found[0] == State.done:
-                base.execute("delete from deliveries where study = ?", (key,))
+            if found is None:
                 base.execute(
-                    "insert or replace into studies (key, state, caller, first, last, changed, instances, bytes) values (?, ?, ?, ?, ?, ?, 1, ?)",
+                    "insert into studies (key, state, caller, first, last, changed, instances, bytes) values (?, ?, ?, ?, ?, ?, 1, ?)",
                     (key, State.received, caller, now, now, now, size),
                 )
                 return
-            base.execute("update studies set last = ?, caller = ? where key = ?", (now, caller, key))
+            base.execute("update studies set last = ?, caller = ?, unreleased = 1 where key = ?", (now, caller, key))
             if new:
                 base.execute("update studies set instances = instances + 1, bytes = bytes + ? where key = ?", (size, key))
             if new and found[0] in (State.running, State.sending):
                 base.execute("update studies set late = 1 where key = ?", (key,))
-            elif found[0] == State.aside or (new and found[0] == State.waiting):
+            elif found[0] in (State.aside, State.done) or (new and found[0] == State.waiting):
+                base.execute("delete from deliveries where study = ?", (key,))
                 base.execute(
-                    "update studies set state = ?, changed = ?, attempts = 0, due = 0, reason = '' where key = ?",
-                    (State.received, now, key),
+                    "update studies set state = :state, changed = :now, attempts = 0, late = 0, due = 0, reason = '',"
+                    " first = iif(state = 'waiting', first, :now) where key = :key",
+                    {"state": State.received, "now": now, "key": key},
                 )
+
+    def released(self, key: str) -> None:
+        """The associations that brought images of a study have ended as they should."""
+        with self.together() as base:
+            base.execute("update studies set unreleased = 0 where key = ?", (key,))
 
     def refuse(self, key: str, instance: str) -> None:
         """An image was refused for lack of room; its study is not complete before it has come again."""
         with self.together() as base:
             base.execute("insert or replace into refused values (?, ?, ?)", (key, instance, time.time()))
 
-    def settle(self, quiet: float, limit: float, busy: Collection[str] = (), began: float = 0.0, now: float | None = None) -> None:
-        """Studies to which nothing was added for `quiet` seconds, and to which nobody is connected (`busy`), become complete.
+    def settle(
+        self, quiet: float, limit: float, busy: Collection[str] = (), began: float = 0.0, now: float | None = None
+    ) -> tuple[Study, ...]:
+        """Studies to which nothing was added for `quiet` seconds, and whose associations were released, become complete.
 
-        After `limit` seconds from the first image a study is complete anyway; unless images of it were refused, then it is set aside.
-        No time counts before `began`, when the node began to listen: nobody could send.
+        After `limit` seconds from the first image a study is complete anyway where its sender is still connected (`busy`). It is set aside
+        where images of it were refused and have not come again, or where its association broke: it may be partial, and a result would not
+        tell. No time counts before `began`, when the node began to listen: nobody could send. Returns what was set aside.
         """
         now = time.time() if now is None else now
+        aside: dict[Study, str] = {}
         with self.together() as base:
             base.execute(
                 "delete from refused where at < ? and study not in (select key from studies where state = ?)",
@@ -207,10 +220,14 @@ class Queue:
                 missing = base.execute("select count(*) from refused where study = ?", (study.key,)).fetchone()[0]
                 late = now - max(study.first, began) >= limit
                 if late and missing:
-                    reason = f"images that were refused for lack of room and have not come again: {missing}"
-                    _move(base, study.key, State.aside, now, reason=reason)
-                elif late or (not missing and study.key not in busy and now - max(study.last, began) >= quiet):
+                    aside[study] = f"images that were refused for lack of room and have not come again: {missing}"
+                elif late and study.unreleased and study.key not in busy:
+                    aside[study] = "an association that brought images broke, and nobody has sent them again: the study may be partial"
+                elif late or (not missing and not study.unreleased and now - max(study.last, began) >= quiet):
                     _move(base, study.key, State.waiting, now, late=0)
+            for study, reason in aside.items():
+                _move(base, study.key, State.aside, now, reason=reason)
+        return tuple(replace(study, state=State.aside, reason=reason) for study, reason in aside.items())
 
     # What is done
 
@@ -242,7 +259,7 @@ class Queue:
         with self.together() as base:
             late = base.execute("select late from studies where key = ?", (key,)).fetchone()[0]
             if late:
-                _move(base, key, State.received, now, (State.running,), late=0, attempts=0)
+                _move(base, key, State.received, now, (State.running,), late=0, attempts=0, first=now)
                 return False
             base.execute("delete from deliveries where study = ?", (key,))
             base.executemany("insert or replace into sent values (?, ?)", [(instance, key) for instance in instances])
@@ -294,10 +311,26 @@ class Queue:
         with self.together() as base:
             late = base.execute("select late from studies where key = ?", (key,)).fetchone()[0]
             if late:
-                _move(base, key, State.received, now, (State.sending,), late=0, attempts=0)
+                _move(base, key, State.received, now, (State.sending,), late=0, attempts=0, first=now)
                 return False
             _move(base, key, State.done, now, (State.sending,))
-            old = "select key from studies where state = ? order by changed desc limit -1 offset ?"
+            return True
+
+    def kept(self, before: float | None = None) -> tuple[str, ...]:
+        """Delivered studies that still have their files, the first that was delivered first; with `before` those delivered until then."""
+        with self._lock:
+            rows = self._base.execute(
+                "select key from studies where state = ? and instances > 0 and changed <= ? order by changed",
+                (State.done, time.time() if before is None else before),
+            ).fetchall()
+        return tuple(row[0] for row in rows)
+
+    def emptied(self, key: str) -> bool:
+        """A delivered study has no files any more; False where images have come meanwhile. The oldest of these studies are forgotten."""
+        with self.together() as base:
+            if not base.execute("update studies set instances = 0, bytes = 0 where key = ? and state = ?", (key, State.done)).rowcount:
+                return False
+            old = "select key from studies where state = ? and instances = 0 order by changed desc limit -1 offset ?"
             for table, column in (("sent", "study"), ("deliveries", "study"), ("studies", "key")):
                 base.execute(f"delete from {table} where {column} in ({old})", (State.done, KEEP_DONE))
             return True
@@ -330,7 +363,7 @@ class Queue:
         self._only_aside(key)
         with self.together() as base:
             base.execute("delete from refused where study = ?", (key,))
-            _move(base, key, State.waiting, time.time(), (State.aside,), attempts=0, due=0, reason="")
+            _move(base, key, State.waiting, time.time(), (State.aside,), attempts=0, due=0, unreleased=0, reason="")
 
     def forget(self, key: str) -> None:
         """Remove a study that was set aside; its files are the caller's to remove.
@@ -367,4 +400,4 @@ def _move(base: sqlite3.Connection, key: str, state: State, now: float, before: 
 
 def _study(row: sqlite3.Row) -> Study:
     values = dict(row)
-    return Study(**{**values, "state": State(values["state"]), "late": bool(values["late"])})
+    return Study(**{**values, "state": State(values["state"]), "late": bool(values["late"]), "unreleased": bool(values["unreleased"])})

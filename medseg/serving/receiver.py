@@ -7,8 +7,8 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 from pydicom import dcmread
@@ -17,6 +17,8 @@ from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
 
 from medseg.errors import ResourceError
+from medseg.serving.dimse import PDU, received_in
+from medseg.serving.logs import hush
 from medseg.serving.queue import OPEN, digest
 from medseg.serving.store import Store
 
@@ -25,7 +27,7 @@ SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700
 CANNOT_UNDERSTAND = 0xC000
 HANDSHAKE = 10.0  # seconds that a client has for the TLS handshake
-IDLE = 60.0  # seconds after which a silent association is aborted
+IDLE = 120.0  # seconds without data after which an association is aborted; what we do with an image counts
 NO_IMAGES = frozenset({"SEG", "RTDOSE", "PR"})  # have rows and columns, or refer to them, but are made of images
 HEADER = ("StudyInstanceUID", "SOPInstanceUID", "Modality", "Rows")
 
@@ -94,13 +96,14 @@ class Receiver:
         self._limits = limits
         self._changed = changed
         self._lock = threading.Lock()
-        self._busy: dict[Any, set[str]] = {}
+        self._busy: dict[Any, dict[str, bool]] = {}  # association -> study -> whether all is well when it is released
+        self._ending = ExitStack()
         self._entity = AE(aet)
         self._entity.require_called_aet = True
         self._entity.require_calling_aet = sorted(callers)
         self._entity.maximum_associations = limits.associations
         self._entity.network_timeout = self._entity.dimse_timeout = IDLE
-        self._entity.maximum_pdu_size = 0
+        self._entity.maximum_pdu_size = PDU
         self._entity.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
             self._entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
@@ -116,8 +119,9 @@ class Receiver:
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
             (evt.EVT_REJECTED, self._rejected),
             (evt.EVT_ABORTED, self._aborted),
-            *((event, self._closed) for event in (evt.EVT_RELEASED, evt.EVT_ABORTED, evt.EVT_CONN_CLOSE)),
+            (evt.EVT_RELEASED, self._released),
         ]
+        hush()
         try:
             self._server = self._entity.make_server(self._address, ssl_context=self._tls, evt_handlers=handlers, server_class=_Server)
         except OSError as error:
@@ -126,6 +130,7 @@ class Receiver:
                 "cannot listen", where=f"{host}:{port}", found=error.strerror or str(error), fix="Choose another --port or --host."
             ) from None
         self._entity._servers.append(self._server)  # as `AE.start_server` does, so that `AE.shutdown` finds it
+        self._ending.enter_context(received_in(self._store.incoming))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="receiver")
         self._thread.start()
         return int(self._server.server_address[1])
@@ -137,6 +142,7 @@ class Receiver:
             self._thread.join()
         for association in self._entity.active_associations:
             association.join(5)
+        self._ending.close()
 
     @property
     def alive(self) -> bool:
@@ -144,9 +150,13 @@ class Receiver:
         return self._thread is not None and self._thread.is_alive()
 
     def busy(self) -> frozenset[str]:
-        """Keys of studies to which an open association has sent images."""
+        """Keys of studies to which an open association has sent images, and nothing has gone wrong meanwhile."""
         with self._lock:
-            return frozenset().union(*self._busy.values())
+            dead = [association for association in self._busy if not association.is_alive()]
+        for association in dead:  # ended without an event
+            self._broke(association)
+        with self._lock:
+            return frozenset(study for studies in self._busy.values() for study, well in studies.items() if well)
 
     def associations(self) -> int:
         """How many are open."""
@@ -154,7 +164,7 @@ class Receiver:
 
     def full(self) -> str:
         """Why images are refused just now; empty where they are not."""
-        if self._store.free() < self._limits.free:
+        if not self._store.make_room(self._limits.free):
             return "the disk is full"
         if self._store.queue.open() >= self._limits.studies:
             return "the queue is full"
@@ -173,8 +183,9 @@ class Receiver:
             return CANNOT_UNDERSTAND
 
     def _store_one(self, event: Any) -> int:
-        data = event.encoded_dataset()
-        header = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=list(HEADER))
+        file = event.dataset_path
+        event.request._dataset_file.close()  # Windows moves no open file
+        header = dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER))
         study, instance = digest(str(header.StudyInstanceUID)), digest(str(header.SOPInstanceUID))
         if "Rows" not in header or header.get("Modality") in NO_IMAGES or self._store.queue.is_own(instance):
             self.traffic.count(ignored=1)  # nothing to predict; our own results come back where a PACS routes all it gets
@@ -183,15 +194,21 @@ class Receiver:
             self.traffic.count(refused=1)
             return OUT_OF_RESOURCES
         with self._lock:
-            self._busy.setdefault(event.assoc, set()).add(study)
-        self._store.keep(study, instance, str(event.assoc.requestor.ae_title).strip(), data)
-        self.traffic.count(received=1, bytes=len(data))
+            self._busy.setdefault(event.assoc, {}).setdefault(study, True)
+        size = file.stat().st_size
+        try:
+            self._store.keep(study, instance, str(event.assoc.requestor.ae_title).strip(), file)
+        except ResourceError:
+            with self._lock:
+                self._busy[event.assoc][study] = False
+            raise
+        self.traffic.count(received=1, bytes=size)
         self._changed()
         return SUCCESS
 
     def _refuses(self, study: str, instance: str) -> bool:
         queue = self._store.queue
-        if self._store.free() >= self._limits.free:
+        if self._store.make_room(self._limits.free):
             known = queue.find(study)
             if (known is not None and known.state in OPEN) or queue.open() < self._limits.studies:
                 return False
@@ -209,10 +226,26 @@ class Receiver:
     def _aborted(self, event: Any) -> None:
         self.traffic.count(aborted=1)
         LOG.warning("an association of '%s' was aborted", event.assoc.requestor.ae_title)
+        self._broke(event.assoc)
+        self._changed()
 
-    def _closed(self, event: Any) -> None:
+    def _broke(self, association: Any) -> None:
+        """Its studies stay incomplete until an association that begins to send them later is released."""
         with self._lock:
-            self._busy.pop(event.assoc, None)
+            broken = self._busy.pop(association, {})
+            for others in self._busy.values():
+                others.update(dict.fromkeys(broken.keys() & others.keys(), False))
+        for study in broken:
+            LOG.warning("study %s: an association that brought images broke; it is complete when they are sent again", study)
+
+    def _released(self, event: Any) -> None:
+        with self._lock:  # also while the queue is written: an image of a further association comes before or after
+            for study, well in self._busy.pop(event.assoc, {}).items():
+                others = [studies for studies in self._busy.values() if study in studies]
+                for studies in others if well else ():
+                    studies[study] = True
+                if well and not others:
+                    self._store.queue.released(study)
         self._changed()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from medseg.progress import Progress
 from medseg.record import write_atomic
 from medseg.serving.addresses import Peer
 from medseg.serving.archive import Archive, Place, RejectedError, UnreachableError, instance_file
-from medseg.serving.dimse import CONTEXTS, Caller, associate, send
+from medseg.serving.dimse import CONTEXTS, PDU, Caller, associate, received_in, send
 
 PLAIN = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"]
 IMAGES = (  # where the archive does not say of which classes its objects are
@@ -80,13 +83,15 @@ class Entity(Archive):
             progress.update("download", here, len(listed))
             seen: set[str] = set()
 
-            def keep(uid: str, data: bytes) -> None:
-                write_atomic(instance_file(folder, uid), lambda path: path.write_bytes(data))
+            def keep(uid: str, file: Path) -> None:
+                write_atomic(instance_file(folder, uid), partial(shutil.copyfile, file))
                 seen.add(uid)
                 progress.update("download", min(len(listed), here + len(seen)), len(listed))
 
-            if not self._get(missing, keep):
-                self._move(missing, keep)
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch, received_in(Path(scratch)):
+                if not self._get(missing, keep):
+                    self._move(missing, keep)
             lacking = sum(not files[one.uid].is_file() for one in listed)
             if lacking:
                 raise UnreachableError.of(
@@ -147,7 +152,7 @@ class Entity(Archive):
                 requests.append(query)
         return requests
 
-    def _get(self, missing: Sequence[Listed], keep: Callable[[str, bytes], None]) -> bool:
+    def _get(self, missing: Sequence[Listed], keep: Callable[[str, Path], None]) -> bool:
         """By C-GET; False where the archive does not offer it."""
         model = StudyRootQueryRetrieveInformationModelGet
         classes = [*dict.fromkeys(one.sop_class or image for one in missing for image in IMAGES)]
@@ -164,7 +169,7 @@ class Entity(Archive):
                     self._check(status, "C-GET")
         return True
 
-    def _move(self, missing: Sequence[Listed], keep: Callable[[str, bytes], None]) -> None:
+    def _move(self, missing: Sequence[Listed], keep: Callable[[str, Path], None]) -> None:
         """By C-MOVE to a listener of ours."""
         if self._listen is None:
             raise UsageError.of(
@@ -176,7 +181,7 @@ class Entity(Archive):
         entity = AE(self._caller.aet)
         entity.require_called_aet = True
         entity.require_calling_aet = [self.peer.aet]
-        entity.maximum_pdu_size = 0
+        entity.maximum_pdu_size = PDU
         for context in AllStoragePresentationContexts:
             entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
         wanted = {one.uid for one in missing}
@@ -205,13 +210,13 @@ class Entity(Archive):
             raise RejectedError.of(f"{verb} was refused", where=self.name, found=f"status 0x{status.Status:04X}{known}")
 
 
-def _keeper(keep: Callable[[str, bytes], None], wanted: set[str] | None = None) -> Callable[[Any], int]:
+def _keeper(keep: Callable[[str, Path], None], wanted: set[str] | None = None) -> Callable[[Any], int]:
     def stored(event: Any) -> int:
         uid = str(event.request.AffectedSOPInstanceUID)
         if wanted is not None and uid not in wanted:  # whoever sends it, nobody has asked for it
             return 0x0124
         try:
-            keep(uid, event.encoded_dataset())
+            keep(uid, event.dataset_path)
         except ResourceError:
             return 0xA700
         return SUCCESS

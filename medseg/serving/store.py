@@ -1,7 +1,7 @@
-"""The node's folder: received images and results of studies that are not delivered yet.
+"""The node's folder: received images and results of studies, until some time after they are delivered.
 
     STORE/queue.sqlite                     see `medseg.serving.queue`
-    STORE/incoming/                        images while they are written
+    STORE/incoming/                        images while they come in
     STORE/studies/<study>/images/<instance>.dcm
     STORE/studies/<study>/results/         what the prediction wrote
     STORE/removed/                         what is being deleted
@@ -11,10 +11,12 @@ Studies and instances are named by digests of their UIDs.
 
 from __future__ import annotations
 
+import filecmp
+import logging
 import os
 import shutil
 import sqlite3
-import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -22,19 +24,23 @@ from pathlib import Path
 from medseg.errors import ResourceError
 from medseg.serving.queue import Queue, State
 
+LOG = logging.getLogger(__name__)
 SUFFIX = ".dcm"
+ABANDONED = 600.0  # seconds after which a file that nothing is added to belongs to an association that broke
 
 
 class Store:
     """The files of a node. What a row of the queue says of files is changed with them, within `Queue.together`."""
 
-    def __init__(self, folder: Path, queue: Queue) -> None:
+    def __init__(self, folder: Path, queue: Queue, forever: bool = False) -> None:
+        """The files of a node; with `forever` those of delivered studies are not deleted where room is wanted."""
         self.folder = folder
         self.queue = queue
-        self._incoming = folder / "incoming"
+        self.incoming = folder / "incoming"
+        self._forever = forever
         self._removed = folder / "removed"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # images of patients
-        for part in (self._incoming, self._removed, folder / "studies"):
+        for part in (self.incoming, self._removed, folder / "studies"):
             part.mkdir(parents=True, exist_ok=True)
 
     def images(self, key: str) -> Path:
@@ -49,40 +55,71 @@ class Store:
         """Bytes that are free on the file system."""
         return shutil.disk_usage(self.folder).free
 
-    def keep(self, study: str, instance: str, caller: str, data: bytes) -> None:
-        """Put an image beside the others of its study; when this returns, it is on the disk and in the queue.
+    def keep(self, study: str, instance: str, caller: str, file: Path) -> None:
+        """Move an image beside the others of its study; when this returns, it is on the disk and in the queue.
+
+        Args:
+            study: digest of its study.
+            instance: digest of the image.
+            caller: title of its sender.
+            file: the image, on the file system of this folder; it may be left where an equal one is there.
 
         Raises:
             ResourceError: the disk is full.
         """
         target = self.images(study) / f"{instance}{SUFFIX}"
-        descriptor, name = tempfile.mkstemp(dir=self._incoming)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            with self.queue.together():
-                new = not (target.is_file() and target.stat().st_size == len(data) and target.read_bytes() == data)
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+            size = file.stat().st_size
+            known = target.is_file() and filecmp.cmp(file, target, shallow=False)
+            with self.queue.together():  # others wait meanwhile: nothing here takes long
+                new = not (known and target.is_file())
                 if new:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(name, target)
-                    _sync(target.parent)
-                self.queue.arrived(study, instance, caller, len(data), new)
+                    os.replace(file, target)
+                self.queue.arrived(study, instance, caller, size, new)
+            if new:
+                _sync(target.parent)
         except (OSError, sqlite3.Error) as error:
             raise ResourceError.of(
                 "an image cannot be stored", found=getattr(error, "strerror", None) or str(error), fix="Free disk space."
             ) from None
-        finally:
-            Path(name).unlink(missing_ok=True)
 
     def finish(self, key: str, keep: bool) -> bool:
         """The study is delivered: its files go, unless `keep`. False where images have come meanwhile, and it starts again."""
         with self.queue.together():
             done = self.queue.finish(key)
-            moved = self._put_away(key) if done and not keep else None
-        _delete(moved)
+        if done and not keep:
+            self._empty(key)
         return done
+
+    def expire(self, seconds: float) -> None:
+        """Delete the files of studies that were delivered so long ago, and what associations that broke have left."""
+        for key in self.queue.kept(time.time() - seconds):
+            self._empty(key)
+        for left in self.incoming.iterdir():
+            try:
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink()
+            except OSError:  # it has just been taken away
+                continue
+
+    def make_room(self, wanted: int) -> bool:
+        """Whether so many bytes are free, if need be without the files of delivered studies, the first that was delivered first."""
+        if self.free() >= wanted:
+            return True
+        for key in () if self._forever else self.queue.kept():
+            LOG.warning("study %s: its images are deleted to make room; images that come later will be predicted without them", key)
+            self._empty(key)
+            if self.free() >= wanted:
+                return True
+        return False
+
+    def _empty(self, key: str) -> None:
+        with self.queue.together():
+            moved = self._put_away(key) if self.queue.emptied(key) else None
+        _delete(moved)
 
     def forget(self, key: str) -> None:
         """Remove a study that was set aside, with its files. Raises UsageError where it is not aside."""
@@ -91,9 +128,9 @@ class Store:
             moved = self._put_away(key)
         _delete(moved)
 
-    def recover(self, keep: bool) -> int:
+    def recover(self) -> int:
         """After a start: files and rows agree again, whatever the process was doing when it ended. Returns how many studies were running."""
-        for part in (self._incoming, self._removed):
+        for part in (self.incoming, self._removed):
             for left in part.iterdir():
                 _delete(left)
         running = self.queue.recover()
@@ -103,8 +140,11 @@ class Store:
             if study is None:  # written, but not in the queue when the process ended
                 for path in images:
                     self.queue.arrived(folder.name, path.stem, "", path.stat().st_size)
-            elif study.state == State.done and not keep:
+            elif study.state == State.done and not study.instances:
                 _delete(folder)
+        for key in self.queue.kept():
+            if not self.images(key).is_dir():
+                self.queue.emptied(key)
         return running
 
     def clear_results(self, key: str) -> Path:

@@ -19,6 +19,7 @@ from medseg.errors import MedsegError, ResourceError
 from medseg.serving.privacy import without_identifiers
 
 LOG = logging.getLogger(__name__)
+START = multiprocessing.get_context("spawn")  # the node has threads, with which no process must be forked
 
 
 class Handle(Protocol):
@@ -72,7 +73,6 @@ class Worker:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._context = multiprocessing.get_context("spawn")
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self.starts = 0
@@ -80,8 +80,8 @@ class Worker:
 
     def start(self) -> None:
         """Start the process; `poll` tells when it is ready."""
-        ours, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=_work, args=(self._recipe, theirs), name="medseg-worker")
+        ours, theirs = START.Pipe()
+        self._process = START.Process(target=_work, args=(self._recipe, theirs), name="medseg-worker")
         self._process.start()
         theirs.close()
         self._pipe = ours

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
 import pytest
-from orthanc import Orthanc, find_plugin
+from orthanc import PLUGIN, PLUGIN_FOLDERS, Orthanc, find_plugin
 
+from tests.conftest import lacking
 from tests.io.dicom.phantoms import grid_of, write_series
 
 
@@ -16,12 +19,28 @@ from tests.io.dicom.phantoms import grid_of, write_series
 def running_orthanc(program, tmp_path_factory) -> Iterator[Orthanc]:
     executable, plugin = program("Orthanc"), find_plugin()
     if plugin is None:
-        program("Orthanc with libOrthancDicomWeb.so")
+        lacking(f"{PLUGIN}, the DICOMweb plugin of Orthanc, in {', '.join(PLUGIN_FOLDERS)}")
     one = Orthanc(executable, plugin, tmp_path_factory.mktemp("orthanc"))
     try:
         yield one.start()
     finally:
         one.stop()
+
+
+@pytest.fixture(scope="session")
+def server() -> BaseContext:
+    """Processes are forked by a server that has imported what they need, where the system can."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["recipes"])
+    return context
+
+
+@pytest.fixture(autouse=True)
+def fast_workers(server, monkeypatch) -> None:
+    """Worker processes start in no time."""
+    monkeypatch.setattr("medseg.serving.worker.START", server)
 
 
 @pytest.fixture

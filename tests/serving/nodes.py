@@ -17,7 +17,7 @@ from medseg.serving.node import Node, Settings
 
 def make_node(tmp_path: Path, *forward: Peer, recipe: Copying | None = None, **settings) -> Node:
     """A node on a free port; `settings` as in `Settings`."""
-    settings = {"quiet": 0.2, "grace": 0.5, "port": 0, "forward": forward, **settings}
+    settings = {"quiet": 0.2, "grace": 0.5, "port": 0, "keep": 0.0, "forward": forward, **settings}
     return Node(Settings(tmp_path / "store", **settings), recipe or Copying())
 
 

@@ -101,7 +101,9 @@ def test_the_queue_verb(tmp_path):
     from medseg.serving.store import Store
 
     queue = Queue(tmp_path)
-    Store(tmp_path, queue).keep("0123456789abcdef", "a", "SCANNER", b"image")
+    (tmp_path / "image").write_bytes(b"image")
+    Store(tmp_path, queue).keep("0123456789abcdef", "a", "SCANNER", tmp_path / "image")
+    queue.released("0123456789abcdef")
     queue.settle(0.0, 10.0)
     queue.take(1)
     queue.failed("0123456789abcdef", "has no slices", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 
 import pytest
 
@@ -26,21 +27,41 @@ def store(tmp_path, queue) -> Store:
     return Store(tmp_path, queue)
 
 
+def put(store: Store, key: str, instance: str, caller: str, data: bytes) -> None:
+    """An image comes over an association that stays open."""
+    file = store.incoming / "coming"
+    file.write_bytes(data)
+    try:
+        store.keep(key, instance, caller, file)
+    finally:
+        file.unlink(missing_ok=True)
+
+
 def complete(store: Store, *instances: str) -> None:
     for instance in instances or ("a",):
-        store.keep(KEY, instance, "SCANNER", instance.encode())
+        put(store, KEY, instance, "SCANNER", instance.encode())
+    store.queue.released(KEY)
     store.queue.settle(0.0, 3600.0)
+
+
+def deliver(store: Store, keep: bool = True) -> None:
+    """A study that is waiting is predicted and delivered."""
+    store.queue.take(1)
+    (store.clear_results(KEY) / "result.dcm").write_bytes(b"r")
+    assert store.queue.predicted(KEY, [])
+    assert store.finish(KEY, keep)
 
 
 def test_a_study_goes_through_all_states(store):
     queue = store.queue
-    store.keep(KEY, "a", "SCANNER", b"one")
-    store.keep(KEY, "b", "OTHER", b"two!")
+    put(store, KEY, "a", "SCANNER", b"one")
+    put(store, KEY, "b", "OTHER", b"two!")
     study = queue.find(KEY)
     assert (study.state, study.caller, study.instances, study.bytes, study.attempts) == (State.received, "OTHER", 2, 7, 0)
+    queue.settle(60.0, 3600.0, now=study.last + 61)
+    assert queue.take(3) is None  # the association is open
+    queue.released(KEY)
     queue.settle(60.0, 3600.0, now=study.last + 59)
-    assert queue.take(3) is None
-    queue.settle(60.0, 3600.0, busy={KEY}, now=study.last + 61)
     assert queue.take(3) is None
     queue.settle(60.0, 3600.0, began=study.last + 50, now=study.last + 61)
     assert queue.take(3) is None
@@ -62,22 +83,83 @@ def test_a_study_goes_through_all_states(store):
     assert list(store.folder.rglob("*.dcm")) == []
     assert queue.open() == 0
 
-    store.keep(KEY, "c", "SCANNER", b"three")  # a later addition to a study whose images are gone
+    put(store, KEY, "c", "SCANNER", b"three")  # a later addition to a study whose images are gone
     assert (queue.find(KEY).state, queue.find(KEY).instances) == (State.received, 1)
     assert queue.delivered_to(KEY) == set()
 
 
-def test_with_keep_files_stay(store):
+def test_images_of_delivered_studies_are_kept_for_some_time(store):
     complete(store)
-    store.queue.take(1)
-    store.queue.predicted(KEY, [])
-    store.finish(KEY, keep=True)
-    store.recover(keep=True)
-    assert len(list(store.images(KEY).iterdir())) == 1
+    deliver(store)
+    store.recover()
+    store.expire(60.0)
+    assert [path.name for path in store.images(KEY).iterdir()] == ["a.dcm"]
+    assert store.queue.kept() == (KEY,)
+    store.expire(0.0)
+    assert list(store.folder.rglob("*.dcm")) == []
+    assert store.queue.kept() == ()
+    assert store.queue.find(KEY).state == State.done
+
+
+def test_late_images_of_a_delivered_study_join_those_that_are_kept(store):
+    complete(store, "a", "b")
+    deliver(store)
+    put(store, KEY, "c", "SCANNER", b"c")
+    study = store.queue.find(KEY)
+    assert (study.state, study.instances, study.bytes, study.unreleased) == (State.received, 3, 3, True)
+    store.expire(0.0)  # in the middle of it
+    assert len(list(store.images(KEY).iterdir())) == 3
+    store.queue.settle(0.0, 3600.0, now=study.first + 100)
+    assert store.queue.find(KEY).state == State.received  # it waits as long as any other
+
+
+def test_room_is_made_of_what_was_delivered_first(store, monkeypatch):
+    keys = [digest(str(number)) for number in range(3)]
+    for key in keys:
+        put(store, key, "a", "SCANNER", b"a")
+        store.queue.released(key)
+        store.queue.settle(0.0, 3600.0)
+        if key != keys[2]:
+            store.queue.take(1)
+            store.queue.predicted(key, [])
+            store.finish(key, keep=True)
+    monkeypatch.setattr(Store, "free", lambda self: 10 - len(list(self.folder.rglob("*.dcm"))))
+    assert store.make_room(7)
+    assert store.queue.kept() == tuple(keys[:2])
+    assert store.make_room(8)
+    assert store.queue.kept() == (keys[1],)
+    assert not Store(store.folder, store.queue, forever=True).make_room(9)
+    assert not store.make_room(10)  # what is not delivered stays
+    assert [path.parent.parent.name for path in store.folder.rglob("*.dcm")] == [keys[2]]
+
+
+def test_a_study_whose_association_broke_is_not_predicted(store):
+    put(store, KEY, "a", "SCANNER", b"a")
+    first = store.queue.find(KEY).first
+    assert store.queue.settle(0.0, 100.0, now=first + 99) == ()
+    assert store.queue.find(KEY).state == State.received
+    (aside,) = store.queue.settle(0.0, 100.0, now=first + 101)
+    assert aside.key == KEY
+    assert (store.queue.find(KEY).state, store.queue.find(KEY).reason) == (State.aside, aside.reason)
+    assert "the study may be partial" in aside.reason
+    put(store, KEY, "a", "SCANNER", b"a")  # again, the whole of it
+    store.queue.settle(0.0, 100.0)
+    assert store.queue.find(KEY).state == State.received
+    store.queue.released(KEY)
+    store.queue.settle(0.0, 100.0)
+    assert store.queue.find(KEY).state == State.waiting
+
+
+def test_what_broken_associations_leave_is_removed(store):
+    for name, age in (("old", 700), ("new", 0)):
+        (store.incoming / name).write_bytes(b"half an image")
+        os.utime(store.incoming / name, (time.time() - age,) * 2)
+    store.expire(60.0)
+    assert [path.name for path in store.incoming.iterdir()] == ["new"]
 
 
 def test_a_study_that_nobody_ends_is_complete_at_last(store):
-    store.keep(KEY, "a", "SCANNER", b"one")
+    put(store, KEY, "a", "SCANNER", b"one")
     first = store.queue.find(KEY).first
     store.queue.settle(60.0, 100.0, busy={KEY}, now=first + 99)
     assert store.queue.find(KEY).state == State.received
@@ -87,12 +169,12 @@ def test_a_study_that_nobody_ends_is_complete_at_last(store):
 
 def test_what_is_sent_twice_changes_nothing(store):
     complete(store)
-    store.keep(KEY, "a", "SCANNER", b"a")
+    put(store, KEY, "a", "SCANNER", b"a")
     assert (store.queue.find(KEY).state, store.queue.find(KEY).instances) == (State.waiting, 1)
     store.queue.take(1)
-    store.keep(KEY, "a", "SCANNER", b"a")
+    put(store, KEY, "a", "SCANNER", b"a")
     assert store.queue.predicted(KEY, [])
-    store.keep(KEY, "a", "SCANNER", b"A")  # another content under the same name
+    put(store, KEY, "a", "SCANNER", b"A")  # another content under the same name
     assert not store.finish(KEY, keep=False)
     assert store.queue.find(KEY).state == State.received
     assert (store.images(KEY) / "a.dcm").read_bytes() == b"A"
@@ -100,7 +182,7 @@ def test_what_is_sent_twice_changes_nothing(store):
 
 def test_new_images_of_a_waiting_study_let_it_wait_for_more(store):
     complete(store)
-    store.keep(KEY, "b", "SCANNER", b"b")
+    put(store, KEY, "b", "SCANNER", b"b")
     assert store.queue.find(KEY).state == State.received
 
 
@@ -124,7 +206,7 @@ def test_a_study_that_kills_the_whole_node_is_set_aside(store):
     complete(store)
     for _ in range(2):
         assert store.queue.take(2).state == State.running
-        assert store.recover(keep=False) == 1
+        assert store.recover() == 1
     assert store.queue.take(2) is None
     assert store.queue.find(KEY).reason == "the node ended 2 times while it ran"
 
@@ -147,13 +229,14 @@ def test_a_restart_repairs_what_was_half_done(store, tmp_path):
     complete(store, "a", "b")
     store.queue.take(1)
     store.queue.predicted(KEY, [])
-    store.queue.finish(KEY)  # ... and then the process is killed, before files are removed
+    store.queue.finish(KEY)
+    store.queue.emptied(KEY)  # ... and then the process is killed, before files are removed
     lost = digest("4.5.6")
     store.images(lost).mkdir(parents=True)
     (store.images(lost) / "c.dcm").write_bytes(b"image")  # ... or before an image is in the queue
     (tmp_path / "incoming" / "half").write_bytes(b"im")
     (tmp_path / "removed" / "old").mkdir()
-    store.recover(keep=False)
+    store.recover()
     assert not store.images(KEY).exists()
     assert (store.queue.find(lost).state, store.queue.find(lost).instances) == (State.received, 1)
     assert list((tmp_path / "incoming").iterdir()) == list((tmp_path / "removed").iterdir()) == []
@@ -167,7 +250,7 @@ def test_results_that_were_being_sent_are_sent_again(tmp_path):
     first.delivered(KEY, "A")
     first._base.close()  # as a kill leaves it
     second = Queue(tmp_path)
-    Store(tmp_path, second).recover(keep=False)
+    Store(tmp_path, second).recover()
     assert second.due().key == KEY
     assert second.delivered_to(KEY) == {"A"}
     second.close()
@@ -179,7 +262,7 @@ def test_a_full_disk_leaves_nothing(store, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ResourceError, match="No space left on device"):
-        store.keep(KEY, "a", "SCANNER", b"one")
+        put(store, KEY, "a", "SCANNER", b"one")
     assert store.queue.find(KEY) is None
     assert [path for path in store.folder.rglob("*") if path.is_file() and "queue" not in path.name] == []
 
@@ -189,7 +272,8 @@ def test_images_that_were_refused_are_waited_for(store):
     queue.refuse(KEY, "b")
     complete(store)
     assert queue.find(KEY).state == State.received
-    store.keep(KEY, "b", "SCANNER", b"b")
+    put(store, KEY, "b", "SCANNER", b"b")
+    queue.released(KEY)
     queue.settle(0.0, 3600.0)
     assert queue.find(KEY).state == State.waiting
 
@@ -198,7 +282,8 @@ def test_only_the_latest_deliveries_are_remembered(store, monkeypatch):
     monkeypatch.setattr("medseg.serving.queue.KEEP_DONE", 2)
     for number in range(4):
         key = digest(str(number))
-        store.keep(key, "a", "SCANNER", b"a")
+        put(store, key, "a", "SCANNER", b"a")
+        store.queue.released(key)
         store.queue.settle(0.0, 3600.0)
         store.queue.take(1)
         store.queue.predicted(key, [f"result {number}"])
