@@ -33,11 +33,12 @@ class Model:
 
     def load(self) -> Handle:
         """Read the model. Raises MedsegError where that is not possible."""
-        from medseg.inference.predictor import Predictor
         from medseg.io.exports import find_export
 
         for name in self.formats:
             find_export(name)
+        from medseg.inference.predictor import Predictor
+
         predictor = Predictor.load(self.run, device=self.device, memory=self.memory)
 
         def handle(images: Path, out: Path) -> Results:

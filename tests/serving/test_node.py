@@ -20,12 +20,13 @@ from nodes import make_node, study_of, until, working
 from orthanc import free_port
 from pydicom import dcmread
 from pydicom.uid import generate_uid
+from pynetdicom.presentation import build_context
 from recipes import RESULT, Copying
 
 from medseg.errors import ModelError, UsageError
 from medseg.serving.addresses import Peer
 from medseg.serving.archive import RejectedError, UnreachableError
-from medseg.serving.dimse import Caller, echo, send
+from medseg.serving.dimse import Caller, associate, echo, send
 from medseg.serving.node import Settings
 from medseg.serving.queue import State, digest
 from medseg.serving.receiver import Limits
@@ -106,6 +107,34 @@ def test_images_that_come_late_are_part_of_the_next_prediction(tmp_path, orthanc
         (node.store.images(digest(uid)).parent / "open").touch()
         until(lambda: node.queue.find(digest(uid)).state == State.done)
     assert results(orthanc, uid) == [f"{RESULT} of 4"]  # and none of two images
+
+
+def test_images_that_come_after_delivery_lead_to_a_prediction_of_the_whole_series(tmp_path, orthanc, make_study):
+    files = make_study("later", slices=4)
+    key = digest(study_of(files))
+    with working(make_node(tmp_path, Peer("127.0.0.1", orthanc.dicom, orthanc.aet), keep=3600.0)) as node:
+        send(files[:2], at(node))
+        until(lambda: node.queue.find(key) is not None and node.queue.find(key).state == State.done)
+        send(files[2:], at(node))
+        until(lambda: len(results(orthanc, study_of(files))) == 2 and node.queue.find(key).state == State.done)
+        assert node.queue.find(key).instances == 4
+        assert len(list(node.store.images(key).iterdir())) == 4
+    assert sorted(results(orthanc, study_of(files))) == [f"{RESULT} of 2", f"{RESULT} of 4"]  # the first one is superseded
+
+
+def test_a_partial_study_is_set_aside_in_the_end(tmp_path, make_study, caplog):
+    (first, _) = make_study("partial", slices=2)
+    data = dcmread(first)
+    key = digest(data.StudyInstanceUID)
+    with caplog.at_level(logging.INFO), working(make_node(tmp_path, NOWHERE, limit=1.0)) as node:
+        with associate(at(node), [build_context(data.SOPClassUID, data.file_meta.TransferSyntaxUID)]) as association:
+            assert association.send_c_store(data).Status == 0
+            association.abort()
+        until(lambda: node.queue.find(key).state == State.aside)
+        assert "the study may be partial" in node.queue.find(key).reason
+        node.queue.retry(key)  # somebody has looked at it, and wants it all the same
+        until(lambda: node.queue.find(key).state == State.sending)
+    assert any("set aside" in one.getMessage() and "may be partial" in one.getMessage() for one in caplog.records)
 
 
 def test_an_open_association_keeps_a_study_open(tmp_path, make_study):
