@@ -126,8 +126,8 @@ def test_a_partial_study_is_set_aside_in_the_end(tmp_path, make_study, caplog):
     (first, _) = make_study("partial", slices=2)
     data = dcmread(first)
     key = digest(data.StudyInstanceUID)
-    with caplog.at_level(logging.INFO), working(make_node(tmp_path, NOWHERE, limit=1.0)) as node:
-        with associate(at(node), [build_context(data.SOPClassUID, data.file_meta.TransferSyntaxUID)]) as association:
+    with caplog.at_level(logging.INFO), working(make_node(tmp_path, NOWHERE, limit=2.0)) as node:
+        with associate(at(node), [build_context(data.SOPClassUID, data.file_meta.TransferSyntaxUID)], Caller()) as association:
             assert association.send_c_store(data).Status == 0
             association.abort()
         until(lambda: node.queue.find(key).state == State.aside)
