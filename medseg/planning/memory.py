@@ -1,4 +1,4 @@
-"""What one training step of a plan costs, measured on the task's real network and loss under fake tensors: nothing is allocated.
+"""What one training step of a plan costs, measured on the task's real network and loss with tensors that have no values (`shadows`).
 
 Every tensor that the step creates is followed from its creation to its release, so the peak counts weights, gradients, optimiser state,
 activations kept for the backward pass, and temporaries, for any architecture and without a formula.
@@ -6,21 +6,17 @@ activations kept for the backward pass, and temporaries, for any architecture an
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.case import Batch
 from medseg.device import Kind
 from medseg.errors import PlanError
+from medseg.planning.shadows import Shadows, UnknownValueError, shadowed
 from medseg.plans import Optimizer, Plan
 from medseg.tasks.base import find_objective
 
@@ -61,7 +57,7 @@ def training_cost(plan: Plan) -> Cost:
     CUDA devices are measured with 16-bit autocast, as they train (`device.autocast_dtype`); Apple's GPUs in float32, as they train; CPUs in
     float32 too, which is the most that any of them takes, so that the plan does not depend on the CPU at hand.
 
-    Batches beyond `MEASURED` windows are on the line through two smaller ones: a fake step takes as many operators as windows.
+    Batches beyond `MEASURED` windows are on the line through two smaller ones: the measurement takes as long as it has operators, as many as windows.
 
     Raises:
         PlanError: the network decides by the values of tensors, which fake ones do not have.
@@ -107,49 +103,42 @@ class _Step:
 def _measured(step: _Step) -> Cost:
     plan = step.plan
     task = find_objective(plan.task)(plan)
-    counter = FlopCounterMode(display=False)
     # Built with real tensors, because some networks read numbers back from small ones while they are built (MONAI's transformers do).
     with _Unfilled():  # type: ignore[no-untyped-call]
         network = task.network().train()
-    fake = FakeTensorMode()
-    weights = _emptied(network, fake)
-    with fake, LiveStorage() as live:
-        for tensor in (*weights, *network.buffers()):
-            live.follow(tensor)
+    shadows = Shadows()
+    weights = shadowed(network, shadows)
+    with shadows:
         kept = [torch.zeros_like(w) for w in weights for _ in range(STATES[plan.training.optimizer] + AVERAGED)]
         size = (plan.training.batch_size,)
         label = torch.zeros(*size, *plan.window, dtype=torch.int16)
         batch = Batch(torch.zeros(*size, len(plan.data.channels), *plan.window), label, torch.zeros_like(label) if plan.previous else None)
         try:
-            with counter:
-                targets = task.targets(batch)
-                with torch.autocast("cpu", torch.bfloat16, enabled=plan.memory.device == "cuda"):
-                    outputs = network(task.inputs(batch))
-                terms = task.loss(outputs, targets)
-                torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            targets = task.targets(batch)
+            with torch.autocast("cpu", torch.bfloat16, enabled=plan.memory.device == "cuda"):
+                outputs = network(task.inputs(batch))
+            terms = task.loss(outputs, targets)
+            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        except UnknownValueError as error:
             raise PlanError.of(
                 "a training step cannot be measured, because it decides by the values of tensors",
                 where=f"network '{plan.network.kind}' of task '{plan.task}'",
-                found=str(error.func),
+                found=str(error),
                 expected="shapes and operators that depend on shapes only",
                 fix="Replace .item(), nonzero() and boolean indexing in the network or loss.",
             ) from None
         del kept
     factor, share = UNSEEN[plan.memory.device]
-    return Cost(live.peak / GIB * factor + share, int(counter.get_total_flops()), sum(w.numel() for w in weights))
-
-
-def _emptied(network: nn.Module, fake: FakeTensorMode) -> list[nn.Parameter]:
-    """Replace a network's weights by fake ones, which do not use memory, and return these."""
-    for module in network.modules():
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            setattr(module, name, fake.from_tensor(tensor))  # the same one for weights that are shared
-    return list(network.parameters())
+    return Cost(shadows.peak / GIB * factor + share, shadows.flops, sum(w.numel() for w in weights))
 
 
 class _Unfilled(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is active, random numbers are not written into tensors: memory is reserved for weights, but never used."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """See `LiveStorage`."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator unless it fills its first argument."""
@@ -161,37 +150,3 @@ def extrapolated(small: Cost, small_batch: int, large: Cost, large_batch: int, b
     share = (batch - small_batch) / (large_batch - small_batch)
     memory = small.memory + share * (large.memory - small.memory)
     return Cost(memory, round(small.flops + share * (large.flops - small.flops)), small.parameters)
-
-
-class LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the memory of all tensors created while it is active: `now` and `peak` in bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = 0
-        self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and count the storages it returns that were not known."""
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.follow(leaf)
-        return result
-
-    def follow(self, tensor: Tensor) -> None:
-        """Count the storage of a tensor until it is released."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = storage.nbytes()
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size

@@ -9,7 +9,8 @@ from synthetic import REGIONS, TWO, make_plan
 from medseg.case import Batch
 from medseg.device import autocast_dtype
 from medseg.errors import PlanError
-from medseg.planning.memory import AVERAGED, GIB, STATES, UNSEEN, LiveStorage, _measured, training_cost, training_memory
+from medseg.planning.memory import AVERAGED, GIB, STATES, UNSEEN, _measured, training_cost, training_memory
+from medseg.planning.shadows import LiveStorage
 from medseg.plans import Plan
 from medseg.tasks.semantic import Semantic
 
