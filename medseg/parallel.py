@@ -1,13 +1,16 @@
-"""Work over cases in several processes: spawn-safe, in order, one failing item does not stop the others."""
+"""Work over cases in several processes: spawn-safe, in order, one failing item does not stop the others; and work aside, in a thread."""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -41,12 +44,12 @@ def map_cases(function: Callable[[A], R], items: Sequence[A], workers: int | Non
     Raises:
         ResourceError: a worker was killed, most often because memory ran out.
     """
-    workers = min(default_workers() if workers is None else max(1, workers), len(items))
-    if workers <= 1:
+    workers = default_workers() if workers is None else max(1, workers)
+    if workers == 1 or (len(items) < 2 and workers not in _shared):
         for item in items:
             yield _attempt(function, item)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet_worker) as pool:
+    with _pool(workers, len(items)) as pool:
         pending: deque[Future[Outcome[A, R]]] = deque()
         queue = iter(items)
         try:
@@ -66,6 +69,74 @@ def map_cases(function: Callable[[A], R], items: Sequence[A], workers: int | Non
         finally:
             for future in pending:
                 future.cancel()
+
+
+@contextmanager
+def shared_workers(workers: int | None, modules: Sequence[str]) -> Iterator[None]:
+    """Within it all calls of `map_cases` with this number of workers share their processes, which start now and import `modules` meanwhile.
+
+    Starting a process and what it imports takes about as long as a hundred small cases.
+    """
+    count = default_workers() if workers is None else max(1, workers)
+    if count == 1 or _shared:
+        yield
+        return
+    with _new_pool(count) as pool:
+        for _ in range(count):
+            pool.submit(_import, tuple(modules))  # one for each process, because none of them is done before the last one is handed out
+        _shared[count] = pool
+        try:
+            yield
+        finally:
+            _shared.clear()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_shared: dict[int, ProcessPoolExecutor] = {}  # at most one, by its number of workers
+
+
+@contextmanager
+def _pool(workers: int, items: int) -> Iterator[ProcessPoolExecutor]:
+    """The shared pool of so many processes, else one for this work alone."""
+    if workers in _shared:
+        yield _shared[workers]
+        return
+    with _new_pool(min(workers, items)) as pool:
+        yield pool
+
+
+def _new_pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet_worker)
+
+
+def _import(modules: Iterable[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
+
+
+class Aside(Generic[R]):
+    """A function at work in a thread of its own from now on, most of all one that imports, while this thread waits for processes."""
+
+    def __init__(self, function: Callable[[], R]) -> None:
+        self._future: Future[R] = Future()
+        self._thread = threading.Thread(target=self._work, args=(function,), name="aside")
+        self._thread.start()
+
+    def _work(self, function: Callable[[], R]) -> None:
+        try:
+            self._future.set_result(function())
+        except BaseException as error:
+            self._future.set_exception(error)
+
+    def check(self) -> None:
+        """Raise what the function has raised, if it has by now."""
+        if self._future.done():
+            self._future.result()
+
+    def result(self) -> R:
+        """What the function returns; waits for it. Raises what it raises."""
+        self._thread.join()
+        return self._future.result()
 
 
 def _attempt(function: Callable[[A], R], item: A) -> Outcome[A, R]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medseg.claim import TakenError, is_claimed
 from medseg.dataset import Dataset, Split, Splits
@@ -18,7 +18,8 @@ from medseg.held_out import predict_held_out, splits_of, with_priors
 from medseg.io.layouts.base import LayoutOptions, open_dataset
 from medseg.io.layouts.splits import with_splits
 from medseg.io.store import Store
-from medseg.planning.verify import verify
+from medseg.parallel import Aside
+from medseg.planning.verify import verify_and_measure
 from medseg.plans import Plan
 from medseg.preconditions import check_cascade, check_fold_count, check_memory, check_same_splits, check_workspace
 from medseg.progress import Progress
@@ -42,19 +43,28 @@ def opened(dataset: Path, options: LayoutOptions | None, splits: Path | None) ->
     return with_splits(open_dataset(dataset, options or LayoutOptions()), splits)
 
 
-def measured(
-    found: Dataset, workspace: Workspace, workers: int | None, resample_labels: bool, progress: Progress
-) -> tuple[Dataset, Fingerprint]:
-    """Verify a dataset and take its fingerprint; refuses a workspace that belongs to something else before it reads a voxel."""
-    from medseg.planning.fingerprinting import make_fingerprint
+READING = ("medseg.planning.verify", "medseg.preprocessing.prepare", "scipy.ndimage")  # what a process imports that is to read cases
 
+
+def measured(
+    found: Dataset,
+    workspace: Workspace,
+    workers: int | None,
+    resample_labels: bool,
+    progress: Progress,
+    aside: Aside[Any] | None = None,
+) -> tuple[Dataset, Fingerprint]:
+    """Verify a dataset and take its fingerprint; refuses a workspace that belongs to something else before it reads a voxel.
+
+    What goes wrong `aside` meanwhile ends it.
+    """
     check_workspace(workspace, found)
     for note in found.notes:
         progress.say(note)
-    verified = verify(found, workers=workers, progress=progress, resample_labels=resample_labels, cache=workspace.cache)
+    verified, fingerprint = verify_and_measure(found, workers, progress, resample_labels, workspace.cache, aside.check if aside else None)
     for warning in verified.warnings:
         progress.say(f"warning: {warning}")
-    return verified.dataset, make_fingerprint(verified.dataset, found.domain, workspace.cache, workers=workers, progress=progress)
+    return verified.dataset, fingerprint
 
 
 def plan_of(model: Path) -> Plan:

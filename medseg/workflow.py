@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from medseg.configurations import begin, begun, train_all
-from medseg.device import choose_device, machine
+from medseg.device import Machine, choose_device, machine
 from medseg.evaluation.records import Comparison, Evaluation
 from medseg.evaluation.selection import Selection
 from medseg.held_out import check_continued, report, trained_on, trained_with
 from medseg.io.layouts.base import LayoutOptions, make_labels
 from medseg.io.store import Store
+from medseg.parallel import Aside, shared_workers
 from medseg.planning.difference import Change
 from medseg.planning.difference import difference as plan_difference
 from medseg.planning.explain import Decision
@@ -41,6 +42,7 @@ from medseg.record import Record
 from medseg.sample import sample_dataset
 from medseg.selection import entrants, selected
 from medseg.steps import (
+    READING,
     Rules,
     Training,
     averaging,
@@ -93,6 +95,7 @@ def plan(
     workers: int | None = None,
     resample_labels: bool = False,
     splits: Path | None = None,
+    prepare: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Plan, ...]:
     """Verify and fingerprint a dataset, and write one plan per configuration into the workspace `out`.
@@ -105,13 +108,24 @@ def plan(
         splits: a file with the folds of cross-validation, nnU-Net's `splits_final.json` or medseg's `splits.json`; None takes the
             `splits_final.json` of the dataset, where there is one, and else lets medseg decide.
         rules: another program's planner in place of medseg's, for example `medseg.interop.nnunet.planning.Presets("nnunet")`.
+        prepare: also prepare the cases for every configuration (see `preprocess`), except cascades, which need a trained model first.
         like: a model folder; the configuration of its kind takes its network, and what the weights of this depend on, and is recommended.
     """
-    check_names(task, network)
-    offered, workspace = machine(device, memory), Workspace(out)
-    model = plan_of(like) if like is not None else None
-    found, fingerprint = measured(opened(dataset, options, splits), workspace, workers, resample_labels, progress)
-    return planned(found, fingerprint, workspace, task, network, offered, edits, rules, model)
+
+    def asked() -> tuple[Machine, Plan | None]:
+        check_names(task, network)
+        return machine(device, memory), plan_of(like) if like is not None else None
+
+    workspace = Workspace(out)
+    with shared_workers(workers, READING):
+        aside = Aside(asked)  # torch is imported while other processes read the cases
+        found, fingerprint = measured(opened(dataset, options, splits), workspace, workers, resample_labels, progress, aside)
+        offered, model = aside.result()
+        plans = planned(found, fingerprint, workspace, task, network, offered, edits, rules, model)
+        for one in plans:
+            if prepare and not one.previous:
+                prepared(one, workspace, workers, progress, found)
+    return plans
 
 
 def explain(plan_file: Path) -> tuple[Decision, ...]:
@@ -136,7 +150,8 @@ def difference(first: Path, second: Path) -> tuple[Change, ...]:
 
 def preprocess(plan_file: Path, *, workers: int | None = None, progress: Progress = SILENT) -> Store:
     """Prepare every case of the plan's dataset; finished cases are kept, so it goes on after an interruption."""
-    return prepared(Plan.load(plan_file), Workspace.of_plan(plan_file), workers, progress)
+    with shared_workers(workers, READING):
+        return prepared(Plan.load(plan_file), Workspace.of_plan(plan_file), workers, progress)
 
 
 def train(

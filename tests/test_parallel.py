@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 
 import pytest
 
 from medseg.errors import DatasetError, ResourceError
-from medseg.parallel import map_cases
+from medseg.parallel import Aside, map_cases, shared_workers
+from medseg.steps import READING
 
 
 def double(item: int) -> int:
@@ -36,3 +39,56 @@ def test_a_bug_is_not_a_failure(workers: int) -> None:
 def test_a_killed_worker_is_named() -> None:
     with pytest.raises(ResourceError, match="worker process did not start or was killed"):
         list(map_cases(double, [1, 77, 2, 4], 2))
+
+
+def process(_: int) -> int:
+    return os.getpid()
+
+
+def heavy(_: int) -> list[str]:
+    return sorted({"torch", "lightning", "mlflow", "monai", "nibabel", "SimpleITK", "pydicom"} & set(sys.modules))
+
+
+def test_shared_workers_serve_all_work_within() -> None:
+    with shared_workers(2, ("colorsys",)):
+        first = {o.result for o in map_cases(process, list(range(6)), 2)}
+        second = {o.result for o in map_cases(process, list(range(6)), 2)}
+        (one,) = map_cases(process, [0], 2)
+        assert len(first | second) <= 2
+        assert one.result in first | second
+        assert os.getpid() not in first | second
+        with pytest.raises(RuntimeError, match="a bug"):
+            list(map_cases(double, [1, 99, 2], 2))
+        assert {o.result for o in map_cases(process, list(range(6)), 2)} <= first | second
+    assert not {o.result for o in map_cases(process, list(range(6)), 2)} & (first | second)
+
+
+def test_one_worker_is_this_process() -> None:
+    with shared_workers(1, ()):
+        assert {o.result for o in map_cases(process, [0, 1, 2], 1)} == {os.getpid()}
+    (alone,) = map_cases(process, [0], 2)
+    assert alone.result == os.getpid()
+
+
+def test_a_process_that_reads_cases_imports_nothing_heavy() -> None:
+    with shared_workers(2, READING):
+        assert [o.result for o in map_cases(heavy, list(range(4)), 2)] == [[]] * 4
+
+
+def test_aside() -> None:
+    begun, may = threading.Event(), threading.Event()
+
+    def work() -> int:
+        begun.set()
+        may.wait(10)
+        raise DatasetError.of("it went wrong", where="there")
+
+    aside = Aside(work)
+    assert begun.wait(10)
+    aside.check()  # not yet
+    may.set()
+    with pytest.raises(DatasetError, match="it went wrong"):
+        aside.result()
+    with pytest.raises(DatasetError, match="it went wrong"):
+        aside.check()
+    assert Aside(lambda: 5).result() == 5

@@ -122,6 +122,7 @@ def plan(
     program: Annotated[
         str | None, typer.Option("--format", help="Also write the plans for this program: nnunet (nnUNetPlans.json).")
     ] = None,
+    prepare: Annotated[bool, typer.Option("--preprocess", help="Also prepare the cases for every configuration, cascades apart.")] = False,
 ) -> None:
     """Fingerprint a dataset and write one plan per configuration; says which one it recommends and why."""
     if preset is not None or foreign is not None or program is not None:
@@ -139,6 +140,8 @@ def plan(
         raise UsageError.of(
             "--splits has no meaning here: nnU-Net's fingerprint knows no cases", where="--splits", found=str(splits), fix="Leave it out."
         )
+    if foreign is not None and prepare:
+        raise UsageError.of("there are no images to prepare", where="--preprocess", found="--nnunet-fingerprint", fix="Leave it out.")
     if (dataset is None) == (foreign is None):
         raise UsageError.of("pass either a dataset or --nnunet-fingerprint", found="both" if dataset else "neither", expected="one of them")
 
@@ -169,6 +172,7 @@ def plan(
             workers=workers,
             resample_labels=resample_labels,
             splits=splits,
+            prepare=prepare,
             progress=progress,
         )
     _planned(plans, out, "train {file} --time 20m -o RUN" + (f" --init {shown(like)}" if like is not None else ""))

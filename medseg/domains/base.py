@@ -9,11 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Generator, Tensor
 
 from medseg import registry
 from medseg.case import Batch, Case, PreparedCase, Window
@@ -26,7 +25,10 @@ from medseg.plans import Plan, SpaceSection
 from medseg.prediction import DenseMap
 from medseg.scratch import IN_MEMORY, Scratch
 
-Run = Callable[[Batch], Mapping[str, Tensor]]
+if TYPE_CHECKING:  # worker processes measure and prepare cases without torch, which takes seconds to import
+    from torch import Generator, Tensor
+
+Run = Callable[[Batch], "Mapping[str, Tensor]"]
 """Windows `(N, C, *window)`, with their priors, to outputs `(N, channels, *window)` per head."""
 
 
@@ -99,6 +101,8 @@ class Domain(ABC):
     @abstractmethod
     def prepare(self, case: Case, scratch: Scratch = IN_MEMORY) -> Case:
         """Bring a case to the grid and the intensities a network sees; each step goes on the trail. Works without a label.
+
+        Where a dataset is prepared, the plan's `network` and `target` say their kind only.
 
         Large arrays come from `scratch`; with a bounded one memory does not grow with the image (which may itself lie in a file).
         """

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 
 def label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     """The number of each voxel's connected component (full connectivity: corners touch), from 1 on in index order, 0 outside; and how many."""
+    from scipy import ndimage
+
     labelled, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     return labelled.astype(np.int32, copy=False), int(count)
 

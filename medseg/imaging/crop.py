@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
@@ -46,6 +45,8 @@ def value_boxes(array: NDArray[Any], values: tuple[int, ...]) -> dict[int, tuple
         values_at = {i + 1: value for i, value in enumerate(order)}
     else:
         values_at = {value: value for value in values}
+    from scipy import ndimage
+
     found = ndimage.find_objects(array, max_label=max(values_at))
     return {value: found[at - 1] for at, value in values_at.items() if found[at - 1] is not None}
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medseg.scratch import release, row_slabs
 
@@ -90,4 +89,6 @@ def body_mask(nonzero: NDArray[np.bool_], flat_is_slice: bool = False) -> NDArra
     """
     if flat_is_slice and nonzero.ndim == 2:
         return nonzero.copy()
+    from scipy import ndimage
+
     return np.asarray(ndimage.binary_fill_holes(nonzero))

@@ -11,14 +11,16 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
 
 from medseg.geometry import Shape
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 ANISOTROPY = 3.0  # spacing ratio from which nnU-Net treats the coarse axis apart
 SAME_SPACING = 1e-5  # relative: spacings of oblique images come out of a square root
@@ -31,6 +33,8 @@ Float = NDArray[np.float32]
 @lru_cache(maxsize=64)
 def axis_matrix(source: int, target: int, order: int) -> sparse.csr_array:
     """`(target, source)` weights that take `source` samples of an axis to `target` samples; every row sums to 1."""
+    from scipy import ndimage, sparse
+
     if source == target:
         return sparse.csr_array(sparse.eye_array(source, dtype=np.float32))
     if order == 3 and source > 1:
@@ -59,6 +63,8 @@ def axis_matrix(source: int, target: int, order: int) -> sparse.csr_array:
 
 def _cubic(source: int, target: int) -> sparse.csr_array:
     """Cubic B-spline weights of the coefficients of an axis padded by 24 samples on both sides."""
+    from scipy import sparse
+
     position = (np.arange(target) + 0.5) * source / target - 0.5 + 24
     first = np.floor(position).astype(int) - 1
     t = position - np.floor(position)

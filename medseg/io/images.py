@@ -7,7 +7,7 @@ colours stay as stored. Photographs (png, jpg, bmp) have spacing 1, whatever pri
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -124,20 +124,22 @@ def read_image(path: Path, scratch: Scratch = IN_MEMORY) -> Image:
     return _format(path).read(path, scratch=scratch)
 
 
-def read_stack(paths: Sequence[Path], scratch: Scratch = IN_MEMORY) -> Image:
+def read_stack(paths: Sequence[Path], scratch: Scratch = IN_MEMORY, read: Callable[[Path, Scratch], Image] = read_image) -> Image:
     """The channels of all files, in order, on the grid of the first; those on another grid are resampled onto it (see `grids.place`).
+
+    `read` may take the place of `read_image` where files have been read before.
 
     Raises:
         ImageError: a file cannot be read, or lies elsewhere than the first; all problems at once.
     """
     if len(paths) == 1:
-        return read_image(paths[0], scratch)
+        return read(paths[0], scratch)
     problems: list[Problem] = []
     images: list[Image] = []
     moved: list[bool] = []
     for i, path in enumerate(paths):
         try:
-            images.append(read_image(path, scratch))
+            images.append(read(path, scratch))
         except ImageError as error:
             problems += error.problems
             if i == 0:
@@ -256,12 +258,19 @@ def _write(path: Path, array: Array, like: Path) -> None:
     write_atomic(path, lambda temporary: target.write(temporary, array, grid, like if source is target else None))
 
 
-def read_case(files: CaseFiles, with_label: bool = True, scratch: Scratch = IN_MEMORY) -> Case:
+def read_case(
+    files: CaseFiles,
+    with_label: bool = True,
+    scratch: Scratch = IN_MEMORY,
+    image_of: Callable[[Path, Scratch], Image] = read_image,
+    label_of: Callable[[Path], Image] = read_label,
+) -> Case:
     """A case on its native grid, with an empty trail.
 
     Args:
         with_label: False leaves the label file unread; the prediction of an earlier stage is an input and always read.
         scratch: where the image lies; the label stays in memory.
+        image_of, label_of: in place of `read_image` and `read_label`, where files have been read before.
 
     Raises:
         ImageError: files that cannot be read or lie on different grids; all problems at once.
@@ -270,12 +279,12 @@ def read_case(files: CaseFiles, with_label: bool = True, scratch: Scratch = IN_M
     image: Image | None = None
     label: Image | None = None
     try:
-        image = read_stack(files.images, scratch)
+        image = read_stack(files.images, scratch, image_of)
     except ImageError as error:
         problems += error.problems
     if with_label and files.label is not None:
         try:
-            label = read_label(files.label)
+            label = label_of(files.label)
         except ImageError as error:
             problems += error.problems
         if image is not None and label is not None:

@@ -10,21 +10,20 @@ from __future__ import annotations
 import gzip
 import zlib
 from pathlib import Path
-from typing import IO, Any, cast, final
+from typing import IO, Literal, cast, final
 
-import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 
 from medseg.errors import ImageError
 from medseg.geometry import Array, Grid, Shape
 from medseg.io.format import Format, Header, Image, Native, check_grid, numbers, zero_spacing
+from medseg.io.nifti_header import COLOURS, SIZES, RawHeader
 from medseg.scratch import IN_MEMORY, Scratch, release
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown, metre, millimetre, micrometre
+ORDERS: tuple[tuple[Literal["<", ">"], Literal["little", "big"]], ...] = (("<", "little"), (">", "big"))
 PIECE = 2**22  # bytes read or written at once
-COLOURS = {128: 3, 2304: 4}  # data types RGB24 and RGBA32
 
 
 @final
@@ -35,7 +34,9 @@ class Nifti(Format):
 
     def header(self, path: Path, label: bool = False) -> Header:
         """See `Format.header`."""
-        raw = _raw_header(path)
+        return self._header(path, _raw_header(path))
+
+    def _header(self, path: Path, raw: RawHeader) -> Header:
         shape, channels = _layout(path, raw)
         dtype = _dtype(path, raw)
         affine, warnings = _affine(path, raw, len(shape))
@@ -46,8 +47,8 @@ class Nifti(Format):
 
     def read(self, path: Path, label: bool = False, scratch: Scratch = IN_MEMORY) -> Image:
         """See `Format.read`."""
-        header = self.header(path, label)
         raw = _raw_header(path)
+        header = self._header(path, raw)
         values = _voxels(path, raw, scratch)
         d = len(header.shape)
         if int(raw["datatype"]) in COLOURS:
@@ -75,8 +76,8 @@ class Nifti(Format):
                 _dump(file, raw, body)
 
 
-def _dump(file: IO[bytes], raw: Any, body: Array) -> None:
-    file.write(raw.binaryblock)
+def _dump(file: IO[bytes], raw: RawHeader, body: Array) -> None:
+    file.write(raw.block)
     file.write(b"\0\0\0\0")  # no extensions
     view = body.data.cast("B")
     for start in range(0, len(view), PIECE):
@@ -88,8 +89,8 @@ def _open(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def _raw_header(path: Path) -> Any:
-    """The header as it stands in the file: nibabel's own reading would mend impossible values silently."""
+def _raw_header(path: Path) -> RawHeader:
+    """The header as it stands in the file."""
     try:
         with _open(path) as file:
             start = file.read(540)
@@ -97,10 +98,10 @@ def _raw_header(path: Path) -> Any:
         raise _not_gzip(path) from None
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from None
-    for kind, size in ((nib.Nifti1Header, 348), (nib.Nifti2Header, 540)):
-        for order in ("<", ">"):
-            if start[:4] == np.array(size, dtype=f"{order}i4").tobytes() and len(start) >= size:
-                raw = kind(start[:size], endianness=order, check=False)
+    for version, size in SIZES.items():
+        for order, name in ORDERS:
+            if start[:4] == size.to_bytes(4, name) and len(start) >= size:
+                raw = RawHeader(start[:size], version, order)
                 if bytes(raw["magic"].item()).startswith(b"n+"):
                     return raw
                 raise ImageError.of(
@@ -150,7 +151,7 @@ def _unreadable(path: Path, error: Exception) -> ImageError:
     )
 
 
-def _layout(path: Path, raw: Any) -> tuple[Shape, int]:
+def _layout(path: Path, raw: RawHeader) -> tuple[Shape, int]:
     """Spatial shape `(Z, Y, X)` or `(Y, X)` and number of channels."""
     count = int(raw["dim"][0])
     dim = [int(n) for n in raw["dim"][1 : 1 + max(0, min(count, 7))]]
@@ -174,12 +175,9 @@ def _layout(path: Path, raw: Any) -> tuple[Shape, int]:
     )
 
 
-def _dtype(path: Path, raw: Any) -> np.dtype:
+def _dtype(path: Path, raw: RawHeader) -> np.dtype:
     """The type of the values as read, after scaling."""
-    try:
-        stored = raw.get_data_dtype()
-    except HeaderDataError:
-        stored = None
+    stored = raw.dtype
     if stored is None or (stored.fields is None and stored.kind not in "iuf"):
         raise ImageError.of(
             "holds values that are no real numbers",
@@ -195,10 +193,10 @@ def _dtype(path: Path, raw: Any) -> np.dtype:
     return np.dtype(np.float64) if stored.itemsize > 8 else np.dtype(stored.newbyteorder("="))
 
 
-def _scale(path: Path, raw: Any) -> tuple[float, float] | None:
+def _scale(path: Path, raw: RawHeader) -> tuple[float, float] | None:
     try:
-        slope, inter = raw.get_slope_inter()
-    except HeaderDataError:
+        scale = raw.scale
+    except ValueError:
         raise ImageError.of(
             "the intensity scaling in the header is impossible",
             where=str(path),
@@ -206,12 +204,10 @@ def _scale(path: Path, raw: Any) -> tuple[float, float] | None:
             expected="finite numbers",
             fix="Re-export the image.",
         ) from None
-    if slope is None or (slope == 1 and inter == 0):
-        return None
-    return float(slope), float(inter)
+    return None if scale == (1, 0) else scale
 
 
-def _scaled(path: Path, raw: Any, array: Array, scratch: Scratch) -> Array:
+def _scaled(path: Path, raw: RawHeader, array: Array, scratch: Scratch) -> Array:
     scale = None if int(raw["datatype"]) in COLOURS else _scale(path, raw)
     if scale is None:
         return array
@@ -225,8 +221,9 @@ def _scaled(path: Path, raw: Any, array: Array, scratch: Scratch) -> Array:
     return scaled
 
 
-def _voxels(path: Path, raw: Any, scratch: Scratch) -> Array:
-    stored = raw.get_data_dtype()
+def _voxels(path: Path, raw: RawHeader, scratch: Scratch) -> Array:
+    stored = raw.dtype
+    assert stored is not None  # `_dtype` has checked it
     count = int(np.prod([int(n) for n in raw["dim"][1 : 1 + int(raw["dim"][0])]], dtype=np.int64))
     _check_size(path, count * stored.itemsize)
     buffer = scratch.zeros((count * stored.itemsize,), np.uint8)
@@ -234,7 +231,7 @@ def _voxels(path: Path, raw: Any, scratch: Scratch) -> Array:
     got = 0
     try:
         with _open(path) as file:
-            file.seek(max(int(np.nan_to_num(raw["vox_offset"])), len(raw.binaryblock)))
+            file.seek(max(int(np.nan_to_num(raw["vox_offset"])), len(raw.block)))
             while got < len(view):
                 step = file.readinto(view[got : got + PIECE])  # type: ignore[attr-defined]
                 if not step:
@@ -261,32 +258,32 @@ def _check_size(path: Path, needed: int) -> None:
         raise _unreadable(path, EOFError(f"{size} bytes, where the header promises {needed} bytes of voxels"))
 
 
-def _affine(path: Path, raw: Any, d: int) -> tuple[Array, tuple[str, ...]]:
+def _affine(path: Path, raw: RawHeader, d: int) -> tuple[Array, tuple[str, ...]]:
     """Index in array order to LPS millimetres, and warnings. The sform counts where its code is positive, then the qform."""
     spacing = tuple(float(v) for v in raw["pixdim"][1 : 1 + d])
     if not all(np.isfinite(v) and v > 0 for v in spacing):
         raise zero_spacing(path, spacing)
-    copy = raw.copy()
-    if copy["pixdim"][0] not in (1, -1):
-        copy["pixdim"][0] = 1  # the standard: 0 means 1
+    pixdim = raw["pixdim"].copy()
+    if pixdim[0] not in (1, -1):
+        pixdim[0] = 1  # the standard: 0 means 1
     if d == 2:
-        copy["pixdim"][3] = 1  # unused, and often 0
+        pixdim[3] = 1  # unused, and often 0
     warnings: list[str] = []
-    has_s, has_q = int(copy["sform_code"]) > 0, int(copy["qform_code"]) > 0
+    has_s, has_q = int(raw["sform_code"]) > 0, int(raw["qform_code"]) > 0
     try:
-        qform = copy.get_qform() if has_q else None
-    except (HeaderDataError, ValueError) as error:
+        qform = raw.qform(pixdim) if has_q else None
+    except ValueError as error:
         if not has_s:
             raise ImageError.of(
                 "the orientation (qform) in the header is impossible",
                 where=str(path),
-                found=f"quaternion {numbers([copy['quatern_b'], copy['quatern_c'], copy['quatern_d']])}",
+                found=f"quaternion {numbers(raw['quatern'])}",
                 expected="a unit quaternion",
                 fix="Re-export the image, or repair its header.",
             ) from None
         warnings.append(f"the qform is impossible ({error}); the sform counts")
         qform = None
-    ras = copy.get_sform() if has_s else qform if qform is not None else copy.get_base_affine()
+    ras = raw.sform() if has_s else qform if qform is not None else raw.plain(pixdim)
     if has_s and qform is not None and np.isfinite(ras).all():
         shape = _layout(path, raw)[0]
         far = float(np.linalg.norm((qform - ras) @ np.array([*reversed(shape), *([0] * (3 - d)), 1.0])))
@@ -308,30 +305,32 @@ def _affine(path: Path, raw: Any, d: int) -> tuple[Array, tuple[str, ...]]:
     return flat, tuple(warnings)
 
 
-def _set_voxels(raw: Any, array: Array) -> None:
+def _set_voxels(raw: RawHeader, array: Array) -> None:
     """Make a header describe `(K, *shape)`; geometry fields stay untouched."""
     spatial = list(reversed(array.shape[1:]))
     padding = [1, 1] if len(spatial) == 2 else []
     dim = [*spatial, *padding, array.shape[0]] if array.shape[0] > 1 else spatial
     raw["dim"] = [len(dim), *dim, *([1] * (7 - len(dim)))]
-    raw.set_data_dtype(array.dtype.newbyteorder("="))
+    raw.dtype = array.dtype
     raw["scl_slope"], raw["scl_inter"] = 1, 0
     raw["cal_min"] = raw["cal_max"] = 0
     raw["intent_code"] = 1007 if len(dim) == 5 else 0
-    raw["vox_offset"] = len(raw.binaryblock) + 4
+    raw["vox_offset"] = len(raw.block) + 4
 
 
-def _new_header(grid: Grid) -> Any:
-    raw = nib.Nifti1Header()
-    raw.set_data_shape(tuple(reversed(grid.shape)))
+def _new_header(grid: Grid) -> RawHeader:
+    from nibabel import Nifti1Header
+
+    made = Nifti1Header(endianness="<")
+    made.set_data_shape(tuple(reversed(grid.shape)))
     d = grid.ndim
     affine = np.eye(4)
     if d == 3:
         affine[:] = RAS_TO_LPS @ grid.affine[:, [2, 1, 0, 3]]
     else:
         affine[np.ix_([0, 1, 3], [0, 1, 3])] = np.diag([-1.0, -1.0, 1.0]) @ grid.affine[:, [1, 0, 2]]
-    raw.set_sform(affine, code=1)
-    raw.set_qform(affine, code=1, strip_shears=True)
-    raw.set_zooms(tuple(reversed(grid.spacing)))
-    raw.set_xyzt_units("mm")
-    return raw
+    made.set_sform(affine, code=1)
+    made.set_qform(affine, code=1, strip_shears=True)
+    made.set_zooms(tuple(reversed(grid.spacing)))
+    made.set_xyzt_units("mm")
+    return RawHeader(made.binaryblock, 1, "<")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from medseg.metrics.overlap import Mask
 
@@ -30,6 +29,8 @@ def lesion_f1(prediction: Mask, truth: Mask) -> float:
 
 def _covered(mask: Mask, by: Mask) -> tuple[int, int]:
     """How many components of `mask` are covered, of how many."""
+    from scipy import ndimage
+
     components, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     if count == 0:
         return 0, 0

@@ -16,7 +16,6 @@ from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from medseg.metrics.overlap import Mask
 
@@ -41,6 +40,8 @@ class Surfaces:
     @classmethod
     def between(cls, prediction: Mask, truth: Mask, spacing: tuple[float, ...]) -> Surfaces:
         """Measure two masks of one shape, neither of them empty; `spacing` in mm. The border of the array is surface, too."""
+        from scipy.spatial import cKDTree
+
         points_a, areas_a = _elements(prediction, spacing)
         points_b, areas_b = _elements(truth, spacing)
         # Trees over surface points: time and memory grow with the surface, a distance transform's with the volume.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 from medseg import registry
 from medseg.device import Machine
 from medseg.geometry import Shape
 from medseg.record import Section
 
-Outputs = dict[str, list[Tensor]]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Outputs: TypeAlias = "dict[str, list[Tensor]]"
 """Head name -> maps `(N, C, *spatial)` from full resolution to coarse. More than one only in training mode (deep supervision)."""
 
 

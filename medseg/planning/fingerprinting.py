@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.case import Case
 from medseg.dataset import CaseFiles, Dataset, Labels
 from medseg.device import memory_per_array
 from medseg.domains.base import find_domain
@@ -84,6 +85,11 @@ class Gathered:
 
 def measure_case(files: CaseFiles, domain: str, labels: Labels, cache: Path | None, scratch: Scratch = IN_MEMORY) -> CaseStats:
     """One case's measurements, from the cache where these files were measured before; a large image lies in `scratch`."""
+    return measure(files, lambda: read_case(files, scratch=scratch), domain=domain, labels=labels, cache=cache)
+
+
+def measure(files: CaseFiles, case: Callable[[], Case], *, domain: str, labels: Labels, cache: Path | None) -> CaseStats:
+    """As `measure_case`, of what `case` gives."""
     digest = Digests.of_cache(cache).case(files)
     key = hashlib.blake2b(f"{FORMAT} {domain} {digest} {labels.to_json()}".encode(), digest_size=16).hexdigest()
     entry = None if cache is None else cache / f"{key}.json"
@@ -92,7 +98,7 @@ def measure_case(files: CaseFiles, domain: str, labels: Labels, cache: Path | No
             return CaseStats.load(entry).model_copy(update={"id": files.id})
         except PlanError:  # written by another version: measured again and overwritten below
             entry.unlink()
-    stats = find_domain(domain).measure(read_case(files, scratch=scratch), labels, digest)
+    stats = find_domain(domain).measure(case(), labels, digest)
     if entry is not None:
         stats.model_copy(update={"id": ""}).save(entry)  # a cache that is shared or kept names nobody
     return stats

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from medseg.case import Case
 from medseg.dataset import CaseFiles, Dataset, Labels
 from medseg.errors import ImageError, Problem
+from medseg.fingerprint import CaseStats
 from medseg.geometry import Array, Shape
 from medseg.io.digests import Digests
 from medseg.io.format import numbers
 from medseg.io.grids import Moved, channels_by_file, grid_problems, nearest, place
-from medseg.io.images import Header, Image, is_present, read_header, read_image, read_label
+from medseg.io.images import Header, Image, is_present, read_case, read_header, read_image, read_label
 from medseg.io.layouts.files import missing_label
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
 SHOWN = 8  # label values named in an error
 UNREMEMBERED = Digests()
+
+Measure = Callable[[CaseFiles, Callable[[], Case]], CaseStats]
+"""Measurements of a case, from its files and from a function that gives the case where it has to be looked at."""
 
 
 @dataclass
@@ -35,6 +41,7 @@ class CaseReport:
         features: per channel: mean, standard deviation, smallest and largest value, as `asinh`.
         resample: the label lies on another grid and is to be resampled.
         moved: channels that lie on another grid than the first.
+        stats: measurements, where they were asked for and nothing is wrong with the case.
     """
 
     id: str
@@ -50,12 +57,21 @@ class CaseReport:
     features: tuple[tuple[float, ...], ...] = ()
     resample: bool = False
     moved: list[Moved] = field(default_factory=list)
+    stats: CaseStats | None = None
 
 
 def inspect_case(
-    files: CaseFiles, dataset: Dataset, resample_labels: bool = False, scratch: Scratch = IN_MEMORY, digests: Digests = UNREMEMBERED
+    files: CaseFiles,
+    dataset: Dataset,
+    resample_labels: bool = False,
+    scratch: Scratch = IN_MEMORY,
+    digests: Digests = UNREMEMBERED,
+    measure: Measure | None = None,
 ) -> CaseReport:
-    """Check one case; problems and warnings are in the report. Runs in a worker process; large images lie in `scratch`."""
+    """Check one case, and measure it where it has a label and no problems; runs in a worker process, large images lie in `scratch`.
+
+    Problems and warnings are in the report. No file's voxels are read twice.
+    """
     report = CaseReport(files.id, files.images[0], files.label)
     headers = [_header(path, report) for path in files.images]
     label = _label_header(files, report)
@@ -77,12 +93,33 @@ def inspect_case(
             report.problems += away
     report.content = digests.case(files.model_copy(update={"label": None}))
     features: list[tuple[float, ...]] = []
+    read: dict[Path, Image] = {}
     for path in files.images:
-        features += _check_voxels(path, dataset, report, len(features), scratch)
+        image = _read(path, report, lambda path: read_image(path, scratch))
+        if image is None:
+            continue
+        features += _check_voxels(path, image, dataset, report, len(features))
+        if measure is not None:
+            read[path] = image
+        del image  # or it would be there still while the next one is read
     report.features = tuple(features)
-    if label is not None and files.label is not None:
-        _check_label(files.label, dataset.labels, known[0], report)
+    if label is None or files.label is None:
+        return report
+    found = _read(files.label, report, read_label)
+    if found is not None:
+        _check_label(files.label, found, dataset.labels, known[0], report)
+    if measure is not None and found is not None and not report.problems:
+        moved = files.model_copy(update={"resample_label": True}) if report.resample else files
+        report.stats = measure(moved, lambda: read_case(moved, True, scratch, lambda path, _: read[path], lambda _: found))
     return report
+
+
+def _read(path: Path, report: CaseReport, read: Callable[[Path], Image]) -> Image | None:
+    try:
+        return read(path)
+    except ImageError as error:
+        report.problems += [_named(report.id, p) for p in error.problems]
+        return None
 
 
 def _header(path: Path, report: CaseReport, label: bool = False) -> Header | None:
@@ -152,13 +189,8 @@ def _check_shape(files: CaseFiles, header: Header, report: CaseReport) -> None:
         report.problems.append(Problem("is an image of one row", where, found, "several rows and columns", "Leave the case out."))
 
 
-def _check_voxels(path: Path, dataset: Dataset, report: CaseReport, first: int, scratch: Scratch) -> list[tuple[float, ...]]:
+def _check_voxels(path: Path, image: Image, dataset: Dataset, report: CaseReport, first: int) -> list[tuple[float, ...]]:
     where = f"case '{report.id}', {path}"
-    try:
-        image = read_image(path, scratch)
-    except ImageError as error:
-        report.problems += [_named(report.id, p) for p in error.problems]
-        return []
     features = []
     for i, channel in enumerate(image.array, first):
         name = f"channel '{dataset.channels[i].name}'" if i < len(dataset.channels) else f"channel {i}"
@@ -218,12 +250,7 @@ def _survey(channel: Array) -> _Survey:
     return _Survey(bad, place, low, high, mean, float(np.sqrt(max(squares / channel.size - mean**2, 0.0))))
 
 
-def _check_label(path: Path, labels: Labels, image: Header, report: CaseReport) -> None:
-    try:
-        label = read_label(path)
-    except ImageError as error:
-        report.problems += [_named(report.id, p) for p in error.problems]
-        return
+def _check_label(path: Path, label: Image, labels: Labels, image: Header, report: CaseReport) -> None:
     if report.resample:
         label = Image(nearest(label, image.grid), image.grid, image.native)
     present: Counter[int] = Counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,18 +12,20 @@ import numpy as np
 from medseg.dataset import CaseFiles, Dataset, Modality, shown
 from medseg.device import memory_per_array
 from medseg.errors import DatasetError, Problem
+from medseg.fingerprint import Fingerprint
 from medseg.io.digests import Digests
 from medseg.io.grids import moved_channels
 from medseg.io.layouts.splits import odd_splits
 from medseg.parallel import default_workers, map_cases
-from medseg.planning.inspection import SHOWN, CaseReport, inspect_case
+from medseg.planning.fingerprinting import Gathered, measure
+from medseg.planning.inspection import SHOWN, CaseReport, Measure, inspect_case
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.scratch import Scratch
 
 FORBIDDEN = set('/\\:*?"<>|')
 SILENT = Silent()
-ARRAYS = 2  # large arrays that exist at once while a case is inspected: the image and its copy in float64
+ARRAYS = 2  # large arrays that exist at once while a case is inspected or measured: the image, and a copy of it or of its foreground
 FEW = 5  # patients below which cross-validation says little
 LARGEST_VALUE = int(np.iinfo(np.int16).max)  # of a label: windows are int16 (`Domain.sample`)
 UNITS = 8.0  # spacing so many times the median is most likely in another unit
@@ -61,6 +63,40 @@ def verify(
     Raises:
         DatasetError: with all problems of all cases.
     """
+    return _verified(dataset, workers, progress, resample_labels, cache, None, Gathered(), None)
+
+
+def verify_and_measure(
+    dataset: Dataset,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+    resample_labels: bool = False,
+    cache: Path | None = None,
+    check: Callable[[], None] | None = None,
+) -> tuple[Verified, Fingerprint]:
+    """As `verify`, and the fingerprint (`make_fingerprint`), with every file read once; measurements are remembered in `cache`.
+
+    `check` is called after each case, and what it raises ends the work.
+
+    Raises:
+        DatasetError: with all problems of all cases.
+    """
+    gathered = Gathered()
+    measured = partial(measure, domain=dataset.domain, labels=dataset.labels, cache=cache)
+    verified = _verified(dataset, workers, progress, resample_labels, cache, measured, gathered, check)
+    return verified, gathered.fingerprint(verified.dataset)
+
+
+def _verified(
+    dataset: Dataset,
+    workers: int | None,
+    progress: Progress,
+    resample_labels: bool,
+    cache: Path | None,
+    measured: Measure | None,
+    gathered: Gathered,
+    check: Callable[[], None] | None,
+) -> Verified:
     problems = [*_ids(dataset), *_values(dataset)]
     warnings: list[Problem] = []
     reports: list[CaseReport] = []
@@ -71,8 +107,11 @@ def verify(
         resample_labels=resample_labels,
         scratch=Scratch(memory_per_array(workers or default_workers(), ARRAYS)),
         digests=Digests.of_cache(cache),
+        measure=measured,
     )
     for outcome in progress.track(map_cases(work, files, workers), len(files), "verify"):
+        if check is not None:
+            check()
         if outcome.failure is not None:
             problems += outcome.failure.problems
             continue
@@ -80,6 +119,9 @@ def verify(
         problems += outcome.result.problems
         warnings += outcome.result.warnings
         reports.append(outcome.result)
+        if outcome.result.stats is not None:
+            gathered.add(outcome.result.stats)
+            outcome.result.stats = None  # gathered, it takes a fifth of the memory
     problems += _dimensions(dataset, reports)
     problems += _channel_order(dataset, reports)
     labelled = reports[: len(dataset.cases)]

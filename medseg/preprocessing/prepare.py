@@ -20,6 +20,7 @@ from medseg.io.store import Store
 from medseg.parallel import default_workers, map_cases
 from medseg.plans import Plan
 from medseg.progress import Progress, Silent
+from medseg.record import Section
 from medseg.scratch import Scratch
 
 FORMAT = 2  # of prepared cases; raise it when the same plan prepares them otherwise
@@ -65,7 +66,9 @@ def prepare(
     progress = progress or Silent()
     _check_fit(dataset, plan)
     store = Store(folder)
-    work = partial(_prepare_case, plan=plan, folder=folder, scratch=_scratch(workers), digests=Digests.of_cache(cache))
+    # Without sections of which only the kind matters here: their classes would import torch in every process.
+    asked = plan.model_copy(update={part: Section(kind=getattr(plan, part).kind) for part in ("network", "target")})
+    work = partial(_prepare_case, plan=asked, folder=folder, scratch=_scratch(workers), digests=Digests.of_cache(cache))
     begun = set(store.ids())
     fresh = [case for case in dataset.cases if case.id not in begun]
     problems: list[Problem] = []
@@ -73,7 +76,7 @@ def prepare(
     known: set[str] = set()
     for trial in trials:  # as many as fail, until one tells how much room a case takes
         known.add(trial.id)
-        outcome = next(map_cases(work, [trial], workers=1))
+        (outcome,) = map_cases(work, [trial], workers)
         if outcome.result is not None:
             _check_disk(folder, outcome.result.size, trial, [case for case in fresh if case.id not in known])
             break

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Generator
 
 from medseg.case import Batch, Case, PreparedCase, Window
 from medseg.dataset import Labels
 from medseg.device import Machine
 from medseg.domains.base import Domain, Draft, Run
-from medseg.domains.grid.augment import augment_batch
 from medseg.domains.grid.drafts import draft_like, make_drafts
 from medseg.domains.grid.maps import MeanMap, ResampledMap
 from medseg.domains.grid.measure import measure_case
 from medseg.domains.grid.prepare import prepare_case, restore_array
 from medseg.domains.grid.sampling import sample_window, source_window, window_locations
 from medseg.domains.grid.settings import Blending, GridSettings, Interpolation
-from medseg.domains.grid.stitch import layout, stitch_as_nnunet, stitch_case
 from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Resample, Shape, Step
 from medseg.models.base import Head
 from medseg.plans import Plan, SpaceSection
 from medseg.prediction import DenseMap
 from medseg.scratch import IN_MEMORY, Scratch
+
+if TYPE_CHECKING:  # what needs torch is imported by the methods that do
+    from torch import Generator
 
 
 class GridDomain(Domain):
@@ -92,6 +92,8 @@ class GridDomain(Domain):
 
     def augment(self, batch: Batch, generator: Generator) -> Batch:
         """See `Domain.augment`."""
+        from medseg.domains.grid.augment import augment_batch
+
         labels = self.plan.data.labels
         values = (0, *labels.values, *([] if labels.ignore is None else [labels.ignore]))
         return augment_batch(
@@ -100,10 +102,14 @@ class GridDomain(Domain):
 
     def windows(self, shape: Shape) -> int:
         """See `Domain.windows`."""
+        from medseg.domains.grid.stitch import layout
+
         return math.prod(len(starts) for starts in layout(shape, self.plan.window, self.plan.inference.overlap)[1])
 
     def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, DenseMap]:
         """See `Domain.stitch`."""
+        from medseg.domains.grid.stitch import stitch_as_nnunet, stitch_case
+
         stitched = stitch_as_nnunet if self.settings.blending is Blending.nnunet else stitch_case
         return stitched(case, run, heads, self.plan.window, self.plan.inference.overlap, batch_size, memory)
 
