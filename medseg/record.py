@@ -55,6 +55,11 @@ class Record(BaseModel):
         """Write as JSON, atomically."""
         write_text(path, self.to_json())
 
+    def remember(self, path: Path) -> None:
+        """Write what can be computed again: atomically, too, but a power failure may lose it, and it is not made for people."""
+        text = self.model_dump_json()
+        write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"), durable=False)
+
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read from JSON.
@@ -168,8 +173,9 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, then rename: readers see the old file or the whole new one, also after a power failure.
+def write_atomic(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:
+    """Call `write` with a temporary path beside `path`, then rename: readers see the old file or the whole new one, also after a power failure
+    (where `durable`).
 
     The temporary name keeps the suffixes of `path`, because image writers choose their format by suffix.
 
@@ -180,7 +186,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        if temporary.is_file():
+        if durable and temporary.is_file():
             with temporary.open("rb+") as file:  # Windows syncs only what is open for writing
                 os.fsync(file.fileno())  # a power failure may keep the new name yet lose what was not on the disk
         os.replace(temporary, path)

@@ -81,7 +81,7 @@ class Digests:
             return known.digest
         digest = file_digest(path)
         if time.time_ns() - max(seen.st_mtime_ns, seen.st_ctime_ns) > FRESH:
-            KnownFile(size=seen.st_size, modified=seen.st_mtime_ns, changed=seen.st_ctime_ns, digest=digest).save(entry)
+            KnownFile(size=seen.st_size, modified=seen.st_mtime_ns, changed=seen.st_ctime_ns, digest=digest).remember(entry)
         return digest
 
     def _series(self, path: Path) -> str:

@@ -34,7 +34,8 @@ class Nifti(Format):
 
     def header(self, path: Path, label: bool = False) -> Header:
         """See `Format.header`."""
-        return self._header(path, _raw_header(path))
+        with _open(path) as file:
+            return self._header(path, _raw_header(path, file))
 
     def _header(self, path: Path, raw: RawHeader) -> Header:
         shape, channels = _layout(path, raw)
@@ -47,9 +48,10 @@ class Nifti(Format):
 
     def read(self, path: Path, label: bool = False, scratch: Scratch = IN_MEMORY) -> Image:
         """See `Format.read`."""
-        raw = _raw_header(path)
-        header = self._header(path, raw)
-        values = _voxels(path, raw, scratch)
+        with _open(path) as file:
+            raw = _raw_header(path, file)
+            header = self._header(path, raw)
+            values = _voxels(path, raw, file, scratch)
         d = len(header.shape)
         if int(raw["datatype"]) in COLOURS:
             stored = values.reshape(*header.shape, COLOURS[int(raw["datatype"])])
@@ -61,19 +63,23 @@ class Nifti(Format):
 
     def write(self, path: Path, array: Array, grid: Grid, like: Path | None, interval: float = 0.0) -> None:
         """See `Format.write`; where the channels are time points, `interval` is the seconds between them."""
-        raw = _raw_header(like) if like is not None else _new_header(grid)
+        if like is None:
+            raw = _new_header(grid)
+        else:
+            with _open(like) as file:
+                raw = _raw_header(like, file)
         _set_voxels(raw, array)
         if interval > 0:
             raw["pixdim"][4] = interval
-            raw.set_xyzt_units("mm", "sec")
+            raw["xyzt_units"] = 2 + 8  # millimetres and seconds
         body = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder(raw.endianness))
-        with path.open("wb") as file:
+        with path.open("wb") as written:
             if path.name.lower().endswith(".gz"):
                 # No time and no name in the stream: same prediction, same bytes.
-                with gzip.GzipFile("", "wb", 4, file, mtime=0) as stream:
+                with gzip.GzipFile("", "wb", 4, written, mtime=0) as stream:
                     _dump(cast("IO[bytes]", stream), raw, body)
             else:
-                _dump(file, raw, body)
+                _dump(written, raw, body)
 
 
 def _dump(file: IO[bytes], raw: RawHeader, body: Array) -> None:
@@ -86,14 +92,16 @@ def _dump(file: IO[bytes], raw: RawHeader, body: Array) -> None:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else path.open("rb")
-
-
-def _raw_header(path: Path) -> RawHeader:
-    """The header as it stands in the file."""
     try:
-        with _open(path) as file:
-            start = file.read(540)
+        return cast("IO[bytes]", gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _raw_header(path: Path, file: IO[bytes]) -> RawHeader:
+    """The header as it stands in the file, which is read from its beginning."""
+    try:
+        start = file.read(540)
     except gzip.BadGzipFile:
         raise _not_gzip(path) from None
     except (OSError, EOFError, zlib.error) as error:
@@ -221,7 +229,7 @@ def _scaled(path: Path, raw: RawHeader, array: Array, scratch: Scratch) -> Array
     return scaled
 
 
-def _voxels(path: Path, raw: RawHeader, scratch: Scratch) -> Array:
+def _voxels(path: Path, raw: RawHeader, file: IO[bytes], scratch: Scratch) -> Array:
     stored = raw.dtype
     assert stored is not None  # `_dtype` has checked it
     count = int(np.prod([int(n) for n in raw["dim"][1 : 1 + int(raw["dim"][0])]], dtype=np.int64))
@@ -230,17 +238,16 @@ def _voxels(path: Path, raw: RawHeader, scratch: Scratch) -> Array:
     view = buffer.data
     got = 0
     try:
-        with _open(path) as file:
-            file.seek(max(int(np.nan_to_num(raw["vox_offset"])), len(raw.block)))
-            while got < len(view):
-                step = file.readinto(view[got : got + PIECE])  # type: ignore[attr-defined]
-                if not step:
-                    raise EOFError(f"{got} of {len(view)} bytes of voxels")
-                got += step
-                release(buffer)
-            if path.name.lower().endswith(".gz"):
-                while file.read(2**20):  # to the end of the stream, where gzip checks its sum
-                    pass
+        file.seek(max(int(np.nan_to_num(raw["vox_offset"])), len(raw.block)))
+        while got < len(view):
+            step = file.readinto(view[got : got + PIECE])  # type: ignore[attr-defined]
+            if not step:
+                raise EOFError(f"{got} of {len(view)} bytes of voxels")
+            got += step
+            release(buffer)
+        if path.name.lower().endswith(".gz"):
+            while file.read(2**20):  # to the end of the stream, where gzip checks its sum
+                pass
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from None
     if stored.fields is not None:

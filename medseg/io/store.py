@@ -79,7 +79,6 @@ class Store:
         temporary = self.folder / f".{os.getpid()}.partial.{target.name}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _sweep(self.folder, target.name)
             temporary.mkdir()
             np.save(temporary / "image.npy", np.ascontiguousarray(case.image, dtype=np.float16 if peak < HALF else np.float32))
             for name, values in (("label", case.label), ("prior", case.prior)):
@@ -102,6 +101,15 @@ class Store:
             ) from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left of cases they were writing; living ones keep their own."""
+        if not self.folder.is_dir():
+            return
+        for left in self.folder.glob(".*.partial.*"):
+            pid = left.name.removeprefix(".").partition(".partial.")[0]
+            if pid.isdigit() and (int(pid) == os.getpid() or not _lives(int(pid))):
+                shutil.rmtree(left, ignore_errors=True)
 
     def has(self, case_id: str, digest: str) -> bool:
         """Whether the case is there, whole, and made from what `digest` says."""
@@ -183,11 +191,7 @@ def _map(path: Path) -> Array:
     return np.asarray(array) if array.size == 0 else array
 
 
-def _sweep(folder: Path, name: str) -> None:
-    """Remove what a killed process left of this case; a living one keeps its own."""
+def _lives(pid: int) -> bool:
     import psutil
 
-    for left in folder.iterdir():
-        pid, _, rest = left.name.removeprefix(".").partition(".partial.")
-        if left.name.startswith(".") and rest == name and pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
-            shutil.rmtree(left, ignore_errors=True)
+    return bool(psutil.pid_exists(pid))

@@ -100,7 +100,7 @@ def measure(files: CaseFiles, case: Callable[[], Case], *, domain: str, labels: 
             entry.unlink()
     stats = find_domain(domain).measure(case(), labels, digest)
     if entry is not None:
-        stats.model_copy(update={"id": ""}).save(entry)  # a cache that is shared or kept names nobody
+        stats.model_copy(update={"id": ""}).remember(entry)  # a cache that is shared or kept names nobody
     return stats
 
 

@@ -66,6 +66,7 @@ def prepare(
     progress = progress or Silent()
     _check_fit(dataset, plan)
     store = Store(folder)
+    store.sweep()
     # Without sections of which only the kind matters here: their classes would import torch in every process.
     asked = plan.model_copy(update={part: Section(kind=getattr(plan, part).kind) for part in ("network", "target")})
     work = partial(_prepare_case, plan=asked, folder=folder, scratch=_scratch(workers), digests=Digests.of_cache(cache))

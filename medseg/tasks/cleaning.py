@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy import ndimage
 
 from medseg.dataset import Labels
 from medseg.imaging.crop import bounding_box
@@ -56,7 +55,7 @@ def clean(labels: NDArray[Any], rules: Sequence[Cleaning], classes: Labels, spac
             part[mask & ~kept[components]] = 0
             mask = np.isin(part, values)
         if rule.fill:
-            part[ndimage.binary_fill_holes(mask) & (part == 0)] = values[0]
+            part[_filled(mask) & (part == 0)] = values[0]
     return labels
 
 
@@ -152,14 +151,22 @@ def _try(case: HeldOut, classes: Labels, trials: _Trials) -> None:
             trials.tried.setdefault((name, limit), []).append(scores)
         if classes.exclusive and name:
             (k,) = members
-            filled = ndimage.binary_fill_holes(mask) & (predicted[k] | (prediction == 0))
+            filled = _filled(mask) & (predicted[k] | (prediction == 0))
             scores = list(plain)
             scores[k] = _dice(int((filled & true[k]).sum()), int(filled.sum()), totals[k])
             trials.tried.setdefault((name, None), []).append(scores)
 
 
+def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    from scipy import ndimage
+
+    return np.asarray(ndimage.binary_fill_holes(mask))
+
+
 def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
     """Component number of every voxel (0 outside), and the voxels of each number, 0 for the outside."""
+    from scipy import ndimage
+
     components, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     sizes[0] = 0

@@ -83,6 +83,7 @@ def test_what_a_killed_process_left_is_no_case_and_is_swept(tmp_path):
     alive.mkdir()
     assert store.ids() == ()
     store.write(case(), NATIVE, (), "d")
+    store.sweep()
     assert not left.exists()
     assert alive.exists()
     assert store.ids() == ("a",)
