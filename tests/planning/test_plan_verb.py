@@ -13,6 +13,7 @@ from medseg import workflow
 from medseg.commands import app, console
 from medseg.errors import PlanError, UsageError
 from medseg.plans import Plan
+from medseg.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +64,33 @@ def test_wrong_edits_write_no_plan(data: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["plan", str(data), "-o", str(tmp_path / "out"), "--edit", "training.seed"])
     assert isinstance(run.exception, UsageError)
     assert str(run.exception).startswith("--edit: not an edit; found 'training.seed', expected FIELD=VALUE")
+
+
+def test_plans_with_prepared_cases(data: Path, tmp_path: Path) -> None:
+    """One command prepares what `preprocess` would prepare for each plan, and another one finds it done."""
+    run = CliRunner().invoke(app, ["plan", str(data), "-o", str(tmp_path / "a"), "--device", "cpu", "--memory", "4", "--preprocess"])
+    assert run.exit_code == 0, run.output
+    plans = workflow.plan(data, tmp_path / "b", memory=4, device="cpu", workers=1)
+    for one in plans:
+        assert (tmp_path / "a" / f"{one.name}.json").read_bytes() == (tmp_path / "b" / f"{one.name}.json").read_bytes()
+        ours, theirs = Workspace(tmp_path / "a").prepared(one), workflow.preprocess(tmp_path / "b" / f"{one.name}.json", workers=1).folder
+        files = sorted(p.relative_to(theirs) for p in theirs.rglob("*") if p.is_file())
+        assert files
+        assert files == sorted(p.relative_to(ours) for p in ours.rglob("*") if p.is_file())
+        for file in files:
+            assert (ours / file).read_bytes() == (theirs / file).read_bytes()
+
+
+def test_a_wrong_name_ends_planning_and_leaves_no_plan(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="nonesuch"):
+        workflow.plan(data, tmp_path / "out", network="nonesuch", memory=4, device="cpu", workers=2)
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_no_images_no_prepared_cases(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there are no images to prepare"):
+        CliRunner().invoke(
+            app,
+            ["plan", "--nnunet-fingerprint", str(tmp_path), "--preset", "nnunet", "-o", str(tmp_path), "--preprocess"],
+            catch_exceptions=False,
+        )

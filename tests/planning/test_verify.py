@@ -13,7 +13,9 @@ from medseg.dataset import LabelClass, Labels
 from medseg.errors import DatasetError
 from medseg.io.images import read_case
 from medseg.io.layouts import LayoutOptions, open_dataset
-from medseg.planning.verify import verify
+from medseg.planning import inspection
+from medseg.planning.fingerprinting import make_fingerprint
+from medseg.planning.verify import verify, verify_and_measure
 
 SHAPE = (6, 7, 8)
 
@@ -401,3 +403,45 @@ def test_what_an_ignore_value_leaves_unannotated(root):
         image(label_of(root, i), np.full(SHAPE, 9, np.uint8))
     with pytest.raises(DatasetError, match="nothing is annotated; found the ignore value 9 everywhere, expected values 0, 1, 2"):
         verify(ignoring, workers=1)
+
+
+def test_measured_on_the_way_and_nothing_read_twice(root, tmp_path_factory, monkeypatch):
+    dataset = open_dataset(root, LayoutOptions())
+    apart = make_fingerprint(verify(dataset, workers=1).dataset, dataset.domain, None, workers=1)
+    seen = []
+    for name in ("read_image", "read_label"):
+        read = getattr(inspection, name)
+        monkeypatch.setattr(inspection, name, lambda path, *more, read=read: seen.append(path) or read(path, *more))
+    cache = tmp_path_factory.mktemp("cache")
+    verified, together = verify_and_measure(dataset, 1, cache=cache)
+    assert together.to_json() == apart.to_json()
+    assert verified == verify(dataset, workers=1)
+    files = [file for case in dataset.cases for file in (*case.images, case.label)]
+    assert seen[: len(files)] == files
+    assert verify_and_measure(dataset, 2, cache=cache)[1].to_json() == apart.to_json()
+
+
+def test_measured_with_labels_and_channels_on_other_grids(root):
+    rng = np.random.default_rng(5)
+    for i in range(6):
+        image(root / f"imagesTr/c{i}.nii.gz", rng.normal(100, 10, (*SHAPE, 2)).astype(np.float32))
+        image(root / f"labelsTr/c{i}.nii.gz", rng.integers(0, 3, (12, 7, 8)).astype(np.uint8), np.diag([0.5, 1, 1, 1]))
+    describe(root, 2)
+    dataset = open_dataset(root, LayoutOptions())
+    verified, together = verify_and_measure(dataset, 1, resample_labels=True)
+    assert all(case.resample_label for case in verified.dataset.cases)
+    assert together.to_json() == make_fingerprint(verified.dataset, dataset.domain, None, workers=1).to_json()
+
+
+def test_a_bad_case_is_not_measured_and_ends_both(root):
+    (root / "labelsTr/c3.nii.gz").write_bytes(b"nonsense")
+    with pytest.raises(DatasetError, match="c3"):
+        verify_and_measure(open_dataset(root, LayoutOptions()), 1)
+
+
+def test_what_a_check_between_cases_raises_ends_the_work(root):
+    def check():
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        verify_and_measure(open_dataset(root, LayoutOptions()), 1, check=check)
