@@ -209,7 +209,7 @@ def check_memory(chosen: Plan) -> float:
         GiB at the peak of one training step, as predicted for the plan as it is.
 
     Raises:
-        PlanError: measured on the real network under fake tensors.
+        PlanError: measured on the real network without values.
     """
     from medseg.planning.memory import training_memory
 

@@ -17,7 +17,7 @@ def number_blobs(classes: Tensor) -> Tensor:
     """Number of each voxel's connected component within its window and class.
 
     Runs on the CPU, wherever the tensor lies, which a GPU waits for: once per batch, at full resolution. An operator of its own, so that a training step can be
-    measured under fake tensors.
+    measured without values.
 
     Args:
         classes: `(N, *spatial)` integer class indices; 0 and below belong to no component.

@@ -60,7 +60,7 @@ def training_cost(plan: Plan) -> Cost:
     Batches beyond `MEASURED` windows are on the line through two smaller ones: the measurement takes as long as it has operators, as many as windows.
 
     Raises:
-        PlanError: the network decides by the values of tensors, which fake ones do not have.
+        PlanError: the network decides by the values of tensors, which are not there.
     """
     batch = plan.training.batch_size
     if batch <= MEASURED:

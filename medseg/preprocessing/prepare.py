@@ -25,6 +25,7 @@ from medseg.scratch import Scratch
 
 FORMAT = 2  # of prepared cases; raise it when the same plan prepares them otherwise
 SPARE = 2**28  # bytes left free on the disk: filling it to the last byte harms every other program
+COMPRESSED = 20  # times that a byte of one file may hold more than a byte of another
 ARRAYS = 4  # large arrays that exist at once while a case is prepared
 
 
@@ -157,8 +158,11 @@ def _check_disk(folder: Path, size: int, trial: CaseFiles, remaining: Sequence[C
     """
     if size == 0 or not remaining:
         return
-    need = int(size / _volume(trial) * sum(_volume(case) for case in remaining))
     free = shutil.disk_usage(folder).free
+    files = size / max(1, _bytes(trial)) * sum(_bytes(case) for case in remaining)
+    if files * COMPRESSED + SPARE <= free:
+        return  # by far enough: reading a header of every case would cost more than it tells
+    need = int(size / _volume(trial) * sum(_volume(case) for case in remaining))
     if need + SPARE > free:
         raise ResourceError.of(
             "the disk is too small for the prepared cases",
@@ -167,6 +171,14 @@ def _check_disk(folder: Path, size: int, trial: CaseFiles, remaining: Sequence[C
             expected=f"about {(need + SPARE) / 2**30:.2f} GiB for {len(remaining)} more cases",
             fix="Free disk space, or put the workspace on another disk (-o).",
         )
+
+
+def _bytes(case: CaseFiles) -> int:
+    """Of a case's images on disk; 0 where one cannot be found, which is reported when its turn comes."""
+    try:
+        return sum(image.stat().st_size for image in case.images)
+    except OSError:
+        return 0
 
 
 def _volume(case: CaseFiles) -> float:

@@ -71,7 +71,7 @@ class Objective(ABC):
         return len(self.plan.data.channels) + (len(self.plan.data.labels.values) if self.plan.previous else 0)
 
     def network(self) -> nn.Module:
-        """A new network; also built on the meta device and under fake tensors, for the memory estimate."""
+        """A new network; also built to be measured without values, for the memory estimate."""
         return find_network(self.plan.network.kind).build(self.plan.network, self.channels, self.heads)
 
     def inputs(self, batch: Batch) -> Tensor:
