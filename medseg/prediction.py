@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,14 @@ class DenseMap(Protocol):
 
     def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """`(rows, values)`: consecutive rows of the first spatial axis with `values` `(C, rows, ...)`, covering all rows once."""
+
+    def strongest(self) -> Iterator[tuple[slice, NDArray[np.integer[Any]]]]:
+        """`(rows, channels)`: which channel is the largest in each voxel `(rows, ...)`, the first of equal ones; covers all rows once.
+
+        A map that need not compute all its values to know this does not.
+        """
+        for rows, values in self.slabs():
+            yield rows, values.argmax(0)
 
 
 @dataclass(frozen=True)

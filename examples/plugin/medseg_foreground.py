@@ -55,7 +55,12 @@ class Foreground(Task):
         return {"any": (2 * targets["any"] - 1) * 12}
 
     def decode(
-        self, outputs: Mapping[str, DenseMap], case_id: str, probabilities: bool = False, scratch: Scratch = IN_MEMORY
+        self,
+        outputs: Mapping[str, DenseMap],
+        case_id: str,
+        probabilities: bool = False,
+        scratch: Scratch = IN_MEMORY,
+        uncertainty: bool = False,
     ) -> Prediction:
         logits = outputs["any"]
         labels = scratch.zeros(logits.shape[1:], np.uint8)
@@ -67,7 +72,12 @@ class Foreground(Task):
         return Prediction(case_id, labels, chances)
 
     def combine(
-        self, predictions: Sequence[Prediction], case_id: str, probabilities: bool = False, scratch: Scratch = IN_MEMORY
+        self,
+        predictions: Sequence[Prediction],
+        case_id: str,
+        probabilities: bool = False,
+        scratch: Scratch = IN_MEMORY,
+        uncertainty: bool = False,
     ) -> Prediction:
         chances = np.mean([np.asarray(one.probabilities, np.float64) for one in predictions], axis=0)
         labels = np.where(chances[0] > 0.5, self.plan.data.labels.written[0], 0).astype(np.uint8)

@@ -231,7 +231,7 @@ class Predictor:
                     entry = None if overwrite else ledger.finished(files.id, source)
                     if entry is None:
                         start = time.monotonic()
-                        prediction, grid = self._predict_read(files, probabilities, mirror, progress)
+                        prediction, grid = self._predict_read(files, probabilities, uncertainty, mirror, progress)
                         entry = self.write(prediction, files, grid, output, source, start, uncertainty)
                     else:
                         skipped += 1
@@ -280,19 +280,38 @@ class Predictor:
         warning = resampled([files], self.plan.data.channels)
         if warning is not None:
             LOG.warning("%s", warning)
-        return self._predict_read(files, probabilities, mirror)[0]
+        return self._predict_read(files, probabilities, False, mirror)[0]
 
-    def predict_case(self, case: Case, *, probabilities: bool = False, mirror: bool = True, progress: Progress | None = None) -> Prediction:
+    def predict_case(
+        self,
+        case: Case,
+        *,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        mirror: bool = True,
+        progress: Progress | None = None,
+    ) -> Prediction:
         """Predict a case on its native grid; the result lies on the same grid. The label of the case, if any, is not looked at.
 
         `progress` is told about windows where there are many.
         """
         check_voxels(case)
         members = (self, *self.partners)
-        predictions = [member.alone(case, probabilities or len(members) > 1, mirror, self.scratch, progress) for member in members]
-        return self.together(predictions, case, probabilities)
+        several = len(members) > 1
+        predictions = [
+            member.alone(case, probabilities or several, mirror, self.scratch, progress, uncertainty and not several) for member in members
+        ]
+        return self.together(predictions, case, probabilities, uncertainty)
 
-    def alone(self, case: Case, probabilities: bool, mirror: bool, scratch: Scratch, progress: Progress | None = None) -> Prediction:
+    def alone(
+        self,
+        case: Case,
+        probabilities: bool,
+        mirror: bool,
+        scratch: Scratch,
+        progress: Progress | None = None,
+        uncertainty: bool = False,
+    ) -> Prediction:
         """What this member says of a case on its native grid, before anything is combined or finished."""
         native = case.grid
         earlier = self.previous.predict_case(case, mirror=mirror, progress=progress).labels if self.previous is not None else None
@@ -301,16 +320,16 @@ class Predictor:
         trail = prepared.trail
         maps = self._stitched(PreparedCase(case.id, prepared.image, None, (), native, trail, prepared.prior), mirror, progress)
         del prepared
-        decoded = self.task.decode(self.domain.native(maps, trail), case.id, probabilities, scratch)
+        decoded = self.task.decode(self.domain.native(maps, trail), case.id, probabilities, scratch, uncertainty)
         del maps
         labels = self.domain.restore(decoded.labels, trail, scratch=scratch)
         chances = None if decoded.probabilities is None else self._restored_maps(decoded.probabilities, trail, native.shape, scratch)
         return Prediction(case.id, labels, chances, decoded.uncertainty)
 
-    def together(self, predictions: Sequence[Prediction], case: Case, probabilities: bool = False) -> Prediction:
+    def together(self, predictions: Sequence[Prediction], case: Case, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
         """The prediction of the ensemble from those of its members, this one's first."""
         (first, *others) = predictions
-        whole = self.task.combine(predictions, case.id, probabilities, self.scratch) if others else first
+        whole = self.task.combine(predictions, case.id, probabilities, self.scratch, uncertainty) if others else first
         labels = self.task.finish(whole.labels, case.grid.spacing)
         return dataclasses.replace(whole, labels=labels, probabilities=whole.probabilities if probabilities else None)
 
@@ -370,12 +389,13 @@ class Predictor:
         return Maker(f"{self.plan.data.name} {names}", version("medseg"), _digest(self.key, chosen), self.dicom)
 
     def _predict_read(
-        self, files: CaseFiles, probabilities: bool, mirror: bool, progress: Progress | None = None
+        self, files: CaseFiles, probabilities: bool, uncertainty: bool, mirror: bool, progress: Progress | None = None
     ) -> tuple[Prediction, Grid]:
         """Read and predict; also the grid of the case."""
         try:
             case = self.read(files)
-            return self.predict_case(case, probabilities=probabilities, mirror=mirror, progress=progress), case.grid
+            found = self.predict_case(case, probabilities=probabilities, uncertainty=uncertainty, mirror=mirror, progress=progress)
+            return found, case.grid
         except MemoryError:
             raise ResourceError.of(
                 "does not fit into memory",

@@ -121,13 +121,26 @@ class Task(Objective):
 
     @abstractmethod
     def decode(
-        self, outputs: Mapping[str, DenseMap], case_id: str, probabilities: bool = False, scratch: Scratch = IN_MEMORY
+        self,
+        outputs: Mapping[str, DenseMap],
+        case_id: str,
+        probabilities: bool = False,
+        scratch: Scratch = IN_MEMORY,
+        uncertainty: bool = False,
     ) -> Prediction:
-        """Stitched outputs of one case to a prediction on the same grid, slab by slab; large arrays come from `scratch`."""
+        """Stitched outputs of one case to a prediction on the same grid, slab by slab; large arrays come from `scratch`.
+
+        Where neither probabilities nor uncertainty are asked for, labels alone may be found in less time (`DenseMap.strongest`).
+        """
 
     @abstractmethod
     def combine(
-        self, predictions: Sequence[Prediction], case_id: str, probabilities: bool = False, scratch: Scratch = IN_MEMORY
+        self,
+        predictions: Sequence[Prediction],
+        case_id: str,
+        probabilities: bool = False,
+        scratch: Scratch = IN_MEMORY,
+        uncertainty: bool = False,
     ) -> Prediction:
         """One prediction out of those of several models for one case, on one grid and all with probabilities, slab by slab.
 

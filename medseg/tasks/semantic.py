@@ -186,20 +186,36 @@ class Semantic(Task):
         return {HEAD: (2 * hot - 1) * SURE}
 
     def decode(
-        self, outputs: Mapping[str, DenseMap], case_id: str, probabilities: bool = False, scratch: Scratch = IN_MEMORY
+        self,
+        outputs: Mapping[str, DenseMap],
+        case_id: str,
+        probabilities: bool = False,
+        scratch: Scratch = IN_MEMORY,
+        uncertainty: bool = False,
     ) -> Prediction:
         """The most probable class per voxel (exclusive), or every region above one half, written in `Labels.order`."""
         dense = outputs[HEAD]
+        if self.labels.exclusive and not probabilities and not uncertainty:
+            decoded = self._empty(dense.shape[1:], scratch)
+            for rows, channels in dense.strongest():
+                decoded[rows] = self._values[channels]
+                release(decoded)
+            return Prediction(case_id, decoded)
 
         def chances() -> Iterator[tuple[slice, NDArray[np.float32]]]:
             for rows, slab in dense.slabs():
                 logits = np.asarray(slab, dtype=np.float32)
                 yield rows, _softmax(logits) if self.labels.exclusive else np.asarray(expit(logits), dtype=np.float32)
 
-        return self._decided(chances(), dense.shape, case_id, probabilities, scratch)
+        return self._decided(chances(), dense.shape, case_id, probabilities, scratch, uncertainty)
 
     def combine(
-        self, predictions: Sequence[Prediction], case_id: str, probabilities: bool = False, scratch: Scratch = IN_MEMORY
+        self,
+        predictions: Sequence[Prediction],
+        case_id: str,
+        probabilities: bool = False,
+        scratch: Scratch = IN_MEMORY,
+        uncertainty: bool = False,
     ) -> Prediction:
         """The mean of the class probabilities, decided as `decode` decides; nnU-Net's ensembles are the same."""
         parts = [one.probabilities for one in predictions if one.probabilities is not None]
@@ -214,7 +230,7 @@ class Semantic(Task):
                     release(part)
                 yield rows, (total / len(parts)).astype(np.float32)
 
-        return self._decided(chances(), shape, case_id, probabilities, scratch)
+        return self._decided(chances(), shape, case_id, probabilities, scratch, uncertainty)
 
     def _decided(
         self,
@@ -223,24 +239,24 @@ class Semantic(Task):
         case_id: str,
         probabilities: bool,
         scratch: Scratch,
+        uncertainty: bool,
     ) -> Prediction:
         """A prediction from slabs of class probabilities of an array `(K, *spatial)` of this shape."""
         labels = self.labels
-        values = (0, *labels.written)
-        written = np.asarray(values, dtype=np.result_type(np.min_scalar_type(min(values)), np.min_scalar_type(max(values))))
-        decoded = scratch.zeros(shape[1:], np.promote_types(written.dtype, np.uint8))
+        decoded = self._empty(shape[1:], scratch)
         kept = scratch.zeros(shape, np.float16) if probabilities else None
         doubt, voxels = 0.0, 0
         for rows, chances in slabs:
             if labels.exclusive:
-                decoded[rows] = written[chances.argmax(0)]
+                decoded[rows] = self._values[chances.argmax(0)]
             else:
                 slab = decoded[rows]
                 for chance, value in zip(chances, labels.written, strict=True):
                     slab[chance > 0.5] = value
-            found = decoded[rows] != 0
-            doubt += float(_entropy(chances[:, found], labels.exclusive).sum(dtype=np.float64))
-            voxels += int(found.sum())
+            if uncertainty:
+                found = decoded[rows] != 0
+                doubt += float(_entropy(chances[:, found], labels.exclusive).sum(dtype=np.float64))
+                voxels += int(found.sum())
             if kept is not None:
                 kept[:, rows] = chances
                 release(kept)
@@ -280,6 +296,16 @@ class Semantic(Task):
     @cached_property
     def _constants(self) -> dict[tuple[tuple[float, ...], torch.dtype, torch.device], Tensor]:
         return {}
+
+    def _empty(self, shape: tuple[int, ...], scratch: Scratch) -> NDArray[Any]:
+        """A label map `(*shape)` of background, of the smallest type that holds all values that are written."""
+        return scratch.zeros(shape, np.promote_types(self._values.dtype, np.uint8))
+
+    @cached_property
+    def _values(self) -> NDArray[Any]:
+        """What is written for background and each class."""
+        values = (0, *self.labels.written)
+        return np.asarray(values, dtype=np.result_type(np.min_scalar_type(min(values)), np.min_scalar_type(max(values))))
 
     @cached_property
     def _lowest(self) -> int:

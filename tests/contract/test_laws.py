@@ -18,15 +18,19 @@ from medseg.models.base import Head, find_network
 from medseg.planning.planner import make_plans
 from medseg.planning.pretext import pretext_plan
 from medseg.plans import Plan
+from medseg.prediction import DenseMap
 from medseg.tasks.base import Task, find_objective, find_task
 
 
-class Array:
+class Array(DenseMap):
     """An in-memory map with the slab interface, in slabs of three rows so that seams are exercised."""
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
-        self.shape = values.shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
 
     def slabs(self) -> Iterator[tuple[slice, np.ndarray]]:
         for start in range(0, self.shape[1], 3):
@@ -66,10 +70,10 @@ def test_combination_law(name: str, dataset, fingerprint) -> None:
     task = find_task(name)(plans[0])
     rng = np.random.default_rng(0)
     outputs = [{head.name: Array(rng.normal(0, 2, (head.channels, 7, 6, 5)).astype(np.float32)) for head in task.heads} for _ in range(3)]
-    predictions = [task.decode(one, "x", probabilities=True) for one in outputs]
+    predictions = [task.decode(one, "x", probabilities=True, uncertainty=True) for one in outputs]
 
     def combined(parts):
-        found = task.combine(parts, "x", probabilities=True)
+        found = task.combine(parts, "x", probabilities=True, uncertainty=True)
         assert np.array_equal(task.combine(parts, "x").labels, found.labels)
         return found
 

@@ -19,17 +19,21 @@ from medseg.interop.nnunet.records import NnUNetDataset, NnUNetPlans
 from medseg.interop.nnunet.weights import weight_names
 from medseg.planning.explain import unexplained
 from medseg.plans import Plan
+from medseg.prediction import DenseMap
 from medseg.tasks.base import find_task
 
 RECORDED = sorted((Path(__file__).parent / "recorded").glob("pipeline_*.pt"))
 
 
-class Array:
+class Array(DenseMap):
     """A map in memory with the slab interface, in slabs of two rows."""
 
     def __init__(self, values: NDArray[np.float32]) -> None:
         self.values = values
-        self.shape = values.shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
 
     def slabs(self) -> Any:
         for start in range(0, self.shape[1], 2):

@@ -19,7 +19,7 @@ from medseg.losses.blobs import number_blobs
 from medseg.losses.dice import IGNORED
 from medseg.planning.memory import training_memory
 from medseg.plans import Plan
-from medseg.prediction import Prediction
+from medseg.prediction import DenseMap, Prediction
 from medseg.scratch import Scratch
 from medseg.tasks import semantic
 from medseg.tasks.semantic import HEAD, Semantic, SemanticSettings
@@ -39,12 +39,15 @@ VARIANTS_OF_LOSS: list[dict[str, str]] = [
 ]
 
 
-class Slabs:
+class Slabs(DenseMap):
     """A map in memory, read two rows at a time."""
 
     def __init__(self, values: NDArray[np.float32]) -> None:
         self.values = values
-        self.shape = values.shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
 
     def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         for start in range(0, self.shape[1], 2):
@@ -103,22 +106,24 @@ def test_decode_dtype_holds_every_value(tasks: dict[str, Semantic]) -> None:
 
 def test_probabilities_and_uncertainty(tasks: dict[str, Semantic]) -> None:
     logits = np.log(np.array([[[0.2, 0.9]], [[0.7, 0.05]], [[0.1, 0.05]]], np.float32))
-    found = tasks["two"].decode({HEAD: Slabs(logits)}, "case", probabilities=True)
+    found = tasks["two"].decode({HEAD: Slabs(logits)}, "case", probabilities=True, uncertainty=True)
     assert found.probabilities is not None
     assert found.probabilities.dtype == np.float16
     np.testing.assert_allclose(found.probabilities[:, 0, 0], [0.2, 0.7, 0.1], atol=1e-3)
     assert found.labels.tolist() == [[1, 0]]
     entropy = -sum(p * math.log(p) for p in (0.2, 0.7, 0.1)) / math.log(3)
     assert found.uncertainty == pytest.approx(entropy, abs=1e-5)  # of the only foreground voxel
-    assert tasks["two"].decode({HEAD: Slabs(logits[..., 1:])}, "case").uncertainty is None
+    assert tasks["two"].decode({HEAD: Slabs(logits[..., 1:])}, "case", uncertainty=True).uncertainty is None
+    alone = tasks["two"].decode({HEAD: Slabs(logits)}, "case")
+    assert (alone.probabilities, alone.uncertainty, alone.labels.tolist()) == (None, None, found.labels.tolist())
 
 
 def test_uncertainty_spans_zero_to_one(tasks: dict[str, Semantic]) -> None:
     sure = np.full((3, 2, 2), -50, np.float32)
     sure[1] = 50
-    assert tasks["regions"].decode({HEAD: Slabs(sure)}, "case").uncertainty == pytest.approx(0, abs=1e-4)
+    assert tasks["regions"].decode({HEAD: Slabs(sure)}, "case", uncertainty=True).uncertainty == pytest.approx(0, abs=1e-4)
     undecided = np.full((3, 2, 2), 1e-3, np.float32)
-    assert tasks["regions"].decode({HEAD: Slabs(undecided)}, "case").uncertainty == pytest.approx(1, abs=1e-4)
+    assert tasks["regions"].decode({HEAD: Slabs(undecided)}, "case", uncertainty=True).uncertainty == pytest.approx(1, abs=1e-4)
 
 
 def test_large_results_live_in_files(tasks: dict[str, Semantic]) -> None:

@@ -6,18 +6,20 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.geometry import Shape
+from medseg.imaging.election import strongest_slabs
 from medseg.imaging.resample import SLAB, resample_slabs
 from medseg.prediction import DenseMap
 from medseg.scratch import release
 
 
 @dataclass(frozen=True)
-class BlendedMap:
+class BlendedMap(DenseMap):
     """Weighted sums of windows `(C, *shape)` (in memory or in a temporary file), divided by the sum of weights as they are read."""
 
     total: NDArray[np.float32]
@@ -41,7 +43,7 @@ class BlendedMap:
 
 
 @dataclass(frozen=True)
-class HalfMap:
+class HalfMap(DenseMap):
     """A blended map `(C, *shape)` of 16-bit numbers (in memory or in a temporary file)."""
 
     values: NDArray[np.float16]
@@ -62,7 +64,7 @@ class HalfMap:
 
 
 @dataclass(frozen=True)
-class MeanMap:
+class MeanMap(DenseMap):
     """The mean of maps of one shape, added up in 16 bits as nnU-Net does; computed as it is read."""
 
     parts: tuple[DenseMap, ...]
@@ -80,7 +82,7 @@ class MeanMap:
 
 
 @dataclass(frozen=True)
-class ResampledMap:
+class ResampledMap(DenseMap):
     """A map on another grid of the same extent, computed as it is read: linearly, along the axis `thick` by nearest neighbour.
 
     With `half` it is rounded to 16 bits, as nnU-Net keeps it: where classes are close that makes ties, which the first one wins.
@@ -100,3 +102,7 @@ class ResampledMap:
         """See `DenseMap.slabs`."""
         for rows, values in resample_slabs(self.source.slabs(), self.source.shape[1:], self.spatial, self.thick):
             yield rows, values.astype(np.float16).astype(np.float32) if self.half else values
+
+    def strongest(self) -> Iterator[tuple[slice, NDArray[np.integer[Any]]]]:
+        """See `DenseMap.strongest`; resamples only the channels that can win somewhere in a tile."""
+        return strongest_slabs(self.source.slabs(), self.source.shape[1:], self.spatial, self.thick, self.half)
