@@ -1,7 +1,7 @@
 """Which channel of a map is the largest in each voxel of another grid, without making the map there.
 
-A linearly resampled value lies between the smallest and the largest of the values around it. So within a tile only those channels have to
-be resampled whose largest value reaches the smallest of the winning values: of a hundred classes usually one or a few.
+Linear resampling mixes the values around a new voxel. So a channel that is below another one in all voxels of a tile, or below the mean of
+some others, can win nowhere within it and need not be resampled: of a hundred classes a few are left.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from medseg.imaging.resample import axis_matrix
 BAND = 2**25  # values of consecutive source rows that are held (128 MiB)
 ROWS = 8  # source rows that are held; with more, products are so large that each would start threads of its own
 TILE = 32  # new voxels along each axis but the first: more would let more channels win somewhere, fewer would cost more calls
-ROUNDING = 1e-5  # relative: sums of products in float32 may leave the bounds by less
+ROUNDING = {False: 1e-5, True: 2**-9}  # of the largest value: in float32, or in 16 bits, sums of products may be as close without a winner
 
 Float = NDArray[np.float32]
 Channels = NDArray[np.uint16]
@@ -67,8 +67,7 @@ def strongest_slabs(
                 stop += 1
             result: Channels = np.empty((stop - done, *shape[1:]), np.uint16)
             elect = partial(_elect, result, band, (axes[0][done:stop, first:available], *axes[1:]), half)
-            highest, winning = band.max(1), band.max(0).min(0)  # of a channel, and of the winners, along the first axis
-            list(pool.map(partial(elect, highest, winning), tiles))
+            list(pool.map(partial(elect, band.min(1), band.max(1)), tiles))
             yield slice(done, stop), result
             done = stop
             if done == shape[0]:
@@ -88,21 +87,24 @@ def _columns(row: NDArray[Any]) -> slice:
     return slice(int(found[0]), int(found[-1]) + 1)
 
 
-def _elect(result: Channels, band: Float, axes: tuple[Float, ...], half: bool, highest: Float, winning: Float, tile: Tile) -> None:
+def _elect(result: Channels, band: Float, axes: tuple[Float, ...], half: bool, lowest: Float, highest: Float, tile: Tile) -> None:
     """Enter the strongest channels of one tile of a band `(C, source rows, ...)` into `result` `(rows, ...)`."""
-    new, old = tuple(part for part, _ in tile), tuple(part for _, part in tile)
-    bounds, least = highest[(slice(None), *old)].max(axis=tuple(range(1, highest.ndim))), winning[old].min()
-    if half:
-        bounds, least = bounds.astype(np.float16).astype(np.float32), np.float32(np.float16(least))
-    able = np.flatnonzero(bounds >= least - ROUNDING * abs(least)).astype(np.uint16)
+    new, old = tuple(part for part, _ in tile), (slice(None), *(part for _, part in tile))
+    low, high = (bound[old].reshape(len(band), -1) for bound in (lowest, highest))
+    close = ROUNDING[half] * max(abs(float(low.min())), abs(float(high.max())))
+    able = np.flatnonzero(high.max(1) >= low.min(1).max() - close)
+    if len(able) > 1:
+        values = band[(slice(None), *old)][able]
+        winners = np.unique(_first(values))
+        kept = (values - values[winners].mean(0)).reshape(len(able), -1).max(1) >= -close
+        able, values = able[kept], values[kept]
     place = (slice(None), *new)
     if len(able) == 1:
         result[place] = able[0]
         return
-    values = band[(slice(None), slice(None), *old)][able]
     for axis in reversed(range(len(axes))):
-        values = _along(values, axis + 1, axes[axis] if axis == 0 else axes[axis][new[axis - 1], old[axis - 1]])
-    result[place] = able[_first(values.astype(np.float16).astype(np.float32) if half else values)]
+        values = _along(values, axis + 1, axes[axis] if axis == 0 else axes[axis][new[axis - 1], old[axis]])
+    result[place] = able.astype(np.uint16)[_first(values.astype(np.float16).astype(np.float32) if half else values)]
 
 
 def _along(values: Float, axis: int, matrix: Float) -> Float:
