@@ -19,7 +19,7 @@ from medseg.case import Batch, Case, PreparedCase, Window
 from medseg.dataset import Labels
 from medseg.device import Machine
 from medseg.fingerprint import CaseStats, Fingerprint
-from medseg.geometry import Shape, Step
+from medseg.geometry import Grid, Shape, Step
 from medseg.models.base import Head
 from medseg.plans import Plan, SpaceSection
 from medseg.prediction import DenseMap
@@ -130,6 +130,14 @@ class Domain(ABC):
 
         Takes windows as `sample` gives them and returns windows of exactly the plan's size.
         """
+
+    @abstractmethod
+    def extent(self, grid: Grid) -> Shape:
+        """Spatial shape of a prepared case that lies on this native grid; where cases are cropped it may be less."""
+
+    @abstractmethod
+    def footprint(self, shape: Shape, head: Head) -> int:
+        """Bytes of what `stitch` sums up for one head over a prepared case of this spatial shape."""
 
     @abstractmethod
     def windows(self, shape: Shape) -> int:

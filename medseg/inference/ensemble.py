@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -16,6 +17,7 @@ from medseg.models.blocks import memory_format
 from medseg.plans import Plan
 from medseg.tasks.base import Task
 
+LOG = logging.getLogger(__name__)
 LARGEST_BATCH = {"cpu": 4, "mps": 8, "cuda": 16}  # beyond it a device gains nothing
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 """What RuntimeErrors say when memory ran out where torch has no type for it: Apple's backend, the CPU's allocator, cuDNN and cuBLAS."""
@@ -67,8 +69,10 @@ class Ensemble:
             )
         if len(windows) == 1:
             self.batch_size = 1
+            LOG.warning("out of memory on %s: mirrored views of a window go one by one", self.device)
             return self._average(windows, views, networks)
         self.batch_size = half = (len(windows) + 1) // 2
+        LOG.warning("out of memory on %s with %d windows at once: %d from now on", self.device, len(windows), half)
         halves = [self._average(part, views, networks) for part in (windows[:half], windows[half:])]
         return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
 

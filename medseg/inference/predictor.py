@@ -21,10 +21,11 @@ from medseg.case import Batch, Case, PreparedCase
 from medseg.dataset import CaseFiles, file_digest
 from medseg.device import CPU_SHARE, choose_device, physical_memory
 from medseg.domains.base import Run, find_domain
-from medseg.errors import ModelError, Problem, ResourceError
+from medseg.errors import ModelError, Problem
 from medseg.geometry import Grid, Step
 from medseg.inference.checks import case_problems, check_fit, check_partners, check_voxels
-from medseg.inference.ensemble import Ensemble, batch_size
+from medseg.inference.ensemble import Ensemble, batch_size, out_of_memory
+from medseg.inference.estimate import ready, retreated
 from medseg.inference.inputs import find_cases, left_aside, resampled
 from medseg.inference.ledger import FailedCase, Ledger, PredictedCase
 from medseg.inference.output import LABEL_MAPS, Output
@@ -103,6 +104,7 @@ class Predictor:
         self.weights = key
         learned = "" if plan.target.to_json() == plan.target.training_key() else plan.target.to_json()
         self.key = _digest(learned, *sorted([key, *(partner.weights for partner in self.partners)]))
+        self.limit_of_maps = self.memory * GIB * SHARE_OF_MAPS
         self.task = find_task(plan.task)(plan)
         self.domain = find_domain(plan.domain)(plan)
         self.ensemble = Ensemble(self.task, networks, device, batch_size(plan, device, self.memory))
@@ -171,9 +173,23 @@ class Predictor:
         """This model before it learned of held-out predictions; networks are shared with it."""
         return self._like(unlearned(self.plan), self.partners)
 
-    def _like(self, plan: Plan, partners: Sequence[Predictor], dicom: DicomSettings | None = None) -> Predictor:
-        networks, device = self.ensemble.networks, self.ensemble.device
-        return Predictor(plan, networks, device, self.memory, self.weights, self.previous, partners, dicom or self.dicom)
+    def within(self, memory: float) -> Predictor:
+        """This model with other GiB of main memory for a case; networks are shared with it, and predictions are the same."""
+        previous = self.previous.within(memory) if self.previous is not None else None
+        return self._like(self.plan, [partner.within(memory) for partner in self.partners], memory=memory, previous=previous)
+
+    def _like(
+        self,
+        plan: Plan,
+        partners: Sequence[Predictor],
+        dicom: DicomSettings | None = None,
+        memory: float | None = None,
+        previous: Predictor | None = None,
+    ) -> Predictor:
+        ensemble, before = self.ensemble, previous or self.previous
+        like = Predictor(plan, ensemble.networks, ensemble.device, memory or self.memory, self.weights, before, partners, dicom or self.dicom)
+        like.ensemble.batch_size = min(like.ensemble.batch_size, ensemble.batch_size)  # as many as the device has been found to hold
+        return like
 
     def predict(
         self,
@@ -224,15 +240,17 @@ class Predictor:
         done: list[PredictedCase] = []
         failures: list[FailedCase] = []
         skipped = 0
+        model: Predictor | None = None
         try:
             for files in progress.track(cases, len(cases), "predict"):
                 try:
                     source = self.source(files, probabilities, uncertainty, mirror, output.key(files, self.dicom.to_json()))
                     entry = None if overwrite else ledger.finished(files.id, source)
                     if entry is None:
+                        model = model or ready(self, cases, progress)
                         start = time.monotonic()
-                        prediction, grid = self._predict_read(files, probabilities, uncertainty, mirror, progress)
-                        entry = self.write(prediction, files, grid, output, source, start, uncertainty)
+                        prediction, grid = model._predict_read(files, probabilities, uncertainty, mirror, progress)
+                        entry = model.write(prediction, files, grid, output, source, start, uncertainty)
                     else:
                         skipped += 1
                     ledger.add(entry)
@@ -337,7 +355,7 @@ class Predictor:
         """The blended maps of all networks together, by head."""
         axes = self.plan.inference.mirror if mirror else ()
         runs = self.ensemble.runners(axes) if self.domain.blends_each_network else (self.ensemble.runner(axes),)
-        memory = self.memory * GIB * SHARE_OF_MAPS / len(runs)
+        memory = self.limit_of_maps / len(runs)
         counted = self._counted(runs, case.shape, progress)
         parts = [self.domain.stitch(case, run, self.task.heads, self.ensemble.batch_size, memory) for run in counted]
         return self.domain.mean(parts) if len(parts) > 1 else parts[0]
@@ -391,18 +409,23 @@ class Predictor:
     def _predict_read(
         self, files: CaseFiles, probabilities: bool, uncertainty: bool, mirror: bool, progress: Progress | None = None
     ) -> tuple[Prediction, Grid]:
-        """Read and predict; also the grid of the case."""
-        try:
-            case = self.read(files)
-            found = self.predict_case(case, probabilities=probabilities, uncertainty=uncertainty, mirror=mirror, progress=progress)
-            return found, case.grid
-        except MemoryError:
-            raise ResourceError.of(
-                "does not fit into memory",
-                where=str(files.images[0]),
-                found=f"shape {read_header(files.images[0]).shape}",
-                fix="Pass a smaller --memory, or use a larger machine.",
-            ) from None
+        """Read and predict, also the grid of the case; where memory runs out, again with less of it."""
+        model = self
+        while True:
+            try:
+                return model._attempted(files, probabilities, uncertainty, mirror, progress)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                # what the exception's traceback holds is freed by leaving the handler
+            model = retreated(model, self.memory, files)
+
+    def _attempted(
+        self, files: CaseFiles, probabilities: bool, uncertainty: bool, mirror: bool, progress: Progress | None
+    ) -> tuple[Prediction, Grid]:
+        case = self.read(files)
+        found = self.predict_case(case, probabilities=probabilities, uncertainty=uncertainty, mirror=mirror, progress=progress)
+        return found, case.grid
 
     def read(self, files: CaseFiles) -> Case:
         """Read a case, without its label, after refusing what does not fit from the header alone."""

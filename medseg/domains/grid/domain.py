@@ -16,11 +16,11 @@ from medseg.domains.base import Domain, Draft, Run
 from medseg.domains.grid.drafts import draft_like, make_drafts
 from medseg.domains.grid.maps import MeanMap, ResampledMap
 from medseg.domains.grid.measure import measure_case
-from medseg.domains.grid.prepare import prepare_case, restore_array
+from medseg.domains.grid.prepare import extent, prepare_case, restore_array
 from medseg.domains.grid.sampling import sample_window, source_window, window_locations
 from medseg.domains.grid.settings import Blending, GridSettings, Interpolation
 from medseg.fingerprint import CaseStats, Fingerprint
-from medseg.geometry import Resample, Shape, Step
+from medseg.geometry import Grid, Resample, Shape, Step
 from medseg.models.base import Head
 from medseg.plans import Plan, SpaceSection
 from medseg.prediction import DenseMap
@@ -99,6 +99,14 @@ class GridDomain(Domain):
         return augment_batch(
             batch, self.plan.window, self.settings.augmentation, self._proportions(), values, generator, self.settings.prior
         )
+
+    def extent(self, grid: Grid) -> Shape:
+        """See `Domain.extent`."""
+        return extent(grid, self.settings)
+
+    def footprint(self, shape: Shape, head: Head) -> int:
+        """See `Domain.footprint`."""
+        return head.channels * math.prod(shape) * (2 if self.settings.blending is Blending.nnunet else 4)
 
     def windows(self, shape: Shape) -> int:
         """See `Domain.windows`."""

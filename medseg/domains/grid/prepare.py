@@ -87,6 +87,11 @@ def prepared_shape(grid: Grid, settings: GridSettings) -> Shape:
     )
 
 
+def extent(grid: Grid, settings: GridSettings) -> Shape:
+    """Voxels along each prepared axis of a case on a native grid that is not cropped."""
+    return prepared_shape(_orient(grid, settings).grid(grid), settings)
+
+
 def restore_array(array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:
     """Undo cropping and orientation of an array `(..., *shape)` at native spacing; outside the crop is `fill`."""
     for step in reversed(trail):
