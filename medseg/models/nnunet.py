@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812  (PyTorch's own name)
 from medseg.device import Machine
 from medseg.geometry import Shape
 from medseg.models.base import Configured, Head, NetworkFamily, Outputs
-from medseg.models.blocks import SLOPE, ConvBlock, InstanceNorm, convolution, memory_format, upsampling
+from medseg.models.blocks import SLOPE, ConvBlock, InstanceNorm, convolution, memory_format, pointwise, upsampling
 from medseg.models.topology import CLOSE_SPACING, SMALLEST_MAP, misfit, topology
 from medseg.record import Section
 
@@ -148,7 +148,7 @@ class NnUNet(nn.Module):
         outputs: Outputs = {}
         for name, stages in self.heads.items():
             assert isinstance(stages, nn.ModuleList)
-            outputs[name] = [stages[s](maps[s]) for s in range(levels)]
+            outputs[name] = [stages[s](maps[s]) if self.training else pointwise(stages[s], maps[s]) for s in range(levels)]
         return outputs
 
 

@@ -9,6 +9,7 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from medseg.geometry import Shape
@@ -58,7 +59,7 @@ class HalfMap(DenseMap):
         step = max(1, SLAB // max(1, self.shape[0] * math.prod(self.shape[2:])))
         for start in range(0, self.shape[1], step):
             rows = slice(start, min(start + step, self.shape[1]))
-            values = self.values[:, rows].astype(np.float32)
+            values: NDArray[np.float32] = torch.from_numpy(self.values[:, rows]).float().numpy()  # numpy takes ten times as long
             release(self.values)
             yield rows, values
 
@@ -101,7 +102,7 @@ class ResampledMap(DenseMap):
     def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """See `DenseMap.slabs`."""
         for rows, values in resample_slabs(self.source.slabs(), self.source.shape[1:], self.spatial, self.thick):
-            yield rows, values.astype(np.float16).astype(np.float32) if self.half else values
+            yield rows, torch.from_numpy(values).half().float().numpy() if self.half else values
 
     def strongest(self) -> Iterator[tuple[slice, NDArray[np.integer[Any]]]]:
         """See `DenseMap.strongest`; resamples only the channels that can win somewhere in a tile."""
