@@ -13,7 +13,6 @@ each in a fresh process; seconds do not include starting, importing and reading 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import statistics
@@ -70,7 +69,15 @@ def plan_of(classes: int) -> Plan:
     labels = Labels(classes=tuple(LabelClass(name=name, values=(k,)) for k, name in enumerate(names, 1)))
     channels = (Channel(name="CT", modality=Modality.ct),)
     dataset = Dataset(
-        name="large CT", root=Path("nowhere"), layout="msd", task="semantic", domain="grid", ndim=3, channels=channels, labels=labels, cases=files
+        name="large CT",
+        root=Path("nowhere"),
+        layout="msd",
+        task="semantic",
+        domain="grid",
+        ndim=3,
+        channels=channels,
+        labels=labels,
+        cases=files,
     )
     box = tuple((4, n - 4) for n in SHAPE)
     found = ClassStats(voxels=50_000, volume=50_000.0, components=1, sizes=(50_000,) * 5, box=box)
@@ -173,7 +180,15 @@ def memory_rows(work: Path, threads: int, classes: tuple[int, ...]) -> list[dict
     for count in classes:
         run = work / f"run_{count}"
         model_in(run, count)
-        command = [sys.executable, str(Path(__file__).parents[1] / "cli.py"), "predict", str(run), str(image), "-o", str(work / f"out_{count}")]
+        command = [
+            sys.executable,
+            str(Path(__file__).parents[1] / "cli.py"),
+            "predict",
+            str(run),
+            str(image),
+            "-o",
+            str(work / f"out_{count}"),
+        ]
         cost, said = run_measured([*command, "--device", "cpu"], threads)
         rows.append({"classes": count, **asdict(cost), "said": [line for line in said.splitlines() if "GiB" in line]})
         print(f"{count} classes: {cost.peak_gib} GiB, {cost.seconds} s ({cost.cpu_seconds} s of CPU)", flush=True)
@@ -205,7 +220,14 @@ def export_rows(work: Path, python: Path, threads: int, side: float, repeats: in
         logits = work / f"{kind}.npy"
         np.save(logits, logits_of(classes, prepared, kind))
         commands = {
-            "nnunet": [str(python), str(Path(__file__).with_name("large_ct_nnunet.py")), str(exported), str(logits), str(image), str(work / f"{kind}_nnunet")],
+            "nnunet": [
+                str(python),
+                str(Path(__file__).with_name("large_ct_nnunet.py")),
+                str(exported),
+                str(logits),
+                str(image),
+                str(work / f"{kind}_nnunet"),
+            ],
             "medseg": [sys.executable, __file__, "--export-once", str(run), str(logits), str(image), str(work / f"{kind}_medseg.nii.gz")],
         }
         found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
@@ -215,15 +237,17 @@ def export_rows(work: Path, python: Path, threads: int, side: float, repeats: in
                 found[name].append({**json.loads(said.strip().splitlines()[-1]), "peak_gib": cost.peak_gib})
         theirs, ours = (read_label(work / f"{kind}_{name}.nii.gz").array for name in ("nnunet", "medseg"))
         medians = {name: {key: round(statistics.median(run[key] for run in runs), 2) for key in runs[0]} for name, runs in found.items()}
-        rows.append({
-            "logits": kind,
-            "classes": classes,
-            "voxels": int(np.prod(shape)),
-            "share_of_the_whole": side**3,
-            **medians,
-            "times_faster": round(medians["nnunet"]["seconds"] / medians["medseg"]["seconds"], 1),
-            "equal_voxels": float((theirs == ours).mean()),
-        })
+        rows.append(
+            {
+                "logits": kind,
+                "classes": classes,
+                "voxels": int(np.prod(shape)),
+                "share_of_the_whole": side**3,
+                **medians,
+                "times_faster": round(medians["nnunet"]["seconds"] / medians["medseg"]["seconds"], 1),
+                "equal_voxels": float((theirs == ours).mean()),
+            }
+        )
         print(rows[-1], flush=True)
     return rows
 

@@ -39,6 +39,7 @@ class Cost:
 
     seconds: float
     peak_gib: float
+    cpu_seconds: float = 0.0
 
 
 @dataclass
@@ -55,17 +56,19 @@ class Parity:
 
 
 def measured(command: list[str], log: Path, threads: int) -> Cost:
-    """Run a program; its peak is the proportional set size of it and all its children together."""
+    """Run a program; its peak is the proportional set size of it and all its children together, its CPU seconds are of all of them."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "nnUNet_def_n_proc": str(threads)}
     environment |= {name: str(log.parent) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    start, peak = time.monotonic(), 0
+    start, peak, before = time.monotonic(), 0, os.times()
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment) as process:
         while process.poll() is None:
             peak = max(peak, memory(process.pid))
             time.sleep(INTERVAL)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-3000:]}")
-    return Cost(round(time.monotonic() - start, 1), round(peak / GIB, 2))
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return Cost(round(time.monotonic() - start, 1), round(peak / GIB, 2), round(used, 1))
 
 
 def memory(pid: int) -> int:

@@ -27,6 +27,12 @@ def import_model(
         Path | None,
         typer.Option("--previous", help="Of a cascade: model folder of the stage before. Default: beside FOLDER, where nnU-Net puts it."),
     ] = None,
+    half: Annotated[
+        bool,
+        typer.Option(
+            "--half", help="Predict in 16 bits where the device is faster with them: about twice as fast, a few border voxels differ."
+        ),
+    ] = False,
 ) -> None:
     """Make a model folder out of a trained nnU-Net model; predictions are the same as nnU-Net's."""
     _check_format(program)
@@ -42,6 +48,7 @@ def import_model(
         folds=None if chosen == "all" else chosen,
         checkpoint=cast('Literal["final", "best"]', checkpoint),
         previous=previous,
+        half=half,
     )
     names = ", ".join("all" if fold is None else str(fold) for fold in imported)
     stages = f", with {plan.previous} before it" if plan.previous else ""

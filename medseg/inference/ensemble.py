@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -14,11 +15,11 @@ from medseg.case import Batch
 from medseg.device import autocast_dtype, machine
 from medseg.errors import ResourceError
 from medseg.models.blocks import memory_format
-from medseg.plans import Plan
 from medseg.tasks.base import Task
 
 LOG = logging.getLogger(__name__)
 LARGEST_BATCH = {"cpu": 4, "mps": 8, "cuda": 16}  # beyond it a device gains nothing
+LARGEST_OUTPUTS = 2**28  # bytes of a batch's outputs on a CPU: of a hundred classes one window's are as many
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 """What RuntimeErrors say when memory ran out where torch has no type for it: Apple's backend, the CPU's allocator, cuDNN and cuBLAS."""
 
@@ -90,9 +91,9 @@ class Ensemble:
                 for name, maps in outputs.items():
                     for view, part in zip(some, maps[0].float().chunk(len(some)), strict=True):
                         back = part.flip(view) if view else part
-                        total[name] = total[name] + back if name in total else back
+                        total[name] = total[name].add_(back) if name in total else back
         count = len(views) * len(networks)
-        return {name: (maps / count).cpu() for name, maps in total.items()}
+        return {name: maps.div_(count).cpu() for name, maps in total.items()}
 
 
 def _views(mirror: Sequence[int]) -> list[tuple[int, ...]]:
@@ -107,8 +108,11 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
-def batch_size(plan: Plan, device: torch.device, memory: float) -> int:
+def batch_size(task: Task, device: torch.device, memory: float) -> int:
     """Windows at once: a window without gradients takes less than a third of what it takes in training; half of the memory is for it."""
+    plan, most = task.plan, LARGEST_BATCH.get(device.type, 1)
     offered = memory if device.type == "cpu" else machine(str(device)).memory
     per_window = max(plan.memory.training / plan.training.batch_size / 3, 1e-6)
-    return max(1, min(LARGEST_BATCH.get(device.type, 1), int(offered / 2 / per_window)))
+    if device.type == "cpu":
+        most = min(most, LARGEST_OUTPUTS // (4 * math.prod(plan.window) * sum(head.channels for head in task.heads)))
+    return max(1, min(most, int(offered / 2 / per_window)))

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 SHARE_OF_FREE = 0.9  # of the memory that is free now: other programs may ask for some, too
 SMALLEST = 2**-6  # of the memory that was allowed; a case that does not fit within this fails
-COPIES = 3  # of a batch's outputs: as the network gives them, their sum over views, and the part that is blended
+COPIES = 2  # of a batch's outputs: as the network gives them, and their sum over views
+RESIDENT = 2**29  # bytes of maps in files that are in memory at a time, about
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def estimated(predictor: Predictor, files: CaseFiles) -> Estimate | None:
         one = plan.memory.training / plan.training.batch_size / 3
         kept = [size for size in (*arrays, prepared) if size <= predictor.scratch.limit]
         limit = member.limit_of_maps / max(1, len(maps))
-        held = sum(size if size <= limit else min(size, limit / 2) for size in maps)
+        held = sum(size for size in maps if size <= limit) + (RESIDENT if max(maps) > limit else 0)
         on_cpu = ensemble.device.type == "cpu"
         inside = max(inside, sum(kept) + held + outputs + (count * one * GIB if on_cpu else 0))
         outside = max(outside, sum((*arrays, prepared)) - sum(kept) + sum(size for size in maps if size > limit))

@@ -107,7 +107,7 @@ class Predictor:
         self.limit_of_maps = self.memory * GIB * SHARE_OF_MAPS
         self.task = find_task(plan.task)(plan)
         self.domain = find_domain(plan.domain)(plan)
-        self.ensemble = Ensemble(self.task, networks, device, batch_size(plan, device, self.memory))
+        self.ensemble = Ensemble(self.task, networks, device, batch_size(self.task, device, self.memory))
 
     @classmethod
     def load(

@@ -23,6 +23,9 @@ from medseg.scratch import Scratch, release
 Run = Callable[[Batch], Mapping[str, Tensor]]
 HALF_SCALE = 10  # the peak of nnU-Net's Gaussian: its smallest weights would underflow sooner
 
+TOGETHER = 16  # channels that are brought into order at once
+RESIDENT = 2**29  # bytes of windows after which pages are let go
+
 
 def layout(shape: Shape, window: Shape, overlap: float) -> tuple[Shape, tuple[tuple[int, ...], ...]]:
     """The window with all axes of the case, and its first voxels along each of them."""
@@ -77,7 +80,7 @@ def stitch_as_nnunet(
         inside, part = tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
         weights[inside] += importance[part]
         for head in heads:
-            for total, channel in zip(sums[head.name], outputs[head.name].reshape(head.channels, *full), strict=True):
+            for total, channel in zip(sums[head.name], _channels(outputs[head.name].reshape(head.channels, *full)), strict=True):
                 total[inside] += channel[part] * importance[part]
     for total in sums.values():
         for channel in total:
@@ -112,7 +115,7 @@ def _predicted(
                 yield start, {name: values[index] for name, values in outputs.items()}
             touched += sum(values.nbytes for values in outputs.values())
             # Pages read and written stay in memory until they are let go, and coming back to them costs time.
-            if touched > memory / 2:
+            if touched > min(memory / 2, RESIDENT):
                 touched = 0
                 for array in (case.image, *totals.values()):
                     release(array)
@@ -122,8 +125,14 @@ def _add(total: Tensor, value: Tensor, importance: Tensor, start: tuple[int, ...
     """One pass over the window without a temporary, channel by channel: `addcmul_` is 20 times slower when it broadcasts."""
     pairs = [overlap_slices(s, w, n) for s, w, n in zip(start, importance.shape, total.shape[1:], strict=True)]
     inside, part = tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
-    for sums, channel in zip(total, value, strict=True):
+    for sums, channel in zip(total, _channels(value), strict=True):
         sums[inside].addcmul_(channel[part], importance[part])
+
+
+def _channels(value: Tensor) -> Iterator[Tensor]:
+    """The channels of `(C, *window)`, each in one piece: networks leave them last, and to take them one by one would read everything for each."""
+    for some in torch.split(value, TOGETHER):
+        yield from some.contiguous()
 
 
 def _groups(items: Iterator[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:

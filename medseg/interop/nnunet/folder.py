@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,13 @@ from medseg.workspace import Provenance, RunFolder, network_file
 
 
 def import_model(
-    folder: Path, out: Path, *, folds: Sequence[Fold] | None = None, checkpoint: Kind = FINAL, previous: Path | None = None
+    folder: Path,
+    out: Path,
+    *,
+    folds: Sequence[Fold] | None = None,
+    checkpoint: Kind = FINAL,
+    previous: Path | None = None,
+    half: bool = False,
 ) -> tuple[Plan, tuple[Fold, ...]]:
     """Make a model folder of medseg out of a trained nnU-Net model; `medseg predict` on it equals `nnUNetv2_predict`.
 
@@ -41,6 +47,7 @@ def import_model(
         folds: which ones (None within it is `fold_all`); None: all numbered ones, or `fold_all` where it is the only one.
         checkpoint: `final` is the end of the training; `best` the best validation, as nnU-Net estimates it.
         previous: of a cascade, the folder of the stage before; None: beside `folder`, where nnU-Net puts it.
+        half: predict in 16 bits where the device is faster with them; a few border voxels may then differ from nnU-Net's.
 
     Returns:
         The plan, and the folds that were imported.
@@ -52,8 +59,15 @@ def import_model(
     """
     _check_free(out)
     model = read_model(folder, folds, checkpoint, previous)
+    if half:
+        model = _halved(model)
     write_folder(out, lambda target: _write_model(RunFolder(target), model))
     return model.plan, tuple(model.states)
+
+
+def _halved(model: TrainedModel) -> TrainedModel:
+    previous = None if model.previous is None else _halved(model.previous)
+    return replace(model, plan=model.plan.edited({"network.precision": "half"}, "medseg import --half"), previous=previous)
 
 
 def _write_model(run: RunFolder, model: TrainedModel) -> None:
