@@ -81,7 +81,7 @@ def retreated(model: Predictor, allowed: float, files: CaseFiles) -> Predictor:
         )
     smaller = model.within(less)
     LOG.warning(
-        "out of memory: the case is predicted again within %.2g GiB, with maps in temporary files and %d windows at once",
+        "out of memory: the case is predicted again within %.2g GiB, with maps in temporary files and windows in batches of %d",
         less,
         smaller.ensemble.batch_size,
     )

@@ -1,0 +1,134 @@
+"""Memory: told before prediction begins, kept within what is free, and given up step by step where it runs out."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from thresholding import blobs, thresholding, write_nifti
+
+from medseg.dataset import CaseFiles
+from medseg.inference import estimate
+from medseg.inference.ensemble import Ensemble
+from medseg.inference.estimate import Estimate, estimated, largest
+from medseg.progress import Silent
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.said = []
+
+    def say(self, message):
+        self.said.append(message)
+
+
+@pytest.fixture
+def scan(tmp_path):
+    return write_nifti(tmp_path / "scan.nii.gz", np.where(blobs((30, 40, 50)), 70, 10).astype(np.int16), np.diag([-1.0, 1, 1, 1]))
+
+
+def test_the_estimate_is_said_once_before_the_first_case(plan3d, scan, tmp_path):
+    heard = Heard()
+    model = thresholding(plan3d, 4.0)
+    model.predict(scan, tmp_path / "out", progress=heard)
+    (said,) = heard.said
+    assert said.startswith("the largest case takes about ")
+    assert said.endswith("at once")
+    heard.said.clear()
+    assert model.predict(scan, tmp_path / "out", progress=heard).skipped == 1
+    assert heard.said == []  # nothing is left to be predicted
+
+
+def test_text_of_an_estimate():
+    assert str(Estimate(2.04, 0.0, 0.0, 1)) == "about 2.0 GiB of memory; 1 window at once"
+    assert str(Estimate(2.0, 6.2, 3.0, 4)) == "about 2.0 GiB of memory, 3.0 GiB on the device, 6.2 GiB in temporary files; 4 windows at once"
+
+
+def test_estimates_know_what_lies_in_files(plan3d, scan):
+    files = CaseFiles(id="scan", images=(scan,), group="scan")
+    plain, tight = (estimated(thresholding(plan3d, memory), files) for memory in (4.0, 1e-5))
+    assert plain is not None
+    assert tight is not None
+    assert plain.files == 0
+    voxels = 30 * 40 * 50
+    channels = thresholding(plan3d, 4.0).task.heads[0].channels
+    assert tight.files * 2**30 == pytest.approx(voxels * (2 + 4 + 1 + 4 + 4 * channels))  # as read, normalised, labels, prepared, sums
+    assert tight.windows == 1
+
+
+def test_the_largest_case_is_that_with_the_largest_files(tmp_path):
+    for name, size in (("a", 10), ("b", 30), ("c", 20)):
+        (tmp_path / name).write_bytes(bytes(size))
+    cases = [CaseFiles(id=name, images=(tmp_path / name,), group=name) for name in "abc"]
+    assert largest(cases).id == "b"
+
+
+def test_no_more_than_what_is_free(plan3d, scan, tmp_path, monkeypatch):
+    expected = thresholding(plan3d, 4.0).predict(scan, tmp_path / "plenty").cases[0].content
+    monkeypatch.setattr(estimate, "free_memory", lambda: 0.001)
+    heard = Heard()
+    (case,) = thresholding(plan3d, 4.0).predict(scan, tmp_path / "little", progress=heard).cases
+    assert heard.said[0] == "only 0.0 of 4.0 GiB of memory are free: fewer windows at once, larger maps in temporary files"
+    assert "1 window at once" in heard.said[1]
+    assert case.content == expected
+
+
+def test_a_case_that_ran_out_of_memory_is_predicted_again_with_less(plan3d, scan, tmp_path, monkeypatch, caplog):
+    model = thresholding(plan3d, 4.0)
+    expected = model.predict(scan, tmp_path / "first").cases[0].content
+    limits = []
+    stitch = type(model.domain).stitch
+
+    def full(self, case, run, heads, batch_size, memory):
+        limits.append(memory)
+        if memory > 0.1 * 2**30:
+            raise MemoryError
+        return stitch(self, case, run, heads, batch_size, memory)
+
+    monkeypatch.setattr(type(model.domain), "stitch", full)
+    with caplog.at_level(logging.WARNING):
+        (case,) = model.predict(scan, tmp_path / "again").cases
+    assert limits == [2**30, 2**28, 2**26]
+    assert case.content == expected
+    assert [record.message.partition(" with maps")[0] for record in caplog.records] == [
+        "out of memory: the case is predicted again within 1 GiB,",
+        "out of memory: the case is predicted again within 0.25 GiB,",
+    ]
+
+
+def test_a_case_that_fits_nowhere_fails_and_says_so(plan3d, scan, tmp_path, monkeypatch):
+    model = thresholding(plan3d, 4.0)
+    monkeypatch.setattr(type(model.domain), "stitch", lambda *_: (_ for _ in ()).throw(MemoryError))
+    (failure,) = model.predict(scan, tmp_path / "out").failures
+    assert "does not fit into memory" in str(failure)
+    assert "shape (50, 40, 30)" in str(failure)
+
+
+class Small(torch.nn.Module):
+    def forward(self, image):
+        if len(image) > 2:
+            raise torch.OutOfMemoryError("too many")
+        return {"segmentation": [torch.cat([image, -image], 1)]}
+
+
+def test_smaller_batches_are_told(plan3d, caplog):
+    from medseg.case import Batch
+    from medseg.tasks.base import find_task
+
+    ensemble = Ensemble(find_task(plan3d.task)(plan3d), (Small(),), torch.device("cpu"), 8)
+    with caplog.at_level(logging.WARNING):
+        ensemble.runner(())(Batch(torch.randn(8, 1, 4, 4, 4)))
+    assert [record.message for record in caplog.records] == [
+        "out of memory on cpu with 8 windows at once: 4 from now on",
+        "out of memory on cpu with 4 windows at once: 2 from now on",
+        "out of memory on cpu with 4 windows at once: 2 from now on",
+    ]
+
+
+def test_batches_of_many_classes_are_bounded_by_their_outputs(plan3d, monkeypatch):
+    model = thresholding(plan3d, 4.0)
+    outputs = 4 * int(np.prod(plan3d.window)) * model.task.heads[0].channels
+    monkeypatch.setattr("medseg.inference.predictor.LARGEST_OUTPUTS", 2 * outputs)
+    assert thresholding(plan3d, 4.0).ensemble.batch_size == min(2, model.ensemble.batch_size)
