@@ -187,7 +187,9 @@ class Predictor:
         previous: Predictor | None = None,
     ) -> Predictor:
         ensemble, before = self.ensemble, previous or self.previous
-        like = Predictor(plan, ensemble.networks, ensemble.device, memory or self.memory, self.weights, before, partners, dicom or self.dicom)
+        like = Predictor(
+            plan, ensemble.networks, ensemble.device, memory or self.memory, self.weights, before, partners, dicom or self.dicom
+        )
         like.ensemble.batch_size = min(like.ensemble.batch_size, ensemble.batch_size)  # as many as the device has been found to hold
         return like
 

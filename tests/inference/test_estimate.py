@@ -43,7 +43,9 @@ def test_the_estimate_is_said_once_before_the_first_case(plan3d, scan, tmp_path)
 
 def test_text_of_an_estimate():
     assert str(Estimate(2.04, 0.0, 0.0, 1)) == "about 2.0 GiB of memory; 1 window at once"
-    assert str(Estimate(2.0, 6.2, 3.0, 4)) == "about 2.0 GiB of memory, 3.0 GiB on the device, 6.2 GiB in temporary files; 4 windows at once"
+    assert (
+        str(Estimate(2.0, 6.2, 3.0, 4)) == "about 2.0 GiB of memory, 3.0 GiB on the device, 6.2 GiB in temporary files; 4 windows at once"
+    )
 
 
 def test_estimates_know_what_lies_in_files(plan3d, scan):
@@ -130,5 +132,5 @@ def test_smaller_batches_are_told(plan3d, caplog):
 def test_batches_of_many_classes_are_bounded_by_their_outputs(plan3d, monkeypatch):
     model = thresholding(plan3d, 4.0)
     outputs = 4 * int(np.prod(plan3d.window)) * model.task.heads[0].channels
-    monkeypatch.setattr("medseg.inference.predictor.LARGEST_OUTPUTS", 2 * outputs)
+    monkeypatch.setattr("medseg.inference.ensemble.LARGEST_OUTPUTS", 2 * outputs)
     assert thresholding(plan3d, 4.0).ensemble.batch_size == min(2, model.ensemble.batch_size)
