@@ -139,6 +139,15 @@ def test_labels_resampled_otherwise_are_refused(tmp_path: Path) -> None:
     assert import_model(tmp_path / NAME.format(LOW), tmp_path / "run")[0].name == LOW  # whose prediction resamples none
 
 
+def test_half_is_for_all_stages(stages: dict[str, Path], tmp_path: Path) -> None:
+    plan, _ = import_model(stages[CASCADE], tmp_path / "run", half=True)
+    before = Plan.load(tmp_path / "run" / "previous" / "plan.json")
+    assert [one.network.precision for one in (plan, before)] == ["half", "half"]
+    assert "--half" in plan.reasons["network.precision"]
+    Predictor.load(tmp_path / "run", "cpu")  # the weights belong to the plan
+    assert import_model(stages[CASCADE], tmp_path / "full")[0].network.precision == "full"
+
+
 def test_export_gives_back_what_was_imported(stages: dict[str, Path], tmp_path: Path) -> None:
     plan, _ = import_model(stages[CASCADE], tmp_path / "run")
     exported = export_model(tmp_path / "run", tmp_path / "out")
