@@ -82,9 +82,10 @@ def stitch_as_nnunet(
         for head in heads:
             for total, channel in zip(sums[head.name], _channels(outputs[head.name].reshape(head.channels, *full)), strict=True):
                 total[inside] += channel[part] * importance[part]
-    for total in sums.values():
+    for name, total in sums.items():
         for channel in total:
             channel /= weights
+            release(totals[name])
     return {name: HalfMap(total) for name, total in totals.items()}
 
 
