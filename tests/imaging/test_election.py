@@ -99,7 +99,7 @@ def test_channels_that_cannot_win_are_not_resampled(monkeypatch: pytest.MonkeyPa
     values[3] += 100
     seen: list[int] = []
     first = election._first
-    monkeypatch.setattr(election, "_first", lambda values: (seen.append(len(values)), first(values))[1])
+    monkeypatch.setattr(election, "_first", lambda values, half=False: (seen.append(len(values)), first(values, half))[1])
     assert {int(v) for _, part in strongest_slabs(slabs(values, 2), (6, 40, 40), (11, 75, 75)) for v in np.unique(part)} == {3}
     assert not seen
     values[3, :, :20, :20] -= 98
