@@ -19,7 +19,7 @@ from medseg.io.dicom.places import STACKED
 from medseg.io.dicom.planes import Plane
 from medseg.io.dicom.stacking import SAME_PLACE, Stack, heights_of, stack_up
 from medseg.io.dicom.timing import Timed, in_time, times_of
-from medseg.io.dicom.volume import Volume
+from medseg.io.dicom.volume import Other, Volume
 
 PARALLEL = 1e-3  # how far components of directions may differ within a volume
 SAME_SPACING = 1e-3  # share by which distances of pixels may differ within a volume
@@ -27,15 +27,35 @@ LOCALIZERS = ("LOCALIZER", "SCOUT", "TOPOGRAM")
 SECONDARY = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture, and the multi-frame kinds of it below
 
 
-def group(planes: Iterable[Plane]) -> list[Volume]:
-    """The volumes that planes form, in order of series numbers."""
+def group(planes: Iterable[Plane]) -> tuple[list[Volume], list[Other]]:
+    """The volumes that planes form, in order of series numbers, and what could not be made into any: one series stops no other."""
     series: dict[str, list[Plane]] = defaultdict(list)
     for plane in planes:
         series[plane.series.uid].append(plane)
     volumes: list[Volume] = []
+    others: list[Other] = []
     for members in series.values():
-        volumes += _of_series(members)
-    return sorted(volumes, key=lambda one: (one.series.number is None, one.series.number or 0, one.series.uid, -len(one.frames), one.key))
+        try:
+            volumes += _of_series(members)
+        except Exception as error:  # whatever headers provoke; the other series are still read
+            others.append(_ungrouped(members, error))
+    volumes.sort(key=lambda one: (one.series.number is None, one.series.number or 0, one.series.uid, -len(one.frames), one.key))
+    return volumes, others
+
+
+def _ungrouped(planes: list[Plane], error: Exception) -> Other:
+    return Other(
+        planes[0].frame.source,
+        problems=(
+            Problem(
+                "the images of the series cannot be put together",
+                str(planes[0].frame.source),
+                f"{len(planes)} images; {type(error).__name__}: {str(error)[:200]}",
+                "slices of a volume, or images at several times",
+                "Export the series again, or split it.",
+            ),
+        ),
+    )
 
 
 def _of_series(planes: list[Plane]) -> list[Volume]:

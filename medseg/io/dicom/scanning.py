@@ -74,8 +74,8 @@ def scan(paths: Iterable[Path] | Path, progress: Progress | None = None) -> Scan
         warnings.simplefilter("ignore")
         for source in (progress or Silent()).track(sources, len(sources), "reading headers"):
             found.add(source)
-        volumes = tuple(group(found.planes))
-    return Scan(volumes, tuple(found.annotations), tuple(found.others), found.foreign, tuple(found.problems))
+        volumes, ungrouped = group(found.planes)
+    return Scan(tuple(volumes), tuple(found.annotations), (*found.others, *ungrouped), found.foreign, tuple(found.problems))
 
 
 class _Found:

@@ -44,7 +44,7 @@ def in_time(stacks: Sequence[Sequence[Plane]]) -> Timed:
     if min(counts) == max(counts):
         return Timed([sorted(stack, key=lambda plane: plane.clock[names[0]]) for stack in stacks])
     for name in names:
-        if name in MATCHED and (matched := _matched(name, stacks)) is not None and matched[0][0]:
+        if name in MATCHED and (matched := _matched(name, stacks)) is not None:
             return _common(name, stacks, matched)
     return Timed([[stack[0]] for stack in stacks], errors=(_unequal(counts),))
 
@@ -55,7 +55,10 @@ def _tells(name: str, stack: Sequence[Plane]) -> bool:
 
 
 def _matched(name: str, stacks: Sequence[Sequence[Plane]]) -> list[list[tuple[int, Plane]]] | None:
-    """Each image with the number of its time point, those of the fullest position being numbered; only points that all positions have."""
+    """Each image with the number of its time point, those of the fullest position being numbered; only points that all positions have.
+
+    None where values do not match, or no point is at all positions.
+    """
     values = [sorted((_value(name, plane), i) for i, plane in enumerate(stack)) for stack in stacks]
     reference = np.array([value for value, _ in max(values, key=len)])
     reach = np.diff(reference).min() / 2 if len(reference) > 1 else 0.5
@@ -69,7 +72,7 @@ def _matched(name: str, stacks: Sequence[Sequence[Plane]]) -> list[list[tuple[in
             points[nearest] = stack[i]
         found.append(points)
     common = set.intersection(*(set(points) for points in found))
-    return [[(t, points[t]) for t in sorted(common)] for points in found]
+    return [[(t, points[t]) for t in sorted(common)] for points in found] if common else None
 
 
 def _value(name: str, plane: Plane) -> float:

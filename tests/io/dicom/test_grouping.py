@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medseg.io.dicom import grouping
 from medseg.io.dicom.reader import read_voxels, scan
 from tests.io.dicom.phantoms import grid_of, write_enhanced, write_series
 
@@ -230,3 +231,81 @@ def test_one_slice_again_and_again_is_monitoring_in_ct_and_a_cine_in_mr(tmp_path
     else:
         assert "is not a volume but one slice again and again, as bolus tracking and monitoring give it" in _said(volume.errors)
         assert "found 3 images at one position, expected slices at different positions" in _said(volume.errors)
+
+
+def _acquisition(folder: Path, number: int, count: int, first: float = 0.0, seed: int = 0, **tags: Any) -> Any:
+    """One acquisition of a series that is the same in every folder; slices are 2 mm apart."""
+    shape = (count, 5, 4)
+    array = _array(shape, seed)
+    grid = grid_of(shape, spacing=(2.0, 0.8, 0.7), origin=(0, 0, first))
+    write_series(folder / str(number), array, grid, **{
+        "SeriesInstanceUID": "2.25.1", "FrameOfReferenceUID": "2.25.2", "SOPInstanceUID": lambda z: f"2.25.3.{number}.{z}",
+        "AcquisitionNumber": number, "InstanceNumber": lambda z: 100 * number + z, **tags,
+    })  # fmt: skip
+    return array
+
+
+def test_acquisitions_that_overlap_in_part_are_volumes_of_their_own(tmp_path: Path) -> None:
+    arrays = [_acquisition(tmp_path, 1, 10), _acquisition(tmp_path, 2, 10, first=14.0, seed=1)]
+    volumes = sorted(scan(tmp_path).volumes, key=lambda one: float(one.grid.affine[2, 3]))
+    assert [volume.grid.affine[2, 3] for volume in volumes] == [0, 14]
+    for volume, array in zip(volumes, arrays, strict=True):
+        assert not volume.errors
+        assert np.array_equal(read_voxels(volume)[0], array)
+
+
+def test_overlaps_that_no_header_explains_are_refused_and_stop_nothing_else(tmp_path: Path) -> None:
+    _acquisition(tmp_path / "bad", 1, 10)
+    _acquisition(tmp_path / "bad", 2, 10, first=14.0, AcquisitionNumber=1)
+    write_series(tmp_path / "good", _array(), grid_of(SHAPE))
+    bad, good = sorted(scan(tmp_path).volumes, key=lambda volume: not volume.errors)
+    assert "positions hold different numbers of images, which cannot be matched" in _said(bad.errors)
+    assert np.array_equal(read_voxels(good)[0], _array())
+
+
+def test_a_series_that_nobody_foresaw_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path / "a", _array(), grid_of(SHAPE))
+    write_series(tmp_path / "b", _array(), grid_of(SHAPE), SeriesDescription="odd")
+    real = grouping._of_series
+
+    def odd(planes: Any) -> Any:
+        return [][1] if planes[0].series.description == "odd" else real(planes)
+
+    monkeypatch.setattr(grouping, "_of_series", odd)
+    found = scan(tmp_path)
+    assert len(found.volumes) == 1
+    (other,) = found.others
+    assert "the images of the series cannot be put together; found 6 images; IndexError" in _said(other.problems)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_is_damaged_in_many_files_is_a_volume_or_an_error(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def odd(values: list[Any]) -> Any:
+        return lambda z: values[int(rng.integers(len(values)))]
+
+    tags: dict[str, Any] = {
+        "AcquisitionNumber": odd([1, 2, 3, None]),
+        "InstanceNumber": odd([1, 2, None, 7]),
+        "TemporalPositionIdentifier": odd([None, 1, 2]),
+        "TriggerTime": odd(["0", "35.5", "70", None]),
+        "NominalInterval": odd(["0", "900", None]),
+        "EchoTime": odd(["1", "2.5", None]),
+        "FrameOfReferenceUID": odd(["2.25.2", "2.25.3", None]),
+        "ImageOrientationPatient": odd([[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1], [1, 0, 0, 0, 0.995, 0.0998], None]),
+        "ImagePositionPatient": odd([[0, 0, z] for z in (0, 1, 2, 3, 3.2, 7)]),
+        "PixelSpacing": odd([[1, 1], [1, 1], [2, 2], None]),
+        "SliceLocation": odd(["1", "2", None]),
+    }
+    chosen = {name: value for name, value in tags.items() if rng.random() < 0.4}
+    for t in range(3):
+        write_series(tmp_path / str(t), _array(seed=t), grid_of(SHAPE), "MR",
+                     **{"SeriesInstanceUID": "2.25.1", "FrameOfReferenceUID": "2.25.2", "SOPInstanceUID": lambda z, t=t: f"2.25.3.{t}.{z}",
+                        "AcquisitionNumber": t, **chosen})  # fmt: skip
+    found = scan(tmp_path)
+    assert found.volumes
+    assert not found.others
+    for volume in found.volumes:
+        if not volume.errors:
+            assert read_voxels(volume).shape == (len(volume.frames), *volume.grid.shape)
