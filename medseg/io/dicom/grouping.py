@@ -126,7 +126,8 @@ def _solid(planes: list[Plane]) -> list[Volume]:
         if stack.errors or timed.errors:
             for clock in ("AcquisitionNumber", "TemporalPositionIdentifier"):
                 parts = _split(planes, [plane.clock.get(clock) for plane in planes])
-                if 1 < len(parts) <= len(planes) // 2 and all(_even(part) for part in parts):
+                whole = any if timed.errors else all  # repeated positions are of no use as they are, so one good part is better
+                if 1 < len(parts) <= len(planes) // 2 and whole(_even(part) for part in parts):
                     return [volume for part in parts for volume in _solid(part)]
     volumes = [_volume(planes, timed, stack)]
     for z, images in timed.whole:

@@ -13,6 +13,8 @@ from medseg.io.dicom.planes import ORDER, Plane
 MATCHED = ("TemporalPositionIndex", "TemporalPositionIdentifier", "TriggerTime", "NominalCardiacTriggerDelayTime", "AcquisitionNumber",
            "FrameAcquisitionNumber", "DiffusionBValue", "file")  # fmt: skip
 """Clocks whose values mean the same at every position."""
+LEFT_OUT = 0.25  # share of the images that a time series may lose where some positions lack time points; more is no truncated series
+FEW_OUT = 0.1  # the same where only acquisitions are numbered: these may as well be phases of which each matters
 CARDIAC = ("TriggerTime", "NominalCardiacTriggerDelayTime")
 
 
@@ -44,9 +46,15 @@ def in_time(stacks: Sequence[Sequence[Plane]]) -> Timed:
     if min(counts) == max(counts):
         return Timed([sorted(stack, key=lambda plane: plane.clock[names[0]]) for stack in stacks])
     for name in names:
-        if name in MATCHED and (matched := _matched(name, stacks)) is not None:
+        if name in MATCHED and (matched := _matched(name, stacks)) is not None and _bearable(name, sum(map(len, matched)), sum(counts)):
             return _common(name, stacks, matched)
     return Timed([[stack[0]] for stack in stacks], errors=(_unequal(counts),))
+
+
+def _bearable(name: str, kept: int, held: int) -> bool:
+    """Whether what is common is a time series that was cut short; of a heart's phases, the whole ones are volumes besides."""
+    few = FEW_OUT if name in ("AcquisitionNumber", "FrameAcquisitionNumber") else LEFT_OUT
+    return name in CARDIAC or kept >= held * (1 - few)
 
 
 def _tells(name: str, stack: Sequence[Plane]) -> bool:

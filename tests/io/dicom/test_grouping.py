@@ -309,3 +309,38 @@ def test_whatever_is_damaged_in_many_files_is_a_volume_or_an_error(tmp_path: Pat
     for volume in found.volumes:
         if not volume.errors:
             assert read_voxels(volume).shape == (len(volume.frames), *volume.grid.shape)
+
+
+@pytest.mark.parametrize(("one", "two"), [(8, 9), (9, 8)])
+def test_phases_that_differ_by_a_slice_are_both_volumes(tmp_path: Path, one: int, two: int) -> None:
+    arrays = {1: _acquisition(tmp_path, 1, one), 2: _acquisition(tmp_path, 2, two, seed=1)}
+    volumes = scan(tmp_path).volumes
+    assert sorted(len(volume.frames[0]) for volume in volumes) == [8, 9]
+    for volume in volumes:
+        assert not volume.errors
+        assert "left out" not in _said(volume.warnings)
+        array = next(array for array in arrays.values() if len(array) == len(volume.frames[0]))
+        assert np.array_equal(read_voxels(volume)[0], array)
+
+
+def test_a_phase_with_a_gap_is_refused_alone(tmp_path: Path) -> None:
+    array = _acquisition(tmp_path, 1, 9)
+    _acquisition(tmp_path, 2, 9, seed=1)
+    (tmp_path / "2" / "1_004.dcm").unlink()
+    bad, good = sorted(scan(tmp_path).volumes, key=lambda volume: not volume.errors)
+    assert "a slice is missing; found 8 slices with a gap after slice 4 (4 mm)" in _said(bad.errors)
+    assert np.array_equal(read_voxels(good)[0], array)
+
+
+def test_a_dynamic_scan_that_was_stopped_loses_its_last_time_point_only(tmp_path: Path) -> None:
+    arrays = [_acquisition(tmp_path, t + 1, 5 if t < 11 else 3, seed=t) for t in range(12)]
+    (volume,) = scan(tmp_path).volumes
+    assert "time points that some positions lack are left out" in _said(volume.warnings)
+    assert np.array_equal(read_voxels(volume), arrays[:11])
+
+
+def test_time_points_of_which_most_are_lost_are_refused(tmp_path: Path) -> None:
+    for t in range(2):
+        _acquisition(tmp_path, t + 1, 6 - t, AcquisitionNumber=None, DiffusionBValue=float(t))
+    (volume,) = scan(tmp_path).volumes
+    assert "positions hold different numbers of images, which cannot be matched; found 1 to 2 images" in _said(volume.errors)
