@@ -14,6 +14,7 @@ from medseg.io.dicom.places import Place, normal_of
 
 SAME_PLACE = 1e-2  # of a millimetre: slices that lie closer lie at one position
 UNEVEN = 0.2  # share of the distance of slices by which one may deviate
+DRIFTED = 0.2  # share of the distance of slices by which one may lie off its place on the even grid
 ODD = 0.02  # share from which on it is mentioned
 SHEARED = 0.1  # of a pixel: how far the last slice may lie beside the place where an orthogonal grid has it
 SHIFTED = 0.25  # of a pixel: how far slices may lie beside the line of the others
@@ -65,7 +66,7 @@ def stack_up(places: Sequence[Place], shape: tuple[int, int], what: Sequence[str
         along = normal * (first.step or 1.0)
     else:
         along = (points[-1] - points[0]) / (len(points) - 1)
-        errors += _gaps(heights, what)
+        errors += _gaps(heights, what) or _drift(heights, what)
         if not errors:
             warnings += _oddities(heights)
             errors += _shifts(points, along, min(rows, columns))
@@ -120,6 +121,26 @@ def _gaps(heights: NDArray[np.float64], what: Sequence[str]) -> list[Problem]:
             f"distances of {steps.min():.4g} to {steps.max():.4g} mm",
             "one distance",
             "Slices are missing, or two acquisitions are mixed: export the series again, or split it.",
+        )
+    ]
+
+
+def _drift(heights: NDArray[np.float64], what: Sequence[str]) -> list[Problem]:
+    """Distances that each are close to the usual one may still add up."""
+    even = np.linspace(heights[0], heights[-1], len(heights))
+    off = np.abs(heights - even)
+    worst = int(off.argmax())
+    step = float(even[1] - even[0])
+    if off[worst] <= DRIFTED * step:
+        return []
+    steps = np.diff(heights)
+    return [
+        Problem(
+            "slices lie unevenly: on a grid of one distance some would be far off their places",
+            what[worst],
+            f"distances of {steps.min():.4g} to {steps.max():.4g} mm, slice {worst + 1} lies {off[worst]:.3g} mm off",
+            f"one distance, slices at most {DRIFTED * step:.3g} mm off",
+            "Two acquisitions are mixed, or the distance changes on the way: split the series where it does.",
         )
     ]
 

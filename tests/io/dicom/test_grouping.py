@@ -344,3 +344,39 @@ def test_time_points_of_which_most_are_lost_are_refused(tmp_path: Path) -> None:
         _acquisition(tmp_path, t + 1, 6 - t, AcquisitionNumber=None, DiffusionBValue=float(t))
     (volume,) = scan(tmp_path).volumes
     assert "positions hold different numbers of images, which cannot be matched; found 1 to 2 images" in _said(volume.errors)
+
+
+def _heights(folder: Path, heights: Any) -> Any:
+    shape = (len(heights), 3, 3)
+    write_series(folder, _array(shape), grid_of(shape), ImagePositionPatient=lambda z: [0, 0, f"{heights[z]:.8g}"])
+    (volume,) = scan(folder).volumes
+    return volume
+
+
+def test_distances_that_add_up_are_refused(tmp_path: Path) -> None:
+    """Each step is within the bound of single steps; slice 21 would lie 8.8 mm off."""
+    volume = _heights(tmp_path, np.cumsum([0.0, *[5.0] * 20, *[5.9] * 20]))
+    said = _said(volume.errors)
+    assert "slices lie unevenly: on a grid of one distance some would be far off their places" in said
+    assert "found distances of 5 to 5.9 mm, slice 21 lies 9 mm off, expected one distance, slices at most 1.09 mm off" in said
+    assert "1_020.dcm" in said
+
+
+@pytest.mark.parametrize(("off", "refused"), [(0.3, False), (0.55, False), (0.65, True)])
+def test_one_slice_may_lie_off_by_a_fifth(tmp_path: Path, off: float, refused: bool) -> None:
+    heights = 3.0 * np.arange(8)
+    heights[4] += off
+    assert bool(_heights(tmp_path, heights).errors) is refused
+
+
+def test_grid_and_slices_agree_wherever_a_volume_is_accepted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    accepted = 0
+    for i in range(20):
+        heights = np.cumsum(rng.uniform(2.85, 3.15 if i % 2 else 3.4, 10))
+        volume = _heights(tmp_path / str(i), heights)
+        if not volume.errors:
+            accepted += 1
+            step = volume.grid.spacing[0]
+            assert np.abs(volume.grid.affine[2, 3] + step * np.arange(10) - heights).max() <= 0.2 * step + 1e-6
+    assert accepted >= 5
