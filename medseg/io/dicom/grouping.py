@@ -29,9 +29,9 @@ SECONDARY = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture, and the multi-fram
 
 def group(planes: Iterable[Plane]) -> tuple[list[Volume], list[Other]]:
     """The volumes that planes form, in order of series numbers, and what could not be made into any: one series stops no other."""
-    series: dict[str, list[Plane]] = defaultdict(list)
+    series: dict[Any, list[Plane]] = defaultdict(list)
     for plane in planes:
-        series[plane.series.uid].append(plane)
+        series[_series_of(plane)].append(plane)
     volumes: list[Volume] = []
     others: list[Other] = []
     for members in series.values():
@@ -41,6 +41,13 @@ def group(planes: Iterable[Plane]) -> tuple[list[Volume], list[Other]]:
             others.append(_ungrouped(members, error))
     volumes.sort(key=lambda one: (one.series.number is None, one.series.number or 0, one.series.uid, -len(one.frames), one.key))
     return volumes, others
+
+
+def _series_of(plane: Plane) -> tuple[Any, ...]:
+    """What tells series apart: anonymisers give several patients one UID, or remove it; then those of one folder belong together."""
+    series, source = plane.series, plane.frame.source
+    alone = () if series.uid else (source.path.parent, source.member.rpartition("/")[0], series.number, series.modality)
+    return series.uid, series.study, plane.owner, alone
 
 
 def _ungrouped(planes: list[Plane], error: Exception) -> Other:
@@ -264,8 +271,13 @@ def common_type(names: Iterable[str]) -> str:
 
 def key_of(planes: Sequence[Plane]) -> str:
     """16 hexadecimal digits that name a volume: of the UIDs of its series and images, whatever else lies beside them."""
-    parts = sorted(f"{plane.frame.sop_uid}/{plane.frame.index}/{plane.frame.tile}" for plane in planes)
+    parts = sorted(f"{plane.frame.sop_uid or _name(plane)}/{plane.frame.index}/{plane.frame.tile}" for plane in planes)
     return hashlib.blake2b("\n".join([planes[0].series.uid, *parts]).encode(), digest_size=8).hexdigest()
+
+
+def _name(plane: Plane) -> str:
+    """What names an image without a UID: its file, and whose it is."""
+    return f"{plane.frame.source.path.name}/{plane.frame.source.member}/{plane.owner}"
 
 
 def common_folder(paths: Sequence[Path]) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydicom import Dataset
@@ -34,6 +35,7 @@ class Plane:
         clock: what may tell time points apart, by name.
         warnings: oddities.
         errors: why it cannot be used.
+        owner: a digest of the Patient ID.
     """
 
     frame: Frame
@@ -46,6 +48,7 @@ class Plane:
     clock: dict[str, float] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
     errors: tuple[Problem, ...] = ()
+    owner: str = ""
 
     @property
     def solid(self) -> bool:
@@ -92,9 +95,7 @@ def read_planes(header: Dataset, source: Source) -> list[Plane]:
 
 
 def _moved(plane: Plane, frame: Frame, place: Place) -> Plane:
-    return Plane(
-        frame, plane.series, plane.shape, plane.samples, plane.dtype, place, plane.marks, plane.clock, plane.warnings, plane.errors
-    )
+    return replace(plane, frame=frame, place=place)
 
 
 def read_series(header: Dataset) -> Series:
@@ -132,6 +133,7 @@ def _plane(header: Dataset, source: Source, series: Series, index: int | None, s
         clock=_clock(header, index),
         warnings=tuple(warnings),
         errors=tuple(_unusable(header)),
+        owner=hashlib.blake2b(text(header.get("PatientID")).encode(), digest_size=8).hexdigest(),
     )
 
 

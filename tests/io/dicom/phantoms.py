@@ -63,7 +63,8 @@ def write_series(folder: Path, array: Array, grid: Grid, modality: str = "CT", s
         array: `(*grid.shape)` of int16, uint16 or uint8 as stored.
         grid: of the array; its first axis is that of the slices.
         modality: CT, MR, PT or OT.
-        series: names the series: another one gives another Series Instance UID; study and frame of reference follow from `folder`.
+        series: names the series: another one gives another Series Instance UID; study and frame of reference follow from
+            `folder`; the study from the Series Instance UID where `tags` state it.
         tags: DICOM keywords and values for all files; a function is called with the number of the slice, from 0. None removes.
 
     Returns:
@@ -131,6 +132,8 @@ def slice_dataset(study: str, array: Array, grid: Grid, z: int, modality: str, s
     if modality == "MR":
         values |= {"ScanningSequence": "SE", "SequenceVariant": "SK", "ScanOptions": "", "MRAcquisitionType": "2D"}
         values |= {"EchoTime": "10", "RepetitionTime": "500", "EchoTrainLength": 1}
+    if isinstance(shared := tags.get("SeriesInstanceUID"), str):
+        values["StudyInstanceUID"] = uid("study of", shared)  # a series belongs to one study whatever folder its files lie in
     values["PixelData"] = np.ascontiguousarray(array[z].astype(array.dtype.newbyteorder("<"))).tobytes()
     for keyword, value in {**values, **tags}.items():
         chosen = value(z) if callable(value) else value

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medseg.io.dicom import grouping
-from medseg.io.dicom.reader import read_voxels, scan
+from medseg.io.dicom.reader import find_volume, read_voxels, scan
 from tests.io.dicom.phantoms import grid_of, write_enhanced, write_series
 
 SHAPE = (6, 5, 4)
@@ -34,9 +34,9 @@ def test_missing_slice_is_named(tmp_path: Path) -> None:
 def test_overlapping_slice_is_named(tmp_path: Path) -> None:
     grid = grid_of(SHAPE)
     write_series(tmp_path, _array(), grid)
+    first = scan(tmp_path).volumes[0].series
     write_series(tmp_path / "more", _array()[:1], grid, ImagePositionPatient=[*grid.world((2.3, 0, 0))], SOPInstanceUID="2.25.7",
-                 SeriesInstanceUID=scan(tmp_path).volumes[0].series.uid, FrameOfReferenceUID=scan(tmp_path).volumes[0].series.world,
-                 InstanceNumber=99)  # fmt: skip
+                 SeriesInstanceUID=first.uid, StudyInstanceUID=first.study, FrameOfReferenceUID=first.world, InstanceNumber=99)  # fmt: skip
     (volume,) = scan(tmp_path).volumes
     assert "slices overlap: some lie closer to the next than others do; found 0.9 mm after slice 3, 4, expected 3 mm" in _said(
         volume.errors
@@ -58,7 +58,7 @@ def test_copies_under_other_uids_are_told_by_their_pixels(tmp_path: Path) -> Non
     array, grid = _array(), grid_of(SHAPE)
     write_series(tmp_path, array, grid)
     first = scan(tmp_path).volumes[0].series
-    same = {"SeriesInstanceUID": first.uid, "FrameOfReferenceUID": first.world}
+    same = {"SeriesInstanceUID": first.uid, "StudyInstanceUID": first.study, "FrameOfReferenceUID": first.world}
     write_series(tmp_path / "again", array, grid, SOPInstanceUID=lambda z: f"2.25.8{z}", **same)
     (volume,) = scan(tmp_path).volumes
     assert "6 copies" in _said(volume.warnings)
@@ -380,3 +380,25 @@ def test_grid_and_slices_agree_wherever_a_volume_is_accepted(tmp_path: Path) -> 
             step = volume.grid.spacing[0]
             assert np.abs(volume.grid.affine[2, 3] + step * np.arange(10) - heights).max() <= 0.2 * step + 1e-6
     assert accepted >= 5
+
+
+def test_files_without_uids_of_two_patients_are_not_mixed(tmp_path: Path) -> None:
+    nothing: dict[str, Any] = {"SeriesInstanceUID": None, "SOPInstanceUID": None, "StudyInstanceUID": None, "FrameOfReferenceUID": None}
+    for i, patient in enumerate("ab"):
+        grid = grid_of(SHAPE, origin=(0, 0, 18.0 * i))  # one goes on where the other ends
+        write_series(tmp_path / patient, _array(seed=i), grid, PatientID=patient, **nothing)
+        write_series(tmp_path / "one", _array(seed=i), grid, series=str(i), PatientID=patient, SeriesNumber=1, **nothing)
+    found = scan(tmp_path).volumes
+    assert [len(volume.frames[0]) for volume in found] == [6] * 4
+    assert len({volume.path for volume in found}) == 4
+    for volume in found:
+        assert np.array_equal(read_voxels(find_volume(volume.path))[0], _array(seed=int(volume.grid.affine[2, 3] > 0)))
+
+
+@pytest.mark.parametrize("differs", ["PatientID", "StudyInstanceUID"])
+def test_one_series_uid_for_two_patients_does_not_mix_them(tmp_path: Path, differs: str) -> None:
+    for i in range(2):
+        same = {"SeriesInstanceUID": "2.25.1", "StudyInstanceUID": "2.25.2", "FrameOfReferenceUID": "2.25.3"}
+        write_series(tmp_path / str(i), _array(seed=i), grid_of(SHAPE, origin=(0, 0, 18.0 * i)), series=str(i),
+                     **{**same, differs: f"2.25.4{i}"})  # fmt: skip
+    assert [len(volume.frames[0]) for volume in scan(tmp_path).volumes] == [6, 6]
