@@ -402,3 +402,39 @@ def test_one_series_uid_for_two_patients_does_not_mix_them(tmp_path: Path, diffe
         write_series(tmp_path / str(i), _array(seed=i), grid_of(SHAPE, origin=(0, 0, 18.0 * i)), series=str(i),
                      **{**same, differs: f"2.25.4{i}"})  # fmt: skip
     assert [len(volume.frames[0]) for volume in scan(tmp_path).volumes] == [6, 6]
+
+
+def _again(folder: Path, array: Any, count: int, **tags: Any) -> Any:
+    """A series, and some of its slices once more under other UIDs and later numbers."""
+    same = {"SeriesInstanceUID": "2.25.1", "FrameOfReferenceUID": "2.25.2"}
+    write_series(folder / "a", _array(), grid_of(SHAPE), **same)
+    write_series(folder / "b", array[:count], grid_of(SHAPE), SOPInstanceUID=lambda z: f"2.25.8{z}", InstanceNumber=lambda z: 50 + z,
+                 ContentTime="235959", **same, **tags)  # fmt: skip
+    return scan(folder).volumes
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_surplus_slices_with_other_numbers_are_copies(tmp_path: Path, count: int) -> None:
+    (volume,) = _again(tmp_path, _array(), count)
+    assert not volume.errors
+    assert f"one of each is read; found {count} copies" in _said(volume.warnings)
+    assert np.array_equal(read_voxels(volume), _array()[None])
+
+
+def test_surplus_slices_that_show_something_else_are_refused(tmp_path: Path) -> None:
+    (volume,) = _again(tmp_path, _array() + 1, 1)
+    assert "positions hold different numbers of images" in _said(volume.errors)
+
+
+def test_time_points_that_are_equal_in_part_are_no_copies(tmp_path: Path) -> None:
+    array = _array()
+    array[2] += 1
+    (volume,) = _again(tmp_path, array, 6)
+    assert np.array_equal(read_voxels(volume), [_array(), array])
+
+
+def test_time_points_that_are_equal_are_no_copies_where_headers_tell_them_apart(tmp_path: Path) -> None:
+    (volume,) = _again(tmp_path, _array(), 6, AcquisitionTime="101500")
+    assert len(volume.frames) == 2
+    (volume,) = _again(tmp_path / "numbered", _array(), 6, AcquisitionNumber=2)
+    assert len(volume.frames) == 2
