@@ -44,6 +44,9 @@ def place_of(header: Dataset, index: int | None) -> Place:
     """Where a frame lies, as far as the file says."""
     position = vector(find(header, index, "ImagePositionPatient", "PlanePositionSequence"), 3)
     axes = vector(find(header, index, "ImageOrientationPatient", "PlaneOrientationSequence"), 6)
+    if position is None and axes is None:  # ultrasound volumes: in the frame of reference of the transducer
+        position = vector(find(header, index, "ImagePositionVolume", "PlanePositionVolumeSequence"), 3)
+        axes = vector(find(header, index, "ImageOrientationVolume", "PlaneOrientationVolumeSequence"), 6)
     step = number(find(header, index, "SpacingBetweenSlices", "PixelMeasuresSequence"))
     thickness = number(find(header, index, "SliceThickness", "PixelMeasuresSequence"))
     if index is not None and "PerFrameFunctionalGroupsSequence" not in header:

@@ -146,6 +146,7 @@ def _marks(header: Dataset, index: int | None) -> dict[str, Any]:
         "echo": number(header.get("EchoNumbers")),
         "echo time": number(find(header, index, "EffectiveEchoTime", "MREchoSequence") if index is not None else header.get("EchoTime")),
         "inversion time": number(header.get("InversionTime")),
+        "stack": text(find(header, index, "StackID", "FrameContentSequence")) if index is not None else "",
         "kernel": text(find(header, index, "ConvolutionKernel", "CTReconstructionSequence")),
     }
 
@@ -153,6 +154,7 @@ def _marks(header: Dataset, index: int | None) -> dict[str, Any]:
 CLOCKS = {
     "TemporalPositionIndex": ("FrameContentSequence",),
     "TemporalPositionIdentifier": (),
+    "TemporalPositionTimeOffset": ("TemporalPositionSequence",),
     "TriggerTime": (),
     "NominalCardiacTriggerDelayTime": ("CardiacSynchronizationSequence", "CardiacTriggerSequence"),
     "FrameReferenceTime": (),
@@ -164,6 +166,7 @@ CLOCKS = {
 ORDER = (
     "TemporalPositionIndex",
     "TemporalPositionIdentifier",
+    "TemporalPositionTimeOffset",
     "TriggerTime",
     "NominalCardiacTriggerDelayTime",
     "FrameReferenceTime",

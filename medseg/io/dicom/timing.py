@@ -10,8 +10,8 @@ import numpy as np
 from medseg.errors import Problem
 from medseg.io.dicom.planes import ORDER, Plane
 
-MATCHED = ("TemporalPositionIndex", "TemporalPositionIdentifier", "TriggerTime", "NominalCardiacTriggerDelayTime", "AcquisitionNumber",
-           "FrameAcquisitionNumber", "DiffusionBValue", "file")  # fmt: skip
+MATCHED = ("TemporalPositionIndex", "TemporalPositionIdentifier", "TemporalPositionTimeOffset", "TriggerTime",
+           "NominalCardiacTriggerDelayTime", "AcquisitionNumber", "FrameAcquisitionNumber", "DiffusionBValue", "file")  # fmt: skip
 """Clocks whose values mean the same at every position."""
 LEFT_OUT = 0.25  # share of the images that a time series may lose where some positions lack time points; more is no truncated series
 FEW_OUT = 0.1  # the same where only acquisitions are numbered: these may as well be phases of which each matters
@@ -134,6 +134,7 @@ def times_of(slices: Sequence[Sequence[Plane]]) -> tuple[float, ...]:
     count = len(slices[0])
     if count > 1:
         for name, scale in (
+            ("TemporalPositionTimeOffset", 1.0),
             ("TriggerTime", 1e-3),
             ("NominalCardiacTriggerDelayTime", 1e-3),
             ("FrameReferenceTime", 1e-3),

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom import Dataset
 
 from medseg.io.dicom import grouping
 from medseg.io.dicom.reader import find_volume, read_voxels, scan
@@ -438,3 +440,56 @@ def test_time_points_that_are_equal_are_no_copies_where_headers_tell_them_apart(
     assert len(volume.frames) == 2
     (volume,) = _again(tmp_path / "numbered", _array(), 6, AcquisitionNumber=2)
     assert len(volume.frames) == 2
+
+
+def _edit(path: Path, change: Any) -> None:
+    data = pydicom.dcmread(path)
+    for i, frame in enumerate(data.PerFrameFunctionalGroupsSequence):
+        change(data, frame, i)
+    data.save_as(path, enforce_file_format=True)
+
+
+def test_enhanced_ultrasound_volumes_are_volumes(tmp_path: Path) -> None:
+    array, grid = _array((3, *SHAPE)), grid_of(SHAPE, "oblique")
+    path = write_enhanced(tmp_path / "a.dcm", array, grid, shuffle=np.random.default_rng(1).permutation(18).tolist(), Modality="US",
+                          SOPClassUID="1.2.840.10008.5.1.4.1.1.6.2")  # fmt: skip
+
+    def change(data: Any, frame: Any, i: int) -> None:
+        shared = data.SharedFunctionalGroupsSequence[0]
+        place, orientation, time = Dataset(), Dataset(), Dataset()
+        place.ImagePositionVolume = frame.PlanePositionSequence[0].ImagePositionPatient
+        time.TemporalPositionTimeOffset = 0.05 * frame.FrameContentSequence[0].TemporalPositionIndex
+        del frame.FrameContentSequence[0].TemporalPositionIndex
+        frame.PlanePositionVolumeSequence, frame.TemporalPositionSequence = [place], [time]
+        del frame.PlanePositionSequence
+        if i == 0:
+            orientation.ImageOrientationVolume = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+            shared.PlaneOrientationVolumeSequence = [orientation]
+            del shared.PlaneOrientationSequence
+
+    _edit(path, change)
+    (volume,) = scan(tmp_path).volumes
+    assert not volume.errors
+    assert np.allclose(volume.grid.affine, grid.affine, atol=1e-6)
+    assert volume.times == pytest.approx((0, 0.05, 0.1))
+    assert np.array_equal(read_voxels(volume), array)
+
+
+@pytest.mark.parametrize("distance", [0.0, 31.7])
+def test_parallel_stacks_are_volumes_of_their_own(tmp_path: Path, distance: float) -> None:
+    """At one height but beside each other, or with a gap between them."""
+    array = _array((2, *SHAPE))
+    path = write_enhanced(tmp_path / "a.dcm", array, grid_of(SHAPE, origin=(0, 0, 0)))
+
+    def change(_: Any, frame: Any, i: int) -> None:
+        content, place = frame.FrameContentSequence[0], frame.PlanePositionSequence[0]
+        del content.TemporalPositionIndex
+        content.StackID, content.InStackPositionNumber = str(i // 6 + 1), i % 6 + 1
+        place.ImagePositionPatient = [60.0 * (i // 6), 0, 3.0 * (i % 6) + distance * (i // 6)]
+
+    _edit(path, change)
+    volumes = sorted(scan(tmp_path).volumes, key=lambda one: float(one.grid.affine[0, 3]))
+    assert [volume.grid.affine[0, 3] for volume in volumes] == [0, 60]
+    for volume, expected in zip(volumes, array, strict=True):
+        assert not volume.errors
+        assert np.array_equal(read_voxels(volume)[0], expected)
