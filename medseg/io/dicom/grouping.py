@@ -129,7 +129,7 @@ def _solid(planes: list[Plane]) -> list[Volume]:
         for name in sorted({name for plane in planes for name in plane.marks}):
             parts = _split(planes, [plane.marks.get(name) for plane in planes])
             if len(parts) > 1 and (repeated or all(_even(part) for part in parts)):
-                return [volume for part in parts for volume in _solid(part)]
+                return [_told(volume, name, part[0].marks.get(name), len(parts)) for part in parts for volume in _solid(part)]
         if stack.errors or timed.errors:
             for clock in ("AcquisitionNumber", "TemporalPositionIdentifier"):
                 parts = _split(planes, [plane.clock.get(clock) for plane in planes])
@@ -142,6 +142,13 @@ def _solid(planes: list[Plane]) -> list[Volume]:
         place = replace(images[0].place, step=images[0].place.step or float(np.linalg.norm(stack.grid.affine[:3, 0])))
         volumes.append(_volume(images, alone, stack_up([place], images[0].shape, [str(images[0].frame.source)]), part=z + 1))
     return volumes
+
+
+def _told(volume: Volume, name: str, value: Any, count: int) -> Volume:
+    """A volume, and what tells it from the others of its series."""
+    found = value.replace("\\", ", ") if isinstance(value, str) else f"{value:g}" if value is not None else ""
+    note = Problem(f"is one of {count} parts of a series that differ in {name}", found=found or "nothing stated")
+    return replace(volume, warnings=(note, *volume.warnings))
 
 
 def _split(planes: list[Plane], by: list[Any]) -> list[list[Plane]]:

@@ -78,6 +78,14 @@ def vector(values: Any, count: int) -> Vector | None:
     return None if any(value is None for value in found) else tuple(float(value) for value in found if value is not None)
 
 
+def private(header: Dataset, group: int, creator: str, element: int) -> Any:
+    """The value of a private element; None where it is not there."""
+    try:
+        return header.private_block(group, creator)[element].value
+    except KeyError:
+        return None
+
+
 def seconds(day: Any, clock: Any) -> float | None:
     """Date and time elements as seconds since the year 1; a time alone as seconds of its day."""
     import datetime

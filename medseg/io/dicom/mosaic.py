@@ -16,7 +16,7 @@ from pydicom import Dataset
 
 from medseg.errors import ImageError
 from medseg.geometry import Array
-from medseg.io.dicom.groups import number, text, vector, whole
+from medseg.io.dicom.groups import number, private, text, vector, whole
 from medseg.io.dicom.places import Place, normal_of, place_of
 from medseg.io.dicom.volume import Source
 
@@ -41,7 +41,7 @@ def mosaic_of(header: Dataset, source: Source) -> Mosaic:
         ImageError: the file does not say how many tiles there are, or where they lie.
     """
     csa = _csa(header)
-    count = whole(_csa_value(csa, "NumberOfImagesInMosaic")) or whole(_private(header, 0x0019, 0x0A, "SIEMENS MR HEADER")) or 0
+    count = whole(_csa_value(csa, "NumberOfImagesInMosaic")) or whole(private(header, 0x0019, "SIEMENS MR HEADER", 0x0A)) or 0
     place = place_of(header, None)
     rows, columns = whole(header.get("Rows")) or 0, whole(header.get("Columns")) or 0
     edge = math.ceil(math.sqrt(count)) if count > 0 else 0
@@ -90,10 +90,3 @@ def _csa_list(csa: dict[str, Any] | None, name: str) -> Any:
 def _csa_value(csa: dict[str, Any] | None, name: str) -> Any:
     items = _csa_list(csa, name)
     return items[0] if items else None
-
-
-def _private(header: Dataset, group: int, element: int, creator: str) -> Any:
-    try:
-        return header.private_block(group, creator)[element].value
-    except KeyError:
-        return None

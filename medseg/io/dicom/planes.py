@@ -10,7 +10,7 @@ from typing import Any
 from pydicom import Dataset
 
 from medseg.errors import ImageError, Problem
-from medseg.io.dicom.groups import find, moment, number, seconds, text, whole
+from medseg.io.dicom.groups import find, moment, number, private, seconds, text, whole
 from medseg.io.dicom.mosaic import is_mosaic, mosaic_of
 from medseg.io.dicom.places import Place, place_of
 from medseg.io.dicom.suv import is_uptake, uptake_problems
@@ -145,7 +145,11 @@ def _marks(header: Dataset, index: int | None) -> dict[str, Any]:
         "component": text(find(header, index, "ComplexImageComponent", "MRImageFrameTypeSequence")),
         "echo": number(header.get("EchoNumbers")),
         "echo time": number(find(header, index, "EffectiveEchoTime", "MREchoSequence") if index is not None else header.get("EchoTime")),
-        "inversion time": number(header.get("InversionTime")),
+        "inversion time": number(
+            find(header, index, "InversionTimes", "MRModifierSequence") if index is not None else header.get("InversionTime")
+        ),
+        "tube voltage": number(find(header, index, "KVP", "CTXRayDetailsSequence")),
+        "kind of image": whole(private(header, 0x0043, "GEMS_PARM_01", 0x2F)),  # GE: magnitude, phase, real, imaginary; ImageType is equal
         "stack": text(find(header, index, "StackID", "FrameContentSequence")) if index is not None else "",
         "kernel": text(find(header, index, "ConvolutionKernel", "CTReconstructionSequence")),
     }
@@ -157,6 +161,7 @@ CLOCKS = {
     "TemporalPositionTimeOffset": ("TemporalPositionSequence",),
     "TriggerTime": (),
     "NominalCardiacTriggerDelayTime": ("CardiacSynchronizationSequence", "CardiacTriggerSequence"),
+    "NominalPercentageOfCardiacPhase": ("CardiacSynchronizationSequence",),
     "FrameReferenceTime": (),
     "AcquisitionNumber": (),
     "FrameAcquisitionNumber": ("FrameContentSequence",),
@@ -169,6 +174,7 @@ ORDER = (
     "TemporalPositionTimeOffset",
     "TriggerTime",
     "NominalCardiacTriggerDelayTime",
+    "NominalPercentageOfCardiacPhase",
     "FrameReferenceTime",
     "AcquisitionNumber",
     "FrameAcquisitionNumber",
@@ -188,11 +194,26 @@ def _clock(header: Dataset, index: int | None) -> dict[str, float]:
     clock["acquired"] = moment_of(stamp, header.get("AcquisitionDate"), header.get("AcquisitionTime"))
     clock["content"] = seconds(header.get("ContentDate"), header.get("ContentTime"))
     clock["interval"] = number(header.get("NominalInterval"))
+    clock["b"] = clock["DiffusionBValue"] if clock["DiffusionBValue"] is not None else _b_value(header)
     if index is not None:
         clock["frame"] = float(index)
         clock.pop("InstanceNumber")  # of the file, not of the frame
         clock["file"] = number(header.get("InstanceNumber"))
     return {name: value for name, value in clock.items() if value is not None}
+
+
+B_VALUES = ((0x0019, "SIEMENS MR HEADER", 0x0C), (0x0043, "GEMS_PARM_01", 0x39), (0x2001, "Philips Imaging DD 001", 0x03),
+            (0x0065, "Image Private Header", 0x09))  # fmt: skip
+"""Where vendors keep the b-value: Siemens, GE, Philips, United Imaging."""
+
+
+def _b_value(header: Dataset) -> float | None:
+    """The diffusion b-value as vendors keep it. It names time points and does not order them: several directions share it."""
+    for group, creator, element in B_VALUES:
+        value = number(private(header, group, creator, element))
+        if value is not None:
+            return value % 1e9  # GE adds this to b-values of newer sequences
+    return None
 
 
 def moment_of(stamp: Any, date: Any, time: Any) -> float | None:

@@ -33,10 +33,12 @@ KEYWORDS = (
     "NominalScannedPixelSpacing SpacingBetweenSlices SliceThickness SequenceOfUltrasoundRegions RescaleSlope RescaleIntercept "
     "ModalityLUTSequence DoseGridScaling GridFrameOffsetVector DetectorInformationSequence NumberOfSlices SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence TotalPixelMatrixRows TotalPixelMatrixColumns Units DecayCorrection PatientWeight "
-    "RadiopharmaceuticalInformationSequence PatientID"
+    "RadiopharmaceuticalInformationSequence PatientID KVP NominalPercentageOfCardiacPhase"
 )
 """Elements that tell a plane; reading no others halves the time."""
-PRIVATE = ((0x0009, 0x0010), (0x0009, 0x100D), (0x7053, 0x0010), (0x7053, 0x1000), (0x7053, 0x1009))
+PRIVATE = ((0x0009, 0x0010), (0x0009, 0x100D), (0x7053, 0x0010), (0x7053, 0x1000), (0x7053, 0x1009),
+           (0x0043, 0x0010), (0x0043, 0x102F), (0x0043, 0x1039), (0x0019, 0x0010), (0x0019, 0x100C), (0x2001, 0x0010), (0x2001, 0x1003),
+           (0x0065, 0x0010), (0x0065, 0x1009))  # fmt: skip
 NAMED = (".dcm", ".dicom", ".ima")
 DIRECTORY: Final = "1.2.840.10008.1.3.10"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +12,14 @@ from medseg.errors import Problem
 from medseg.io.dicom.planes import ORDER, Plane
 
 MATCHED = ("TemporalPositionIndex", "TemporalPositionIdentifier", "TemporalPositionTimeOffset", "TriggerTime",
-           "NominalCardiacTriggerDelayTime", "AcquisitionNumber", "FrameAcquisitionNumber", "DiffusionBValue", "file")  # fmt: skip
+           "NominalCardiacTriggerDelayTime", "NominalPercentageOfCardiacPhase", "AcquisitionNumber", "FrameAcquisitionNumber",
+           "DiffusionBValue", "file")  # fmt: skip
 """Clocks whose values mean the same at every position."""
 LEFT_OUT = 0.25  # share of the images that a time series may lose where some positions lack time points; more is no truncated series
 FEW_OUT = 0.1  # the same where only acquisitions are numbered: these may as well be phases of which each matters
 CARDIAC = ("TriggerTime", "NominalCardiacTriggerDelayTime")
+COUNTED = ("InstanceNumber", "file", "content", "frame")
+"""Clocks that say in which order images were made, and nothing of why there are several at a position."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,39 @@ def in_time(stacks: Sequence[Sequence[Plane]]) -> Timed:
     if not names:
         return Timed([[stack[0]] for stack in stacks], errors=(_same_place(stacks),))
     if min(counts) == max(counts):
-        return Timed([sorted(stack, key=lambda plane: plane.clock[names[0]]) for stack in stacks])
+        slices = [sorted(stack, key=lambda plane: plane.clock[names[0]]) for stack in stacks]
+        return Timed(slices, warnings=_axis(names[0], slices[0]))
     for name in names:
         if name in MATCHED and (matched := _matched(name, stacks)) is not None and _bearable(name, sum(map(len, matched)), sum(counts)):
             return _common(name, stacks, matched)
     return Timed([[stack[0]] for stack in stacks], errors=(_unequal(counts),))
+
+
+def _axis(name: str, points: Sequence[Plane]) -> tuple[Problem, ...]:
+    """What time points are where they are no times."""
+    weights = [plane.clock.get("b") for plane in points]
+    if None not in weights and len(set(weights)) > 1:
+        return (Problem("time points are diffusion weightings", found=f"b = {_listed(weights)} s/mm2", expected="times"),)
+    if name == "NominalPercentageOfCardiacPhase":
+        found = _listed([plane.clock[name] for plane in points])
+        return (Problem("time points are phases of the heart", found=f"{found} % of its cycle", expected="times"),)
+    if name in COUNTED:
+        return (
+            Problem(
+                "several images lie at each position, and no header says in what they differ; they are taken as time points",
+                found=f"{len(points)} images, in the order of their numbers",
+                expected="times, or marks of different images",
+                fix="Look at them; images that are no time points belong into series of their own.",
+            ),
+        )
+    return ()
+
+
+def _listed(values: Sequence[float | None]) -> str:
+    """Each value once, in the order of time points, with how many have it."""
+    counts = Counter(values)
+    told = [f"{value:g}" + (f" ({count} times)" if count > 1 else "") for value, count in counts.items()]
+    return ", ".join(told[:12]) + (", ..." if len(told) > 12 else "")
 
 
 def _bearable(name: str, kept: int, held: int) -> bool:

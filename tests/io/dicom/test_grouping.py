@@ -493,3 +493,96 @@ def test_parallel_stacks_are_volumes_of_their_own(tmp_path: Path, distance: floa
     for volume, expected in zip(volumes, array, strict=True):
         assert not volume.errors
         assert np.array_equal(read_voxels(volume)[0], expected)
+
+
+def _private(group: int, creator: str, element: int, vr: str, values: list[Any]) -> Any:
+    def edit(data: Any, t: int) -> None:
+        data.private_block(group, creator, create=True).add_new(element, vr, values[t])
+
+    return edit
+
+
+def _keyword(keyword: str, values: list[Any]) -> Any:
+    return lambda data, t: setattr(data, keyword, values[t])
+
+
+def _several(folder: Path, count: int, edit: Any, modality: str = "MR", **tags: Any) -> Any:
+    """One series with `count` images at each position, edited by their number."""
+    array = _array((count, *SHAPE))
+    for t in range(count):
+        for path in write_series(folder / str(t), array[t], grid_of(SHAPE), modality, **{
+            "SeriesInstanceUID": "2.25.1", "FrameOfReferenceUID": "2.25.2", "SOPInstanceUID": lambda z, t=t: f"2.25.3.{t}.{z}",
+            "InstanceNumber": lambda z, t=t: 1 + z * count + t, **tags,
+        }):  # fmt: skip
+            data = pydicom.dcmread(path)
+            edit(data, t)
+            data.save_as(path, enforce_file_format=True)
+    return array
+
+
+@pytest.mark.parametrize(
+    ("modality", "edit", "said"),
+    [
+        ("MR", _private(0x0043, "GEMS_PARM_01", 0x2F, "SS", [0, 1]), "2 parts of a series that differ in kind of image; found {}"),
+        ("CT", _keyword("KVP", ["80", "140"]), "2 parts of a series that differ in tube voltage; found {}"),
+        ("MR", _keyword("InversionTime", ["100", "900"]), "2 parts of a series that differ in inversion time; found {}"),
+    ],
+)
+def test_different_images_at_one_place_are_volumes_and_say_in_what_they_differ(tmp_path: Path, modality: str, edit: Any, said: str) -> None:
+    array = _several(tmp_path, 2, edit, modality)
+    volumes = sorted(scan(tmp_path).volumes, key=lambda volume: float(read_voxels(volume)[0, 0, 0, 0] != array[0, 0, 0, 0]))
+    values = {"kind of image": ("0", "1"), "tube voltage": ("80", "140"), "inversion time": ("100", "900")}
+    for t, volume in enumerate(volumes):
+        assert np.array_equal(read_voxels(volume), array[t][None])
+        name = next(name for name in values if name in said)
+        assert said.format(values[name][t]) in _said(volume.warnings)
+    assert len(volumes) == 2
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        _private(0x0019, "SIEMENS MR HEADER", 0x0C, "IS", ["0", "500", "500"]),
+        _private(0x0043, "GEMS_PARM_01", 0x39, "IS", [["0", "8"], ["1000000500", "8"], ["500", "8"]]),
+        _private(0x2001, "Philips Imaging DD 001", 0x03, "FL", [0.0, 500.0, 500.0]),
+        _private(0x0065, "Image Private Header", 0x09, "FD", [0.0, 500.0, 500.0]),
+        _keyword("DiffusionBValue", [0.0, 500.0, 500.0]),
+    ],
+)
+def test_diffusion_weightings_stay_one_volume_and_are_named(tmp_path: Path, edit: Any) -> None:
+    array = _several(tmp_path, 3, edit)
+    (volume,) = scan(tmp_path).volumes
+    assert np.array_equal(read_voxels(volume), array)
+    assert "time points are diffusion weightings; found b = 0, 500 (2 times) s/mm2" in _said(volume.warnings)
+
+
+def test_phases_of_the_heart_are_ordered_and_named(tmp_path: Path) -> None:
+    array = _several(tmp_path, 3, _keyword("NominalPercentageOfCardiacPhase", [70.0, 0.0, 35.0]), "CT")
+    (volume,) = scan(tmp_path).volumes
+    assert np.array_equal(read_voxels(volume), array[[1, 2, 0]])
+    assert "time points are phases of the heart; found 0, 35, 70 % of its cycle" in _said(volume.warnings)
+
+
+def test_images_that_no_header_tells_apart_are_time_points_with_a_warning(tmp_path: Path) -> None:
+    _several(tmp_path / "a", 2, lambda data, t: None)
+    (volume,) = scan(tmp_path / "a").volumes
+    assert "no header says in what they differ; they are taken as time points; found 2 images" in _said(volume.warnings)
+    _several(tmp_path / "b", 2, _keyword("TemporalPositionIdentifier", [1, 2]))
+    (volume,) = scan(tmp_path / "b").volumes
+    assert "no header says" not in _said(volume.warnings)
+
+
+def test_inversion_times_of_an_enhanced_file_are_volumes(tmp_path: Path) -> None:
+    array = _array((2, *SHAPE))
+    path = write_enhanced(tmp_path / "a.dcm", array, grid_of(SHAPE))
+
+    def change(_: Any, frame: Any, i: int) -> None:
+        modifier = Dataset()
+        modifier.InversionTimes = [100.0 + 800 * (i // 6)]
+        frame.MRModifierSequence = [modifier]
+
+    _edit(path, change)
+    volumes = scan(tmp_path).volumes
+    assert sorted(_said(volume.warnings[:1]) for volume in volumes) == [
+        f"is one of 2 parts of a series that differ in inversion time; found {value}." for value in (100, 900)
+    ]
