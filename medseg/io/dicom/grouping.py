@@ -34,7 +34,7 @@ def group(planes: Iterable[Plane]) -> tuple[list[Volume], list[Other]]:
         series[_series_of(plane)].append(plane)
     volumes: list[Volume] = []
     others: list[Other] = []
-    for members in series.values():
+    for members in [part for one in series.values() for part in _studies(one)]:
         try:
             volumes += _of_series(members)
         except Exception as error:  # whatever headers provoke; the other series are still read
@@ -47,7 +47,19 @@ def _series_of(plane: Plane) -> tuple[Any, ...]:
     """What tells series apart: anonymisers give several patients one UID, or remove it; then those of one folder belong together."""
     series, source = plane.series, plane.frame.source
     alone = () if series.uid else (source.path.parent, source.member.rpartition("/")[0], series.number, series.modality)
-    return series.uid, series.study, plane.owner, alone
+    return series.uid, plane.owner, alone
+
+
+def _studies(planes: list[Plane]) -> list[list[Plane]]:
+    """Images of a series by study; one part where a program gave every file a study of its own."""
+    parts = _split(planes, [plane.series.study for plane in planes])
+    return [planes] if _scrambled([plane.series.study for plane in planes], planes) else parts
+
+
+def _scrambled(values: list[str], planes: list[Plane]) -> bool:
+    """Whether a UID that files should share is another one in most of them."""
+    count = len(set(values))
+    return count > 1 and count * 2 > len({plane.frame.source for plane in planes})
 
 
 def _ungrouped(planes: list[Plane], error: Exception) -> Other:
@@ -94,8 +106,7 @@ def _mixed(parts: list[list[Plane]]) -> Problem:
 def _alike(planes: list[Plane]) -> list[list[Plane]]:
     """Planes of one size, orientation, distance of pixels and frame of reference. Numbers are compared, not rounded."""
     groups: list[list[Plane]] = []
-    worlds = {plane.series.world for plane in planes}
-    scrambled = len(worlds) > 1 and len(worlds) * 2 > len({plane.frame.source for plane in planes})
+    scrambled = _scrambled([plane.series.world for plane in planes], planes)
     for plane in planes:
         for members in groups:
             if _fit(plane, members[0], scrambled):

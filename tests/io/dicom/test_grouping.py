@@ -586,3 +586,9 @@ def test_inversion_times_of_an_enhanced_file_are_volumes(tmp_path: Path) -> None
     assert sorted(_said(volume.warnings[:1]) for volume in volumes) == [
         f"is one of 2 parts of a series that differ in inversion time; found {value}." for value in (100, 900)
     ]
+
+
+def test_a_study_uid_of_its_own_in_every_file_tears_no_series(tmp_path: Path) -> None:
+    write_series(tmp_path, _array(), grid_of(SHAPE), StudyInstanceUID=lambda z: f"2.25.7{z}")
+    (volume,) = scan(tmp_path).volumes
+    assert np.array_equal(read_voxels(volume)[0], _array())
