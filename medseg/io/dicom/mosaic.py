@@ -8,25 +8,32 @@ https://nipy.org/nibabel/dicom/dicom_mosaic.html
 from __future__ import annotations
 
 import math
+import re
+import struct
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pydicom import Dataset
 
-from medseg.errors import ImageError
+from medseg.errors import ImageError, Problem
 from medseg.geometry import Array
 from medseg.io.dicom.groups import number, private, text, vector, whole
 from medseg.io.dicom.places import Place, normal_of, place_of
 from medseg.io.dicom.volume import Source
 
+POSITION = re.compile(r"sSliceArray\.asSlice\[(\d+)\]\.sPosition\.d(Sag|Cor|Tra)\s*=\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)")
+EVEN = 0.01  # share by which distances of the protocol's slices may differ
+
 
 @dataclass(frozen=True)
 class Mosaic:
-    """How a mosaic falls apart: `shape` of a tile, and the places of the tiles in their order in the image."""
+    """How a mosaic falls apart: `shape` of a tile, and the places of the tiles in their order in the image; `warnings` of what was taken."""
 
     shape: tuple[int, int]
     places: tuple[Place, ...]
+    warnings: tuple[Problem, ...] = ()
 
 
 def is_mosaic(header: Dataset) -> bool:
@@ -45,7 +52,8 @@ def mosaic_of(header: Dataset, source: Source) -> Mosaic:
     place = place_of(header, None)
     rows, columns = whole(header.get("Rows")) or 0, whole(header.get("Columns")) or 0
     edge = math.ceil(math.sqrt(count)) if count > 0 else 0
-    step = number(header.get("SpacingBetweenSlices")) or place.step
+    step = number(header.get("SpacingBetweenSlices")) or number(_csa_value(csa, "SpacingBetweenSlices")) or _protocol_step(header)
+    stated, step = step is not None, step or place.step
     if not edge or rows % edge or columns % edge or place.position is None or place.axes is None or place.spacing is None or not step:
         raise ImageError.of(
             "is a mosaic whose tiles are not described",
@@ -63,7 +71,13 @@ def mosaic_of(header: Dataset, source: Source) -> Mosaic:
     corner = np.asarray(place.position)
     corner = corner + axes[:3] * place.spacing[1] * (columns - shape[1]) / 2 + axes[3:] * place.spacing[0] * (rows - shape[0]) / 2
     places = [Place(tuple(float(v) for v in corner + normal * step * tile), place.axes, place.spacing, abs(step)) for tile in range(count)]
-    return Mosaic(shape, tuple(places))
+    thick = Problem(
+        "the mosaic does not say how far its slices lie apart",
+        found=f"{step:g} mm, the thickness of a slice, is taken",
+        expected="SpacingBetweenSlices, or positions in the protocol of the CSA header",
+        fix="Slices with gaps between them come out too close: compare with the protocol.",
+    )
+    return Mosaic(shape, tuple(places), () if stated or count == 1 else (thick,))
 
 
 def tile_of(image: Array, tile: int, shape: tuple[int, int]) -> Array:
@@ -73,12 +87,26 @@ def tile_of(image: Array, tile: int, shape: tuple[int, int]) -> Array:
     return image[y : y + shape[0], x : x + shape[1]]
 
 
-def _csa(header: Dataset) -> dict[str, Any] | None:
+def _protocol_step(header: Dataset) -> float | None:
+    """The distance of slices by the positions that the protocol in the CSA header of the series lists; None where it does not."""
+    csa = _csa(header, "series")
+    protocol = str(_csa_value(csa, "MrPhoenixProtocol") or _csa_value(csa, "MrProtocol") or "")
+    points: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])  # components of 0 are not listed
+    for index, axis, value in POSITION.findall(protocol):
+        points[int(index)][("Sag", "Cor", "Tra").index(axis)] = float(value)
+    if len(points) < 2 or set(points) != set(range(len(points))):
+        return None
+    steps = np.linalg.norm(np.diff(np.asarray([points[i] for i in range(len(points))]), axis=0), axis=1)
+    mean = float(steps.mean())
+    return mean if mean > 0 and np.abs(steps - mean).max() <= EVEN * mean else None
+
+
+def _csa(header: Dataset, kind: str = "image") -> dict[str, Any] | None:
     from nibabel.nicom.csareader import CSAReadError, get_csa_header
 
     try:
-        found: dict[str, Any] | None = get_csa_header(header, "image")
-    except (CSAReadError, KeyError, ValueError, TypeError, AttributeError):
+        found: dict[str, Any] | None = get_csa_header(header, kind)
+    except (CSAReadError, KeyError, ValueError, TypeError, AttributeError, struct.error):
         return None
     return found
 

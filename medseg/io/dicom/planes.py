@@ -87,6 +87,7 @@ def read_planes(header: Dataset, source: Source) -> list[Plane]:
     if is_mosaic(header):
         mosaic = mosaic_of(header, source)
         plane = _plane(header, source, series, None, mosaic.shape)
+        plane = replace(plane, warnings=(*plane.warnings, *mosaic.warnings))
         return [
             _moved(plane, Frame(source, plane.frame.sop_class, plane.frame.sop_uid, None, tile), place)
             for tile, place in enumerate(mosaic.places)
