@@ -53,7 +53,7 @@ def predict(
         list[str],
         typer.Argument(
             help="Image files or folders of images; DICOM also as zip archive or DICOMDIR, or in a PACS: dicomweb+https://HOST/PATH/studies/UID"
-            "[/series/UID], dimse://AET@HOST:PORT/STUDY_UID."
+            "\\[/series/UID], dimse://AET@HOST:PORT/STUDY_UID."
         ),
     ],
     out: Annotated[Path | None, out_option("Folder for the predictions.")] = None,

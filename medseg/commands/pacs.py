@@ -59,7 +59,7 @@ def node(
             help="How long images and results stay after delivery, so that later images are predicted with them: a time, 0 or forever.",
         ),
     ] = "1h",
-    monitor: Annotated[str | None, typer.Option("--monitor", help="[host:]port for /health (JSON) and /metrics (Prometheus).")] = None,
+    monitor: Annotated[str | None, typer.Option("--monitor", help="\\[host:]port for /health (JSON) and /metrics (Prometheus).")] = None,
     monitor_token: Annotated[
         str | None,
         typer.Option("--monitor-token-from", help="Name of an environment variable with the token that readers of these must show."),
