@@ -93,12 +93,12 @@ class Remote:
             if self._authorized and archive.name.startswith("http:") and not is_loopback(urlsplit(archive.name).hostname or ""):
                 progress.say(f"warning: {archive.name}: the authorization is sent without encryption; use dicomweb+https")
             try:
-                archive.fetch(cache / archive.place.key, progress)
+                archive.fetch(cache / _name(archive), progress)
             except MedsegError as error:
                 problems += error.problems
         if problems:
             raise ResourceError(problems)
-        return tuple(cache / self.archives[text].place.key if text in self.archives else Path(text) for text in self._inputs)
+        return tuple(cache / _name(self.archives[text]) if text in self.archives else Path(text) for text in self._inputs)
 
     def send(self, files: Sequence[Path], progress: Progress) -> int:
         """Send DICOM files to the systems that their studies come from; those of other studies are left out. Returns how many were sent.
@@ -125,6 +125,11 @@ class Remote:
         if problems:
             raise ResourceError(problems)
         return sent
+
+
+def _name(archive: Archive) -> str:
+    """Of the folder of a study, and so of its results, in every call the same; 16 digits would be passed over as a UID's would."""
+    return f"pacs_{archive.place.key[:12]}"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from medseg.models.weights import save_weights
 from medseg.plans import Plan
 from medseg.serving.addresses import Peer
 from medseg.serving.model import Model
-from medseg.serving.queue import State
+from medseg.serving.queue import State, digest
 from medseg.tasks.base import find_task
 from medseg.workspace import RunFolder
 from tests.inference.thresholding import tiny_plan
@@ -51,6 +51,10 @@ def test_a_study_in_a_pacs_gets_a_segmentation(model, orthanc, make_study, tmp_p
     (found,) = segmentations(orthanc, uid)
     assert found["PatientID"] == "PLANTED-4711"
     (written,) = (tmp_path / "web").glob("*.seg.dcm")
+    assert written.name == f"pacs_{digest(uid)[:12]}.seg.dcm"
+    again = predict(model, f"{orthanc.web}/studies/{uid}", "-o", tmp_path / "web")
+    assert "1 prediction in" in again.output
+    assert "1 of them from before" in " ".join(again.output.split())
     assert found["SOPInstanceUID"] == dcmread(written).SOPInstanceUID
 
     # By DIMSE the images are the same, and so is the result.

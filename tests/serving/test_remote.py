@@ -13,6 +13,7 @@ from pydicom.uid import RLELossless
 from medseg.errors import MedsegError, UsageError
 from medseg.progress import Silent
 from medseg.serving.archive import RejectedError, UnreachableError
+from medseg.serving.queue import digest
 from medseg.serving.remote import Remote, authorization_from, is_remote, open_archive
 from medseg.serving.retrieval import Entity
 
@@ -105,6 +106,7 @@ def test_results_go_to_the_study_they_belong_to(kind, orthanc, make_study, tmp_p
     paths = remote.fetch(tmp_path / "cache", Silent())
     assert [len(list(path.glob("*.dcm"))) for path in paths] == [1, 0, 1]
     assert paths[1] == Path("elsewhere")
+    assert [path.name for path in paths[::2]] == [f"pacs_{digest(study_of(files))[:12]}" for files in (one, other)]
     assert remote.send([one[1], other[1]], Silent()) == 2
     assert [len(orthanc.headers(study_of(files))) for files in (one, other)] == [2, 2]
     assert remote.send([one[1], *make_study("g", slices=1)], Silent()) == 1  # again: the same object
