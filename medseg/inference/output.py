@@ -86,14 +86,14 @@ class Output:
                     continue
         return problems
 
-    def key(self, files: CaseFiles, settings: str) -> str:
+    def key(self, files: CaseFiles, maker: str) -> str:
         """Changes with whatever of the output is not told by the prediction; empty for label maps alone.
 
         Args:
-            settings: what the model says about DICOM, as text.
+            maker: its digest.
         """
         names = tuple(export.name for export in self.exports(files))
-        return "" if names == LABEL_MAPS else repr((names, settings))
+        return "" if names == LABEL_MAPS else repr((names, maker))
 
     def write(self, result: Result, source: str, start: float, uncertainty: bool = False) -> PredictedCase:
         """Write a prediction in every format; `start` is when the work on it began (`time.monotonic`).

@@ -29,7 +29,7 @@ from medseg.inference.estimate import ready, retreated
 from medseg.inference.inputs import find_cases, left_aside, resampled
 from medseg.inference.ledger import FailedCase, Ledger, PredictedCase
 from medseg.inference.output import LABEL_MAPS, Output
-from medseg.io.dicom.rules import settings_of, with_series
+from medseg.io.dicom.rules import effective, settings_of, with_series
 from medseg.io.dicom.settings import NOTHING_CHOSEN, DicomSettings
 from medseg.io.digests import image_digest
 from medseg.io.exports import Maker, Result
@@ -235,7 +235,8 @@ class Predictor:
                 progress.say(f"warning: {warning}")
         ledger, output = Ledger(out), Output(out, formats, probabilities)
         targets = output.check(cases, None if overwrite else ledger.files())
-        for told in output.warnings(cases, self.plan.data.labels, self.maker):
+        maker = self.maker
+        for told in output.warnings(cases, self.plan.data.labels, maker):
             progress.say(f"warning: {told}")
         check_writable(out)
         ledger.claim(targets)
@@ -246,7 +247,7 @@ class Predictor:
         try:
             for files in progress.track(cases, len(cases), "predict"):
                 try:
-                    source = self.source(files, probabilities, uncertainty, mirror, output.key(files, self.dicom.to_json()))
+                    source = self.source(files, probabilities, uncertainty, mirror, output.key(files, maker.digest))
                     entry = None if overwrite else ledger.finished(files.id, source)
                     if entry is None:
                         model = model or ready(self, cases, progress)
@@ -405,8 +406,10 @@ class Predictor:
     def maker(self) -> Maker:
         """What the objects that hold predictions say about their origin."""
         names = "+".join([self.plan.name, *(partner.plan.name for partner in self.partners)])
-        chosen = DicomSettings(classes=self.dicom.classes).to_json() if self.dicom.classes else ""
-        return Maker(f"{self.plan.data.name} {names}", version("medseg"), _digest(self.key, chosen), self.dicom)
+        data = self.plan.data
+        settings = effective(self.dicom, data.channels, data.labels, data.name)  # the same whether defaults are written out or not
+        terms = DicomSettings(classes=settings.classes).to_json()
+        return Maker(f"{data.name} {names}", version("medseg"), _digest(self.key, terms), settings)
 
     def _predict_read(
         self, files: CaseFiles, probabilities: bool, uncertainty: bool, mirror: bool, progress: Progress | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from medseg.commands import console, main
 from medseg.dataset import Channel, Modality
@@ -154,5 +156,26 @@ def test_rules_and_terms_as_a_file(cli, runs, study, tmp_path):
         code, _, err = cli("predict", runs[2], study, "-o", tmp_path / "out")
         assert code == 2
         assert "the model has no such channel; found 'T3', expected one of T2, ADC" in err
+    finally:
+        file.unlink()
+
+
+def test_defaults_written_out_and_results_in_the_study_change_no_uid(cli, runs, study, tmp_path):
+    def uid(out):
+        code, told, err = cli("predict", runs[1], study / "t2_tse_tra", "-o", out, "--device", "cpu")
+        assert code == 0, err
+        return dcmread(out / "t2_tse_tra.seg.dcm").SOPInstanceUID, told
+
+    first, _ = uid(tmp_path / "first")
+    file = runs[1] / "dicom.json"
+    assert cli("dicom", runs[1], "-o", file)[0] == 0
+    try:
+        shutil.copy(tmp_path / "first" / "t2_tse_tra.seg.dcm", study / "t2_tse_tra")
+        assert uid(tmp_path / "second")[0] == first
+        assert ", 1 of them from before" in " ".join(uid(tmp_path / "first")[1].split())
+        changed = json.loads(file.read_text())
+        changed["classes"]["Anterior"]["type"] = {"value": "10200004", "meaning": "Liver"}
+        file.write_text(json.dumps(changed))
+        assert uid(tmp_path / "third")[0] != first
     finally:
         file.unlink()

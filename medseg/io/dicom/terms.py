@@ -106,7 +106,8 @@ def class_terms(labels: Labels, settings: DicomSettings, context: str = "") -> d
 
 def unknown_classes(labels: Labels, settings: DicomSettings, context: str = "") -> tuple[Problem, ...]:
     """A warning for the classes whose names are not in the table, with how to say what they are."""
-    names = [name for name in labels.names if terms_of(name, settings, context) is None]
+    found = {name: terms_of(name, settings, context) for name in labels.names}
+    names = [name for name, terms in found.items() if terms is None or terms.model_copy(update={"color": None}) == UNKNOWN]
     if not names:
         return ()
     category, kind = (

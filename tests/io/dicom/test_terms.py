@@ -160,3 +160,10 @@ def test_colours_are_distinct_for_any_number_of_classes() -> None:
     terms = class_terms(labels, DicomSettings())
     assert len({one.color for one in terms.values()}) == len(TOTAL)
     assert terms["liver"].color == (221, 130, 101)
+
+
+def test_unknown_classes_are_told_though_their_defaults_are_written_out():
+    labels = Labels(classes=(LabelClass(name="liver", values=(1,)), LabelClass(name="zork", values=(2,))))
+    written = DicomSettings(classes=class_terms(labels, DicomSettings()))
+    assert [problem.where for problem in unknown_classes(labels, written)] == ["'zork'"]
+    assert unknown_classes(labels, written) == unknown_classes(labels, DicomSettings())
