@@ -301,6 +301,8 @@ def show_choice(run: Path, inputs: Sequence[Path], series: list[str]) -> None:
         table("Images", ("case", "files"), [(case.id, ", ".join(path.name for path in case.images)) for case in chosen.files])
     for study in chosen.studies.studies if chosen.studies is not None else ():
         table(f"Study in {study.folder}", ("series", ""), [(line(volume), study.told(volume)) for volume in study.volumes])
+    for warning in chosen.studies.warnings() if chosen.studies is not None else ():
+        warn(warning)
     cases = chosen.cases()
     answer({"cases": [case.model_dump(mode="json") for case in cases]})
     ok(f"{len(cases)} case{'s' if len(cases) != 1 else ''} would be predicted: {', '.join(case.id for case in cases)}")

@@ -20,6 +20,7 @@ from medseg.progress import Progress, Silent
 SILENT = Silent()
 SHOWN = 8  # volumes named in an error
 ARCHIVE = ".zip"
+TIFF = (".tif", ".tiff")  # may begin as DICOM, too, and be TIFF for all that
 MAGIC = 132  # bytes after which a DICOM file has said that it is one
 
 
@@ -68,16 +69,28 @@ class Studies:
             return [*unusable, *broken] or [Problem("no DICOM image", ", ".join(map(str, self.inputs)), expected="series of images")]
         more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
         where = str(common_folder(self.volumes))
-        fix = "Name one with --series, or write rules for series into dicom.json of the model (`medseg dicom`)."
+        first = next(volume for volume in self.volumes if not volume.errors)
+        fix = (
+            "Write rules for series into dicom.json of the model (`medseg dicom`), or name one for one call of `medseg predict` by its key: "
+            f"--series {first.key}."
+        )
         return [*unusable, *broken, Problem("no series that the model can use", where, "; ".join(told[:SHOWN]) + more, fix=fix)]
+
+    @property
+    def taken(self) -> tuple[Volume, ...]:
+        """The volumes of the cases."""
+        return tuple(volume for study in self.studies for volume in study.volumes if study.serves(volume))
+
+    def oddities(self) -> tuple[str, ...]:
+        """What is odd about the volumes that are taken."""
+        return tuple(str(_placed(problem, volume)) for volume in self.taken for problem in volume.warnings)
 
     def warnings(self) -> tuple[str, ...]:
         """What is odd about the volumes that are taken, and which are not."""
-        taken = [volume for study in self.studies for volume in study.volumes if study.serves(volume)]
-        said = [str(_placed(problem, volume)) for volume in taken for problem in volume.warnings]
+        said = list(self.oddities())
         said += [str(_placed(problem, volume)) for volume in self.volumes for problem in volume.errors]
         said += [str(problem) for other in self.broken for problem in other.problems]
-        aside = sum(not volume.errors for volume in self.volumes) - len(taken)
+        aside = sum(not volume.errors for volume in self.volumes) - len(self.taken)
         if aside:
             does = "volume does not serve as a channel and is" if aside == 1 else "volumes do not serve as a channel and are"
             said.append(f"{aside} DICOM {does} left aside; --dry-run tells why")
@@ -116,7 +129,9 @@ def find_studies(
     volumes = {volume.path.absolute(): volume for volume in (*named, *found.volumes)}
     studies = choose(volumes.values(), channels, rules_of(channels, settings), ndim)
     folders = sorted({volume.folder for volume in volumes.values() if volume.folder.is_dir()})
-    beside = tuple(file for folder in folders for file in sorted(folder.iterdir()) if _other_format(file) and not file.name.startswith("."))
+    files = [file for folder in folders for file in sorted(folder.iterdir()) if _other_format(file) and not file.name.startswith(".")]
+    taken = {source.path.absolute() for volume in volumes.values() for source in volume.sources}
+    beside = tuple(file for file in files if file.absolute() not in taken)
     return Studies(studies, tuple(other for other in found.others if other.problems), tuple(paths), beside)
 
 
@@ -128,7 +143,7 @@ def is_dicom(path: Path) -> bool:
     if path.name.endswith(SUFFIX):
         return True
     if path.is_file():
-        return _says_so(path) or path.suffix.lower() == ARCHIVE
+        return _says_so(path) or path.suffix.lower() == ARCHIVE or (path.suffix.lower() not in TIFF and _marked(path))
     if not path.is_dir():
         return False
     files = [child for child in path.iterdir() if child.is_file() and not child.name.startswith(".")]
@@ -152,6 +167,10 @@ def _says_so(path: Path) -> bool:
         return False
     if path.suffix.lower() in (".dcm", ".ima", ".dicom"):
         return True
+    return _marked(path)
+
+
+def _marked(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(MAGIC)[128:] == b"DICM"

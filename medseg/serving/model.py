@@ -37,18 +37,22 @@ class Model:
 
         for name in self.formats:
             find_export(name)
+        from medseg.inference.inputs import chosen
         from medseg.inference.predictor import Predictor
 
         predictor = Predictor.load(self.run, device=self.device, memory=self.memory)
+        data = predictor.plan.data
 
         def handle(images: Path, out: Path) -> Results:
-            predicted = predictor.predict([images], out, formats=self.formats)
+            found = chosen([images], data.channels, predictor.dicom, data.ndim)
+            predicted = predictor.predict(found.cases(), out, formats=self.formats)
             files = dicom_files(predicted, out)
             problems = [problem for failure in predicted.failures for problem in failure.problems]
             if not files:
                 raise ImageError.of(" ".join(problems) or "holds nothing that the model can predict")
-            note = f"{len(predicted.failures)} of {len(predicted.failures) + len(predicted.cases)} cases failed: {' '.join(problems)}"
-            return Results(files, tuple(map(instance_of, files)), note if problems else "")
+            failed = f"{len(predicted.failures)} of {len(predicted.failures) + len(predicted.cases)} cases failed: {' '.join(problems)}"
+            odd = found.studies.oddities() if found.studies is not None else ()
+            return Results(files, tuple(map(instance_of, files)), " ".join([*([failed] if problems else []), *odd]))
 
         return handle
 

@@ -92,6 +92,13 @@ def test_the_node_predicts_with_a_model(model, orthanc, make_study, tmp_path):
     assert not any(word in reason for word in ("Planted", "PLANTED", "2.25", "phantom"))
 
 
+def test_what_is_odd_about_the_images_is_noted(model, make_study, tmp_path):
+    (file,) = make_study("single", slices=1)
+    results = Model(model, ("seg",), "cpu").load()(file.parent, tmp_path / "out")
+    assert len(results.files) == 1
+    assert results.note.endswith("is a single slice.")
+
+
 def test_a_format_that_is_none_ends_the_node(model, tmp_path):
     from medseg.errors import PlanError
 

@@ -188,8 +188,8 @@ def _apart(candidates: Mapping[str, Sequence[Volume]], volumes: Sequence[Volume]
 
 
 def _fix(name: str, example: Volume) -> str:
-    number = 3 if example.series.number is None else example.series.number
+    numbered = "" if example.series.number is None else f"'{name}={example.series.number}' (number of the series), "
     return (
-        f"Say which one with --series '{name}={number}' (number of the series), '{name}={example.key}' (one volume) or '{name}=PATTERN' (a "
-        "regular expression for its description), or for good with a rule in dicom.json of the model (`medseg dicom`)."
+        f"Say which one with a rule in dicom.json of the model (`medseg dicom`), or for one call of `medseg predict` with --series "
+        f"{numbered}'{name}={example.key}' (one volume) or '{name}=PATTERN' (a regular expression for its description)."
     )

@@ -115,21 +115,20 @@ def with_series(settings: DicomSettings, texts: Iterable[str], channels: Sequenc
     problems: list[Problem] = []
     for text in texts:
         name, separator, value = text.rpartition("=") if text.count("=") == 1 else text.partition("=")
-        if (not separator or name not in names) and len(names) == 1:
+        if len(names) == 1 and name not in names and not (separator and re.fullmatch(r"[A-Za-z]\w+", name)):  # `b=1000` is a pattern
             name, value = names[0], text
-        if name not in names or not value:
-            problems.append(
-                Problem(
-                    "no channel of the model", "--series", f"'{text}'", f"CHANNEL=SERIES with one of {', '.join(names)}", _near(name, names)
-                )
-            )
+        if separator and value and name not in names:
+            problems.append(Problem(f"the model has no channel '{name}'", "--series", f"'{text}'", _wanted(names), _near(name, names)))
+        elif name not in names or not value:
+            problems.append(Problem("no channel of the model", "--series", f"'{text}'", _wanted(names), _near(name, names)))
         elif name in rules:
             problems.append(Problem("a channel is given twice", "--series", f"'{text}'", "each channel once"))
         else:
             try:
+                re.compile(value)
                 rules[name] = SeriesRule(number=int(value)) if re.fullmatch(r"\d{1,9}", value) else SeriesRule(include=(value,))
-            except ValueError as error:
-                problems.append(Problem("not a regular expression", "--series", f"'{text}'", fix=str(error).splitlines()[-1].strip()))
+            except re.error as error:
+                problems.append(Problem("not a regular expression", "--series", f"'{text}'", fix=f"Mend it: {error}."))
     if problems:
         raise UsageError(problems)
     return settings.model_copy(update={"series": {**settings.series, **rules}})
@@ -157,6 +156,10 @@ def settings_of(file: Path, channels: Sequence[Channel], classes: Sequence[str])
     if problems:
         raise PlanError(problems)
     return settings
+
+
+def _wanted(names: Sequence[str]) -> str:
+    return f"CHANNEL=SERIES with one of {', '.join(names)}"
 
 
 def _near(name: str, names: Sequence[str]) -> str:

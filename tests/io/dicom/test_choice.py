@@ -21,7 +21,7 @@ def volume(description, modality="MR", number=1, world="w", study="s", kind="ORI
     fields = {"ndim": 3, "times": 1, "errors": (), "sequence": "", "protocol": "", "samples": 1} | more
     series = Series(f"{study}{number}", study, world, modality, number, description, fields["protocol"], fields["sequence"], "", kind)
     return Volume(
-        key=f"{number:016x}",
+        key=f"{number or 9:016x}",
         folder=Path("/d"),
         series=series,
         grid=Grid.plain((4,) * fields["ndim"]),
@@ -114,10 +114,12 @@ def test_ambiguity_is_an_error_that_says_what_to_write():
     (problem,) = study.problems
     assert str(problem) == (
         "/d: several series could serve as channel 'T2'; found series 4 't2_tse_tra' (MR, 4 x 4 x 4, 0000000000000004), series 5 't2_tse_sag' "
-        "(MR, 4 x 4 x 4, 0000000000000005), expected one. Say which one with --series 'T2=4' (number of the series), 'T2=0000000000000004' "
-        "(one volume) or 'T2=PATTERN' (a regular expression for its description), or for good with a rule in dicom.json of the model "
-        "(`medseg dicom`)."
+        "(MR, 4 x 4 x 4, 0000000000000005), expected one. Say which one with a rule in dicom.json of the model (`medseg dicom`), or for one "
+        "call of `medseg predict` with --series 'T2=4' (number of the series), 'T2=0000000000000004' (one volume) or 'T2=PATTERN' (a regular "
+        "expression for its description)."
     )
+    (problem,) = chosen([volume("t2_a", number=None), volume("t2_b", number=5), volumes[2]], wanted).problems
+    assert "--series 'T2=0000000000000009' (one volume)" in problem.fix
     for said in ("T2=5", "T2=sag", "T2=0000000000000005"):
         assert chosen(volumes, wanted, with_series(NOTHING_CHOSEN, [said], wanted)).cases == ((volumes[1], volumes[2]),)
     rule = DicomSettings(series={"T2": SeriesRule(modality=("MR",), include=("t2", "tra|ax"))})
@@ -176,10 +178,10 @@ def test_channels_without_a_known_name_are_told_apart_by_their_words():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["T3=1"], "--series: no channel of the model; found 'T3=1', expected CHANNEL=SERIES with one of T1, T2."),
+        (["T3=1"], "--series: the model has no channel 'T3'; found 'T3=1', expected CHANNEL=SERIES with one of T1, T2."),
         (["T1"], "--series: no channel of the model; found 'T1', expected CHANNEL=SERIES with one of T1, T2"),
         (["T1=1", "T1=2"], "--series: a channel is given twice; found 'T1=2', expected each channel once"),
-        (["T1=("], "--series: not a regular expression; found 'T1=('"),
+        (["T1=("], "--series: not a regular expression; found 'T1=('. Mend it: missing ), unterminated subpattern at position 0."),
     ],
 )
 def test_series_on_the_command_line(texts, message):
@@ -191,6 +193,8 @@ def test_series_on_the_command_line(texts, message):
 def test_a_model_of_one_channel_needs_no_name():
     wanted = channels("T2")
     assert with_series(NOTHING_CHOSEN, ["3"], wanted).series == {"T2": SeriesRule(number=3)}
+    with pytest.raises(UsageError, match="the model has no channel 'XX'; found 'XX=1', expected CHANNEL=SERIES with one of T2"):
+        with_series(NOTHING_CHOSEN, ["XX=1"], wanted)
     assert with_series(NOTHING_CHOSEN, ["b=1000"], wanted).series == {"T2": SeriesRule(include=("b=1000",))}
     assert with_series(NOTHING_CHOSEN, ["T2=tse"], wanted).series == {"T2": SeriesRule(include=("tse",))}
 
