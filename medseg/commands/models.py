@@ -36,6 +36,7 @@ from medseg.commands.options import (
     parse_classes,
     parse_edits,
     parse_folds,
+    parse_formats,
     parse_names,
     parse_time,
 )
@@ -96,6 +97,7 @@ def predict(
     from medseg.serving.model import dicom_files
     from medseg.serving.remote import Remote, authorization_from, folder_for
 
+    wanted = parse_formats(formats)
     remote = Remote(inputs, authorization_from(authorization))
     if store and not remote.archives:
         raise UsageError.of("there is no PACS to send to", where="--store", expected="an input like dicomweb+https://... or dimse://...")
@@ -111,7 +113,7 @@ def predict(
             run,
             paths,
             out,
-            formats=parse_names(formats),
+            formats=wanted,
             series=series or [],
             probabilities=probabilities,
             uncertainty=uncertainty,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from typer.models import OptionInfo
 
-from medseg.errors import UsageError
+from medseg import registry
+from medseg.errors import Problem, UsageError
 
 if TYPE_CHECKING:
     from medseg.dataset import Modality
@@ -156,6 +158,21 @@ def parse_edits(texts: list[str] | None, option: str = "--set") -> dict[str, str
 def parse_names(texts: list[str] | None) -> tuple[str, ...]:
     """`["2d,3d"]` or `["2d", "3d"]` to names."""
     return tuple(name.strip() for text in texts or [] for name in text.split(",") if name.strip())
+
+
+def parse_formats(texts: list[str] | None) -> tuple[str, ...]:
+    """Names of formats of predictions, each of which there is."""
+    names = parse_names(texts)
+    known = registry.exports.names()
+    problems = []
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            fix = f"Did you mean '{near[0]}'?" if near else ""
+            problems.append(Problem("unknown format", "--format", f"'{name}'", f"one of {', '.join(known)}", fix))
+    if problems:
+        raise UsageError(problems)
+    return names
 
 
 def parse_folds(text: str) -> tuple[int | None, ...] | Literal["all"]:

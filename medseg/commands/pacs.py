@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from medseg.commands.console import answer, ok, paragraphs, say, table, warn
-from medseg.commands.options import Device, Memory, RunPath, parse_names, parse_time
+from medseg.commands.options import Device, Memory, RunPath, parse_formats, parse_names, parse_time
 from medseg.errors import UsageError
 
 GIB = 2**30
@@ -108,7 +108,7 @@ def node(
         caller_tls=client_tls(tls_ca, tls_cert, tls_key) if tls_out else None,
     )
     logs.begin(log_json)
-    worker = Node(settings, Model(run, tuple(parse_names(formats) or ("seg",)), device, memory))
+    worker = Node(settings, Model(run, parse_formats(formats) or ("seg",), device, memory))
     if settings.tls is None and not is_loopback(host):
         warn("connections are not encrypted (--tls-cert, --tls-key): everybody on the network's path can read the images")
     run_until_told(worker)

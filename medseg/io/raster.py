@@ -83,6 +83,9 @@ def _opened(path: Path) -> Iterator[Pillow.Image]:
     except FileNotFoundError:
         raise ImageError.of("the file does not exist", where=str(path), fix="Check the path, or restore the file.") from None
     except UnidentifiedImageError:
+        with path.open("rb") as file:
+            if file.read(132)[128:] == b"DICM":
+                raise ImageError.of("is DICOM under a wrong suffix", where=str(path), fix="Rename it to .dcm.") from None
         raise ImageError.of(
             "is not an image of its suffix", where=str(path), found=f"{path.stat().st_size} bytes", fix="Export or download it again."
         ) from None

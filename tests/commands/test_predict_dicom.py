@@ -14,7 +14,9 @@ from pydicom import dcmread
 from medseg.commands import console, main
 from medseg.dataset import Channel, Modality
 from medseg.device import Machine
+from medseg.errors import ImageError
 from medseg.io.dicom.settings import DicomSettings
+from medseg.io.images import read_header
 from medseg.models.weights import save_weights
 from medseg.planning.planner import make_plans
 from medseg.plans import Plan
@@ -93,6 +95,32 @@ def test_dry_run_shows_the_choice_and_predicts_nothing(cli, runs, study, tmp_pat
     assert [Path(path).parent.name for path in case["images"]] == ["t2_tse_tra", "ep2d_ADC"]
 
 
+def test_what_is_odd_about_a_volume_is_said(cli, runs, tmp_path):
+    write_series(tmp_path / "cut", np.arange(360, dtype=np.int16).reshape(1, 20, 18), grid_of((1, 20, 18)), "MR", "3")
+    for ending in (("--dry-run",), ("-o", tmp_path / "out", "--device", "cpu")):
+        code, out, err = cli("predict", runs[1], tmp_path / "cut", *ending)
+        assert code == 0, err
+        assert "): is a single slice." in " ".join((out + err).split())
+
+
+def test_an_archive_that_was_cut(cli, runs, study, tmp_path):
+    whole = Path(shutil.make_archive(str(tmp_path / "study"), "zip", study)).read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    for verb in (("predict", runs[1], tmp_path / "cut.zip", "--dry-run"), ("inspect", tmp_path / "cut.zip")):
+        _, _, err = cli(*verb)
+        assert "cut.zip: is not a whole zip archive. It was cut, or is something else: get it again." in err
+        assert "no DICOM image" not in err
+
+
+def test_dicom_under_a_wrong_suffix(cli, runs, study, tmp_path):
+    file = shutil.copy(next((study / "t2_tse_tra").iterdir()), tmp_path / "slice.jpg")
+    code, _, err = cli("predict", runs[1], file, "--dry-run")
+    assert code == 0, err
+    assert "slice.jpg" not in err
+    with pytest.raises(ImageError, match=r"slice\.jpg: is DICOM under a wrong suffix. Rename it to .dcm."):
+        read_header(Path(file))
+
+
 def test_predict_in_formats(cli, runs, study, tmp_path):
     code, out, err = cli(
         "predict",
@@ -121,10 +149,16 @@ def test_wrong_usage(cli, runs, study, tmp_path):
     assert (code, err) == (2, "error -o: no folder for the predictions. Name one, or look first with --dry-run.\n")
     code, _, err = cli("predict", runs[1], study, "-o", tmp_path / "out", "--format", "sge")
     assert code == 2
-    assert "unknown name in 'medseg.exports'; found 'sge', expected one of " in err
+    assert err == "error --format: unknown format; found 'sge', expected one of labelmap, labels, nifti, preview, rtstruct, seg, sr. " \
+        "Did you mean 'seg'?\n"  # fmt: skip
+    code, _, err = cli("predict", "none", "dimse://PACS@127.0.0.1:9/1.2", "-o", tmp_path / "out", "--format", "bogus")
+    assert (code, err) == (
+        2,
+        "error --format: unknown format; found 'bogus', expected one of labelmap, labels, nifti, preview, rtstruct, seg, sr.\n",
+    )
     code, _, err = cli("predict", runs[2], study, "-o", tmp_path / "out", "--series", "FLAIR=2")
     assert code == 2
-    assert "--series: no channel of the model; found 'FLAIR=2', expected CHANNEL=SERIES with one of T2, ADC" in err
+    assert "--series: the model has no channel 'FLAIR'; found 'FLAIR=2', expected CHANNEL=SERIES with one of T2, ADC" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -101,6 +101,8 @@ class _Found:
                     expected="'DICM' after 128 bytes, or an element of group 0002 or 0008",
                     fix="It was cut at its beginning, or is something else: export or download it again.",
                 )
+            elif source.path.suffix.lower() == ".zip" and not source.member:  # it could not be opened: its members would stand here
+                raise ImageError.of("is not a whole zip archive", where=str(source), fix="It was cut, or is something else: get it again.")
             else:
                 self.foreign += 1
         except MedsegError as error:
