@@ -1,6 +1,6 @@
 """`python cli.py ...` is the installed `medseg ...`."""
 
-from medseg.commands import main
+from medseg.__main__ import main
 
 if __name__ == "__main__":
     main()

@@ -39,7 +39,9 @@ def node(
         list[str] | None,
         typer.Option("--format", help="Results as seg, labelmap, rtstruct, sr, preview (repeatable, or seg,sr). Default: seg."),
     ] = None,
-    quiet_for: Annotated[str, typer.Option("--quiet-for", help="A study is complete when no image has come for so long.")] = "30s",
+    quiet_for: Annotated[
+        str, typer.Option("--quiet-for", help="A study is complete when no image has come for so long, e.g. 30s or 2m.")
+    ] = "30s",
     wait_at_most: Annotated[str, typer.Option("--wait-at-most", help="... or so long after its first image.")] = "1h",
     attempts: Annotated[int, typer.Option("--attempts", min=1, help="Failed predictions after which a study is set aside.")] = 3,
     timeout: Annotated[str, typer.Option("--timeout", help="Longest prediction; a longer one has failed.")] = "1h",
@@ -148,7 +150,7 @@ def queue(
 
 def _seconds(text: str, option: str) -> float:
     try:
-        seconds = parse_time(text)
+        seconds = parse_time(f"{text}s" if text.strip().replace(".", "", 1).isdecimal() else text)  # a bare number is seconds
     except UsageError as error:
         raise UsageError.of(error.problems[0].what, where=option, found=f"'{text}'", expected="for example 30s, 10m or 1h") from None
     assert seconds is not None

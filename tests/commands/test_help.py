@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
 import pytest
 from rich.markup import render
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from medseg.commands import app
+from medseg.commands.pacs import _seconds
+from medseg.errors import UsageError
 
 VERBS = get_command(app).commands
 
@@ -24,3 +30,26 @@ def test_brackets_are_not_taken_for_markup(verb: str) -> None:
     command = VERBS[verb]
     for text in (command.help or "", *(getattr(parameter, "help", None) or "" for parameter in command.params)):
         assert render(text).plain == text.replace("\\[", "[")
+
+
+def test_an_interrupt_at_start_is_a_line() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from medseg.__main__ import main\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
+    (script,) = entry_points(group="console_scripts", name="medseg")
+    assert script.value == "medseg.__main__:main"
+
+
+def test_lengths_of_time() -> None:
+    assert [_seconds(text, "--quiet-for") for text in ("5", "2.5", "30s", "2m")] == [5.0, 2.5, 30.0, 120.0]
+    with pytest.raises(UsageError, match="--quiet-for: not a length of time; found '5 apples', expected for example 30s, 10m or 1h"):
+        _seconds("5 apples", "--quiet-for")
