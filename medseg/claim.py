@@ -27,14 +27,15 @@ class Claim:
     lock; it hinders nobody, and the next claim removes it.
     """
 
-    def __init__(self, folder: Path, who: str) -> None:
-        """Claim a folder for `who`, a noun such as `prediction`; claims for different nouns do not meet.
+    def __init__(self, folder: Path, who: str, option: str = "-o") -> None:
+        """Claim a folder for `who`, a noun such as `prediction`; claims for different nouns do not meet. `option` is how folders are chosen.
 
         Raises:
             TakenError: another call holds it.
             ResourceError: the folder cannot be written.
         """
         self._who = who
+        self._option = option
         self._path = folder / f".{who}.lock"
         self._file = self._open()
         while not self._is_current():  # between our opening and our locking its holder has removed it
@@ -63,7 +64,10 @@ class Claim:
             file = self._path.open("ab")
         except OSError as error:
             raise ResourceError.of(
-                "cannot be written", where=str(self._path), found=error.strerror or str(error), fix="Choose another folder with -o."
+                "cannot be written",
+                where=str(self._path),
+                found=error.strerror or str(error),
+                fix=f"Choose another folder with {self._option}.",
             ) from None
         try:
             _lock(file.fileno())
@@ -73,7 +77,7 @@ class Claim:
                 raise TakenError.of(
                     f"another {self._who} is writing there",
                     where=str(self._path.parent),
-                    fix="Wait until it has ended, or choose another folder with -o.",
+                    fix=f"Wait until it has ended, or choose another folder with {self._option}.",
                 ) from None
             # Some network drives know no locks, and a single process, which is the rule, needs none.
             LOG.warning("%s: no locks on this file system (%s); do not use it twice at once", self._path.parent, error.strerror)

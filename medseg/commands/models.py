@@ -95,8 +95,10 @@ def predict(
     """Predict on files, folders or studies in a PACS; writes each prediction on its input's own grid."""
     from medseg import workflow
     from medseg.serving.model import dicom_files
-    from medseg.serving.remote import Remote, authorization_from, folder_for
+    from medseg.serving.remote import SCHEME, Remote, authorization_from, folder_for
 
+    if SCHEME.match(run.as_posix()):
+        raise UsageError.of("the model comes first, then what to predict on", where="RUN", expected="medseg predict RUN ADDRESS -o OUT")
     wanted = parse_formats(formats)
     remote = Remote(inputs, authorization_from(authorization))
     if store and not remote.archives:

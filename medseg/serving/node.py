@@ -117,7 +117,7 @@ class Node:
         settings.check()
         self.settings = settings
         self.port = self.monitor_port = 0  # known when it listens
-        self._claim = Claim(settings.store, "node")
+        self._claim = Claim(settings.store, "node", "--store")
         self.queue = Queue(settings.store)
         self.store = Store(settings.store, self.queue, forever=math.isinf(settings.keep))
         self._wake = threading.Event()

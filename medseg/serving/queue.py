@@ -384,6 +384,7 @@ class Queue:
                 where=f"study {key}",
                 found="no study" if found is None else found.state,
                 expected=", ".join(study.key for study in self.studies((State.aside,))) or "none is",
+                fix="Only studies that were set aside can be tried again or removed; delivered ones go by themselves (--keep-for).",
             )
 
 

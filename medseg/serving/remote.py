@@ -20,7 +20,7 @@ from medseg.progress import Progress
 from medseg.serving.addresses import Peer, is_loopback, parse_entity, parse_port
 from medseg.serving.archive import Archive, parse_place
 
-SCHEME = re.compile(r"(dicomweb\+https?|dimse(\+tls)?)://", re.IGNORECASE)
+SCHEME = re.compile(r"(dicomweb\+https?|dimse(\+tls)?):/{1,2}", re.IGNORECASE)  # a path has lost the second one
 OPTIONS = {"calling", "move_port", "ca", "cert", "key"}
 
 

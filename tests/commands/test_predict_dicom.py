@@ -159,6 +159,8 @@ def test_wrong_usage(cli, runs, study, tmp_path):
     code, _, err = cli("predict", runs[2], study, "-o", tmp_path / "out", "--series", "FLAIR=2")
     assert code == 2
     assert "--series: the model has no channel 'FLAIR'; found 'FLAIR=2', expected CHANNEL=SERIES with one of T2, ADC" in err
+    code, _, err = cli("predict", "dimse://PACS@127.0.0.1:9/1.2", runs[1], "--dry-run")
+    assert (code, err) == (2, "error RUN: the model comes first, then what to predict on; expected medseg predict RUN ADDRESS -o OUT.\n")
     assert not (tmp_path / "out").exists()
 
 

@@ -11,6 +11,7 @@ from nodes import make_node, study_of, until, working
 from pydicom import dcmread
 from typer.testing import CliRunner
 
+from medseg.claim import TakenError
 from medseg.commands import app
 from medseg.models.weights import save_weights
 from medseg.plans import Plan
@@ -107,6 +108,12 @@ def test_a_format_that_is_none_ends_the_node(model, tmp_path):
         pass
 
 
+def test_a_second_node_on_a_store_names_the_right_option(tmp_path):
+    nowhere = Peer("127.0.0.1", 9, "NOWHERE")
+    with working(make_node(tmp_path, nowhere)), pytest.raises(TakenError, match="choose another folder with --store"):
+        make_node(tmp_path, nowhere)
+
+
 def test_the_queue_verb(tmp_path):
     from medseg.serving.queue import Queue
     from medseg.serving.store import Store
@@ -126,7 +133,12 @@ def test_the_queue_verb(tmp_path):
     CliRunner().invoke(app, ["queue", str(tmp_path), "--remove", "all"])
     assert queue.studies() == ()
     queue.close()
-    assert json.dumps(str(CliRunner().invoke(app, ["queue", str(tmp_path), "--retry", "x"]).exception)).count("no such study is aside") == 1
+    assert (
+        json.dumps(str(CliRunner().invoke(app, ["queue", str(tmp_path), "--retry", "x"]).exception)).count(
+            "no such study is aside; found no study, expected none is. Only studies that were set aside can be tried again or removed"
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
