@@ -140,6 +140,13 @@ def _common(name: str, stacks: Sequence[Sequence[Plane]], matched: list[list[tup
 
 def _same_place(stacks: Sequence[Sequence[Plane]]) -> Problem:
     many = [stack for stack in stacks if len(stack) > 1]
+    if many[0][0].series.modality == "RTDOSE":
+        return Problem(
+            "is a dose whose planes do not say where they lie",
+            str(many[0][0].frame.source),
+            expected="offsets of its frames (GridFrameOffsetVector)",
+            fix="Export it again.",
+        )
     return Problem(
         "several different images lie at one position, and their headers do not say which comes when",
         str(many[0][0].frame.source),

@@ -179,6 +179,16 @@ def test_doses_lie_where_their_offsets_say() -> None:
     assert np.allclose(read_voxels(volume)[0], raw if data.GridFrameOffsetVector[1] > 0 else raw[::-1])
 
 
+def test_a_dose_without_offsets_is_called_a_dose(tmp_path: Path) -> None:
+    data = dcmread(_bundled("rtdose.dcm"))
+    data.GridFrameOffsetVector = [0.0] * int(data.NumberOfFrames)
+    data.save_as(tmp_path / "dose.dcm")
+    (volume,) = scan(tmp_path).volumes
+    (error,) = volume.errors
+    assert error.what == "is a dose whose planes do not say where they lie"
+    assert "GridFrameOffsetVector" in error.expected
+
+
 def test_truncated_pixels_are_refused_by_name(tmp_path: Path) -> None:
     files = write_series(tmp_path, _array(), grid_of(SHAPE))
     files[1].write_bytes(files[1].read_bytes()[:-100])
