@@ -50,7 +50,7 @@ def inspect(
             "no" if refusals(volume, chosen) else "yes",
         ]
         rows.append([*row, volume.series.study, volume.series.uid] if uids else row)
-    columns = ("series", "key", "modality", "description", "voxels", "mm", "orientation", "times", "files", "usable")
+    columns = ("series", "key", "modality", "description", "voxels zyx", "mm zyx", "orientation", "times", "files", "usable")
     if rows:
         table(f"Volumes in {path}", (*columns, "study UID", "series UID") if uids else columns, rows)
     if found.annotations:
@@ -104,27 +104,33 @@ def convert(
     ] = None,
     kind: Annotated[str | None, typer.Option("--format", help="With --reference: seg (default), labelmap or rtstruct.")] = None,
     classes: Classes = None,
+    terms: Annotated[
+        Path | None, typer.Option("--terms", help="With --reference: codes and colours of classes, a file like a model's dicom.json.")
+    ] = None,
 ) -> None:
     """Write DICOM volumes, segmentations and structure sets as NIfTI, or a label map as DICOM; says what was left out and why."""
     chosen = _tilt(tilt)
     if pet not in ("suv", "raw"):
         raise UsageError.of("no such unit", where="--pet", found=f"'{pet}'", expected="suv or raw")
     if reference is not None:
-        _mask_to_dicom(path, reference, out, kind or "seg", classes, overwrite)
+        _mask_to_dicom(path, reference, out, kind or "seg", classes, terms, overwrite)
         return
-    if kind is not None or classes:
-        raise UsageError.of(
-            "has no meaning without --reference", where="--format" if kind is not None else "--class", expected="a label map and its images"
-        )
+    for option, value in (("--format", kind), ("--class", classes), ("--terms", terms)):
+        if value:
+            raise UsageError.of("has no meaning without --reference", where=option, expected="a label map and its images")
     _to_nifti(path, out, chosen, cast("Pet", pet), overwrite)
 
 
-def _mask_to_dicom(mask: Path, reference: Path, out: Path, kind: str, classes: list[str] | None, overwrite: bool) -> None:
+def _mask_to_dicom(
+    mask: Path, reference: Path, out: Path, kind: str, classes: list[str] | None, terms: Path | None, overwrite: bool
+) -> None:
     from medseg.io.dicom.masks import write_mask
+    from medseg.io.dicom.settings import DicomSettings
 
     if out.exists() and not overwrite:
         raise UsageError.of("exists already", where=str(out), fix="Choose another file, or pass --overwrite.")
-    for warning in write_mask(mask, reference, out, kind, parse_classes(classes) if classes else None):
+    settings = DicomSettings.load(terms) if terms is not None else None
+    for warning in write_mask(mask, reference, out, kind, parse_classes(classes) if classes else None, settings):
         warn(str(warning))
     ok(f"written to {out}")
     answer({"written": str(out), "format": kind})
@@ -144,7 +150,7 @@ def _to_nifti(path: Path, out: Path, tilt: Tilt, pet: Pet, overwrite: bool) -> N
         for volume, file in done.written
     ]
     if rows:
-        table(f"Written to {out}", ("file", "modality", "voxels", "mm", "times"), rows)
+        table(f"Written to {out}", ("file", "modality", "voxels zyx", "mm zyx", "times"), rows)
     if done.labels:
         table("Label maps", ("file", "from", "names"), [(file.name, one.kind, ", ".join(one.names)) for one, file in done.labels])
     for volume, _ in done.written:
@@ -300,7 +306,11 @@ def show_choice(run: Path, inputs: Sequence[Path], series: list[str]) -> None:
     if chosen.files:
         table("Images", ("case", "files"), [(case.id, ", ".join(path.name for path in case.images)) for case in chosen.files])
     for study in chosen.studies.studies if chosen.studies is not None else ():
-        table(f"Study in {study.folder}", ("series", ""), [(line(volume), study.told(volume)) for volume in study.volumes])
+        table(
+            f"Study in {study.folder}",
+            ("series (modality, voxels zyx, key)", ""),
+            [(line(volume), study.told(volume)) for volume in study.volumes],
+        )
     for warning in chosen.studies.warnings() if chosen.studies is not None else ():
         warn(warning)
     cases = chosen.cases()

@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from medseg.commands import main
@@ -55,6 +56,8 @@ def test_inspect_tells_what_is_usable_and_no_identifier(tmp_path: Path, cli: Cli
     code, out, err = cli("inspect", tmp_path)
     assert code == 0
     assert "5x7x6" in out
+    assert "voxels zyx" in out
+    assert "mm zyx" in out
     assert "sagittal RIP" in out
     assert "1 file is no DICOM" in out
     assert "series 3, " in err
@@ -80,7 +83,7 @@ def test_convert_writes_what_can_be_read(tmp_path: Path, cli: Cli) -> None:
     assert "ok 1 of 2 volumes written" in out
     assert "a slice is missing" in err
     (file,) = (tmp_path / "out").iterdir()
-    assert file.name == "002_Thorax_soft.nii.gz"  # without the name and the date
+    assert file.name == "002_ct_Thorax_soft.nii.gz"  # without the name and the date
     image = read_image(file)
     assert np.array_equal(image.array[0], ARRAY)
     assert image.grid.distance(grid_of(SHAPE, "sagittal")) < 1e-3
@@ -127,23 +130,22 @@ def test_label_map_there_and_back(tmp_path: Path, cli: Cli) -> None:
     labels = (np.arange(ARRAY.size).reshape(SHAPE) % 3).astype(np.uint8)
     image = next((tmp_path / "nifti").iterdir())
     write_label(tmp_path / "mask.nii.gz", labels, image)
-    done = cli(
-        "convert",
-        tmp_path / "mask.nii.gz",
-        "--reference",
-        tmp_path / "in",
-        "-o",
-        tmp_path / "in" / "seg.dcm",
-        "--class",
-        "a=1",
-        "--class",
-        "b=2",
-    )
+    classes = ("--class", "a=1", "--class", "b=2")
+    done_with = ("convert", tmp_path / "mask.nii.gz", "--reference", tmp_path / "in", *classes, "-o")
+    done = cli(*done_with, tmp_path / "in" / "seg.dcm")
     assert done[0] == 0, done
+    assert "(for `medseg convert` in a file, with --terms)" in " ".join((done[1] + done[2]).split())
+    terms = {name: {"category": {"value": "1", "meaning": "X"}, "type": {"value": str(i), "meaning": "Y"}} for i, name in enumerate("ab")}
+    (tmp_path / "terms.json").write_text(json.dumps({"classes": terms}))
+    done = cli(*done_with, tmp_path / "coded.dcm", "--terms", tmp_path / "terms.json")
+    assert done[0] == 0, done
+    assert "SNOMED" not in done[1] + done[2]
+    segments = dcmread(tmp_path / "coded.dcm").SegmentSequence
+    assert [one.SegmentedPropertyTypeCodeSequence[0].CodeValue for one in segments] == ["0", "1"]
     code, _, _ = cli("convert", tmp_path / "in", "-o", tmp_path / "back")
     assert code == 0
     files = sorted(file.name for file in (tmp_path / "back").iterdir())
-    assert files == ["001_phantom_1.nii.gz", "001_phantom_1_seg.json", "001_phantom_1_seg.nii.gz"]
+    assert files == ["001_ct_phantom_1.nii.gz", "001_ct_phantom_1_seg.json", "001_ct_phantom_1_seg.nii.gz"]
     assert np.array_equal(read_label(tmp_path / "back" / files[2]).array[0], labels)
     assert json.loads((tmp_path / "back" / files[1]).read_text()) == {"1": "a", "2": "b"}
 
@@ -156,6 +158,7 @@ def test_label_map_there_and_back(tmp_path: Path, cli: Cli) -> None:
         (("convert", "text", "-o", "out"), "holds no DICOM image"),
         (("convert", "text", "-o", "out", "--pet", "x"), "--pet: no such unit; found 'x', expected suv or raw"),
         (("inspect", "text", "--tilt", "x"), "--tilt: no such choice; found 'x', expected resample or refuse"),
+        (("convert", "text", "-o", "out", "--terms", "t.json"), "--terms: has no meaning without --reference"),
         (("convert", "text", "-o", "out", "--format", "seg"), "--format: has no meaning without --reference"),
     ],
 )

@@ -82,7 +82,7 @@ def _clean(name: str) -> str:
 
 
 def file_stems(volumes: Sequence[Volume]) -> list[str]:
-    """Stems of files for volumes: number of the series and harmless words of its description; the key's beginning where two are equal."""
+    """Stems of files for volumes: number and modality of the series and harmless words of its description; the key's beginning where two are equal."""
     stems = [_stem(volume) for volume in volumes]
     counts = Counter(stem.lower() for stem in stems)
     return [stem if counts[stem.lower()] == 1 else f"{stem}_{volume.key[:8]}" for stem, volume in zip(stems, volumes, strict=True)]
@@ -91,7 +91,8 @@ def file_stems(volumes: Sequence[Volume]) -> list[str]:
 def _stem(volume: Volume) -> str:
     number = volume.series.number
     words = harmless(volume.series.description or volume.series.protocol, _identifying(volume))
-    start = f"{number:03d}" if number is not None and 0 <= number < MOST else volume.series.modality.lower() or "image"
+    kind = volume.series.modality.lower() or "image"
+    start = f"{number:03d}_{kind}" if number is not None and 0 <= number < MOST else kind
     return re.sub(r"[^\w-]", "", "_".join([start, *words]))[:LONGEST].rstrip("_")
 
 

@@ -119,7 +119,7 @@ def unknown_classes(labels: Labels, settings: DicomSettings, context: str = "") 
             f"no SNOMED CT code is known for {'a class' if len(names) == 1 else f'{len(names)} classes'}, so DICOM objects call "
             f"{'it' if len(names) == 1 else 'them'} Tissue beside {'its' if len(names) == 1 else 'their'} name",
             ", ".join(f"'{name}'" for name in names),
-            fix=f"Give category and type in dicom.json of the model folder, for example {example}.",
+            fix=f"Give category and type in dicom.json of the model folder (for `medseg convert` in a file, with --terms), for example {example}.",
         ),
     )
 
