@@ -142,10 +142,11 @@ def _same_place(stacks: Sequence[Sequence[Plane]]) -> Problem:
     many = [stack for stack in stacks if len(stack) > 1]
     if many[0][0].series.modality == "RTDOSE":
         return Problem(
-            "is a dose whose planes do not say where they lie",
+            "several doses (RTDOSE) lie at one place, and nothing says which is meant",
             str(many[0][0].frame.source),
-            expected="offsets of its frames (GridFrameOffsetVector)",
-            fix="Export it again.",
+            f"{len(many)} such planes, up to {max(map(len, many))} doses each",
+            "one dose, such as that of the whole plan",
+            "Give the file of one dose alone.",
         )
     return Problem(
         "several different images lie at one position, and their headers do not say which comes when",

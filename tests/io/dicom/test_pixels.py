@@ -179,14 +179,15 @@ def test_doses_lie_where_their_offsets_say() -> None:
     assert np.allclose(read_voxels(volume)[0], raw if data.GridFrameOffsetVector[1] > 0 else raw[::-1])
 
 
-def test_a_dose_without_offsets_is_called_a_dose(tmp_path: Path) -> None:
+def test_several_doses_at_one_place_are_called_doses(tmp_path: Path) -> None:
     data = dcmread(_bundled("rtdose.dcm"))
-    data.GridFrameOffsetVector = [0.0] * int(data.NumberOfFrames)
-    data.save_as(tmp_path / "dose.dcm")
+    data.save_as(tmp_path / "plan.dcm")
+    data.SOPInstanceUID, data.PixelData = f"{data.SOPInstanceUID}.1", bytes(len(data.PixelData))
+    data.save_as(tmp_path / "beam.dcm")
     (volume,) = scan(tmp_path).volumes
     (error,) = volume.errors
-    assert error.what == "is a dose whose planes do not say where they lie"
-    assert "GridFrameOffsetVector" in error.expected
+    assert error.what == "several doses (RTDOSE) lie at one place, and nothing says which is meant"
+    assert (error.found, error.fix) == ("15 such planes, up to 2 doses each", "Give the file of one dose alone.")
 
 
 def test_truncated_pixels_are_refused_by_name(tmp_path: Path) -> None:
