@@ -32,6 +32,7 @@ create table if not exists studies (
     instances integer not null default 0, bytes integer not null default 0, attempts integer not null default 0,
     late integer not null default 0, unreleased integer not null default 1, due real not null default 0, reason text not null default ''
 ) strict;
+create table if not exists images (study text not null, instance text not null, size integer not null, primary key (study, instance)) strict;
 create table if not exists refused (study text not null, instance text not null, at real not null, primary key (study, instance)) strict;
 create table if not exists deliveries (study text not null, destination text not null, primary key (study, destination)) strict;
 create table if not exists sent (instance text primary key, study text not null) strict;
@@ -133,10 +134,11 @@ class Queue:
             self._base.execute("begin immediate")
             try:
                 yield self._base
+                self._base.execute("commit")
             except BaseException:
-                self._base.execute("rollback")
+                if self._base.in_transaction:  # SQLite may have ended it already
+                    self._base.execute("rollback")
                 raise
-            self._base.execute("commit")
 
     def find(self, key: str) -> Study | None:
         """The study with this key."""
@@ -165,20 +167,25 @@ class Queue:
     # What comes in
 
     def arrived(self, key: str, instance: str, caller: str, size: int, new: bool = True, now: float | None = None) -> None:
-        """An image of a study is on the disk; with `new` False it was there before, equal to the bit."""
+        """An image of a study is on the disk; with `new` False it was there before, equal to the bit. No `caller` is an unknown one."""
         now = time.time() if now is None else now
         with self.together() as base:
             base.execute("delete from refused where study = ? and instance = ?", (key, instance))
             found = base.execute("select state from studies where key = ?", (key,)).fetchone()
             if found is None:
                 base.execute(
-                    "insert into studies (key, state, caller, first, last, changed, instances, bytes) values (?, ?, ?, ?, ?, ?, 1, ?)",
-                    (key, State.received, caller, now, now, now, size),
+                    "insert into studies (key, state, caller, first, last, changed) values (?, ?, ?, ?, ?, ?)",
+                    (key, State.received, caller, now, now, now),
                 )
-                return
-            base.execute("update studies set last = ?, caller = ?, unreleased = 1 where key = ?", (now, caller, key))
+            base.execute(
+                "update studies set last = ?, caller = iif(? = '', caller, ?), unreleased = 1 where key = ?", (now, caller, caller, key)
+            )
             if new:
+                self.lost(key, instance)
+                base.execute("insert into images values (?, ?, ?)", (key, instance, size))
                 base.execute("update studies set instances = instances + 1, bytes = bytes + ? where key = ?", (size, key))
+            if found is None:
+                return
             if new and found[0] in (State.running, State.sending):
                 base.execute("update studies set late = 1 where key = ?", (key,))
             elif found[0] in (State.aside, State.done) or (new and found[0] == State.waiting):
@@ -188,6 +195,23 @@ class Queue:
                     " first = iif(state = 'waiting', first, :now) where key = :key",
                     {"state": State.received, "now": now, "key": key},
                 )
+
+    def holds(self, key: str, instance: str) -> bool:
+        """Whether an image was taken into the queue, and its file has not been replaced since."""
+        with self._lock:
+            return self._base.execute("select 1 from images where study = ? and instance = ?", (key, instance)).fetchone() is not None
+
+    def images(self, key: str) -> frozenset[str]:
+        """The images that were taken into the queue for a study."""
+        with self._lock:
+            return frozenset(row[0] for row in self._base.execute("select instance from images where study = ?", (key,)))
+
+    def lost(self, key: str, instance: str) -> None:
+        """The file of an image is not there, or is going to be replaced: it counts as new when it is there again."""
+        with self.together() as base:
+            found = base.execute("delete from images where study = ? and instance = ? returning size", (key, instance)).fetchone()
+            if found is not None:
+                base.execute("update studies set instances = instances - 1, bytes = bytes - ? where key = ?", (found[0], key))
 
     def released(self, key: str) -> None:
         """The associations that brought images of a study have ended as they should."""
@@ -330,6 +354,7 @@ class Queue:
         with self.together() as base:
             if not base.execute("update studies set instances = 0, bytes = 0 where key = ? and state = ?", (key, State.done)).rowcount:
                 return False
+            base.execute("delete from images where study = ?", (key,))
             old = "select key from studies where state = ? and instances = 0 order by changed desc limit -1 offset ?"
             for table, column in (("sent", "study"), ("deliveries", "study"), ("studies", "key")):
                 base.execute(f"delete from {table} where {column} in ({old})", (State.done, KEEP_DONE))
@@ -373,7 +398,13 @@ class Queue:
         """
         self._only_aside(key)
         with self.together() as base:
-            for table, column in (("sent", "study"), ("deliveries", "study"), ("refused", "study"), ("studies", "key")):
+            for table, column in (
+                ("sent", "study"),
+                ("deliveries", "study"),
+                ("refused", "study"),
+                ("images", "study"),
+                ("studies", "key"),
+            ):
                 base.execute(f"delete from {table} where {column} = ?", (key,))
 
     def _only_aside(self, key: str) -> None:

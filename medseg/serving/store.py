@@ -72,15 +72,16 @@ class Store:
             with file.open("rb+") as written:
                 os.fsync(written.fileno())
             size = file.stat().st_size
-            known = target.is_file() and filecmp.cmp(file, target, shallow=False)
+            equal = target.is_file() and filecmp.cmp(file, target, shallow=False)
+            if not equal:  # first of all: if the rest fails, the image is new when it comes again
+                self.queue.lost(study, instance)
             with self.queue.together():  # others wait meanwhile: nothing here takes long
-                new = not (known and target.is_file())
+                new = not (equal and target.is_file() and self.queue.holds(study, instance))
                 if new:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(file, target)
                 self.queue.arrived(study, instance, caller, size, new)
-            if new:
-                _sync(target.parent)
+            _sync(target.parent)
         except (OSError, sqlite3.Error) as error:
             raise ResourceError.of(
                 "an image cannot be stored", found=getattr(error, "strerror", None) or str(error), fix="Free disk space."
@@ -134,14 +135,19 @@ class Store:
             for left in part.iterdir():
                 _delete(left)
         running = self.queue.recover()
-        for folder in sorted((self.folder / "studies").iterdir()):
-            study = self.queue.find(folder.name)
-            images = [path for path in (folder / "images").glob(f"*{SUFFIX}") if path.is_file()] if (folder / "images").is_dir() else []
-            if study is None:  # written, but not in the queue when the process ended
-                for path in images:
-                    self.queue.arrived(folder.name, path.stem, "", path.stat().st_size)
-            elif study.state == State.done and not study.instances:
-                _delete(folder)
+        keys = {folder.name for folder in (self.folder / "studies").iterdir()} | {study.key for study in self.queue.studies()}
+        for key in sorted(keys):
+            study = self.queue.find(key)
+            if study is not None and study.state == State.done and not study.instances:
+                folder = self.folder / "studies" / key
+                _delete(folder if folder.is_dir() else None)
+                continue
+            files = {path.stem: path for path in self.images(key).glob(f"*{SUFFIX}") if path.is_file()} if self.images(key).is_dir() else {}
+            rows = self.queue.images(key)
+            for instance in sorted(rows - files.keys()):
+                self.queue.lost(key, instance)
+            for instance in sorted(files.keys() - rows):  # written, but not in the queue when the process ended
+                self.queue.arrived(key, instance, "", files[instance].stat().st_size)
         for key in self.queue.kept():
             if not self.images(key).is_dir():
                 self.queue.emptied(key)

@@ -180,6 +180,86 @@ def test_what_is_sent_twice_changes_nothing(store):
     assert (store.images(KEY) / "a.dcm").read_bytes() == b"A"
 
 
+@pytest.mark.parametrize("state", [State.running, State.sending])
+@pytest.mark.parametrize("failing", ["arrived", "commit"])
+def test_an_image_whose_row_could_not_be_written_is_new_when_it_comes_again(state, failing, store, monkeypatch):
+    queue = store.queue
+    complete(store, "a")
+    queue.take(1)
+    if state == State.sending:
+        queue.predicted(KEY, [])
+    with monkeypatch.context() as patched:
+        if failing == "arrived":
+            patched.setattr(queue, "arrived", failure)
+        else:
+            patched.setattr(queue, "_base", FailingCommit(queue._base, 2))  # the first one only says that the file is about to change
+        with pytest.raises(ResourceError, match="disk I/O error"):
+            put(store, KEY, "b", "SCANNER", b"b")
+    assert not queue._base.in_transaction
+    put(store, KEY, "b", "SCANNER", b"b")
+    study = queue.find(KEY)
+    assert (study.state, study.instances, study.bytes, study.late) == (state, 2, 2, True)
+    assert not (queue.predicted(KEY, []) if state == State.running else store.finish(KEY, keep=False))
+    assert queue.find(KEY).state == State.received
+
+
+@pytest.mark.parametrize("state", [State.running, State.sending])
+def test_an_image_that_was_replaced_without_its_row_is_new_when_it_comes_again(state, store, monkeypatch):
+    queue = store.queue
+    complete(store, "a")
+    queue.take(1)
+    if state == State.sending:
+        queue.predicted(KEY, [])
+    with monkeypatch.context() as patched:
+        patched.setattr(queue, "arrived", failure)
+        with pytest.raises(ResourceError):
+            put(store, KEY, "a", "SCANNER", b"other")
+    put(store, KEY, "a", "SCANNER", b"other")
+    study = queue.find(KEY)
+    assert (study.instances, study.bytes, study.late) == (1, 5, True)
+
+
+@pytest.mark.parametrize("state", [State.received, State.running, State.sending, State.done])
+def test_a_restart_finds_images_without_rows_and_rows_without_images(state, store):
+    queue = store.queue
+    complete(store, "a", "b")
+    if state == State.received:
+        queue.arrived(KEY, "a", "SCANNER", 1)
+    else:
+        queue.take(1)
+    if state in (State.sending, State.done):
+        queue.predicted(KEY, [])
+    if state == State.done:
+        store.finish(KEY, keep=True)
+    (store.images(KEY) / "c.dcm").write_bytes(b"late")  # ... and the process is killed
+    (store.images(KEY) / "a.dcm").unlink()  # its name was not on the disk when the power failed
+    store.recover()
+    study = queue.find(KEY)
+    assert (study.instances, study.bytes, study.caller, study.unreleased) == (2, 5, "SCANNER", True)
+    assert queue.images(KEY) == {"b", "c"}
+    assert (study.state, study.late) == ((State.sending, True) if state == State.sending else (State.received, False))
+
+
+def failure(*_: object) -> None:
+    raise sqlite3.OperationalError("disk I/O error")
+
+
+class FailingCommit:
+    """A connection whose n-th commit fails."""
+
+    def __init__(self, base: sqlite3.Connection, number: int) -> None:
+        self._base, self._left = base, number
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._base, name)
+
+    def execute(self, text: str, *values: object) -> sqlite3.Cursor:
+        self._left -= text == "commit"
+        if text == "commit" and not self._left:
+            failure()
+        return self._base.execute(text, *values)
+
+
 def test_new_images_of_a_waiting_study_let_it_wait_for_more(store):
     complete(store)
     put(store, KEY, "b", "SCANNER", b"b")
