@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from medseg.errors import MedsegError
 from medseg.serving.addresses import Peer
@@ -16,6 +18,21 @@ from medseg.serving.store import SUFFIX, Store
 LOG = logging.getLogger(__name__)
 PAUSES = (5.0, 10.0, 30.0, 60.0, 300.0)  # seconds between attempts; the last one goes on for as long as nobody answers
 REFUSALS = 3  # attempts of a study whose objects a destination refuses
+
+
+@dataclass
+class _Attempts:
+    """To send the results of a study to a destination.
+
+    Attributes:
+        failed: how many failed.
+        refused: how many of these ended with objects refused.
+        reason: of the latest failure.
+    """
+
+    failed: int = 0
+    refused: int = 0
+    reason: str = ""
 
 
 class Delivery:
@@ -48,8 +65,7 @@ class Delivery:
         self._caller = caller
         self._keep = keep
         self._changed = changed
-        self._tries: dict[str, int] = {}
-        self._refusals: dict[str, int] = {}
+        self._attempts: dict[tuple[str, Peer], _Attempts] = {}
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="delivery")
@@ -90,46 +106,57 @@ class Delivery:
                 self._deliver(study)
             except Exception as error:  # the thread must live
                 LOG.error("study %s: sending failed: %s", study.key, type(error).__name__)
-                self._again(study, type(error).__name__)
+                self._store.queue.postpone(study.key, type(error).__name__, PAUSES[-1])
             self._changed()
 
     def _deliver(self, study: Study) -> None:
+        """Send to every destination that lacks the results: none waits for another one."""
         files = sorted(self._store.results(study.key).rglob(f"*{SUFFIX}"))
-        has = self._store.queue.delivered_to(study.key)
         destinations = self.destinations(study.caller)
         if not destinations:
-            self._store.queue.aside(study.key, "there is nowhere to send results to: no --forward, and the sender is no --peer")
+            self._aside(study, "there is nowhere to send results to: no --forward, and the sender is no --peer")
             return
-        for peer in destinations:
-            if str(peer) in has:
-                continue
-            try:
-                send(files, peer, self._caller)
-            except MedsegError as error:
-                self.failed += 1
-                if isinstance(error, RejectedError):
-                    self._refusals[study.key] = self._refusals.get(study.key, 0) + 1
-                self._again(study, str(error))
+        has = self._store.queue.delivered_to(study.key)
+        lacking = [peer for peer in destinations if str(peer) not in has]
+        if lacking and not files:
+            self._aside(study, "its results are not on the disk any more; --retry predicts it again")
+            return
+        for peer in lacking:
+            tried = self._attempts.setdefault((study.key, peer), _Attempts())
+            if tried.refused < REFUSALS:
+                self._send(study, files, peer, tried)
+            if self._stop.is_set():
                 return
-            self.sent += len(files)
-            self._store.queue.delivered(study.key, str(peer))
-            LOG.info("study %s: sent to %s, objects: %d", study.key, peer.aet, len(files))
-        self._tries.pop(study.key, None)
-        self._refusals.pop(study.key, None)
-        if self._store.finish(study.key, self._keep):
+        failed = {peer: tried for peer in lacking if (tried := self._attempts.get((study.key, peer))) is not None}
+        outstanding = [tried for tried in failed.values() if tried.refused < REFUSALS]
+        reason = " ".join(tried.reason for tried in failed.values() if tried.reason)
+        if outstanding:
+            pause = PAUSES[min(max(min(tried.failed for tried in outstanding), 1), len(PAUSES)) - 1]
+            LOG.warning("study %s: results are sent again in %g s, %s", study.key, pause, reason)
+            self._store.queue.postpone(study.key, reason, pause)
+        elif failed:
+            self._aside(study, reason)
+        elif self._store.finish(study.key, self._keep):
             LOG.info("study %s: done", study.key)
         else:
             LOG.info("study %s: images have come meanwhile, it is predicted again", study.key)
 
-    def _again(self, study: Study, reason: str) -> None:
-        if self._refusals.get(study.key, 0) >= REFUSALS:
-            self._refusals.pop(study.key)
-            self._tries.pop(study.key, None)
-            LOG.error("study %s: set aside, %s", study.key, reason)
-            self._store.queue.aside(study.key, reason)
+    def _send(self, study: Study, files: Sequence[Path], peer: Peer, tried: _Attempts) -> None:
+        try:
+            send(files, peer, self._caller)
+        except Exception as error:
+            self.failed += 1
+            tried.failed += 1
+            tried.refused += isinstance(error, RejectedError)
+            tried.reason = str(error) if isinstance(error, MedsegError) else f"{peer}: {type(error).__name__}"
             return
-        tries = self._tries.get(study.key, 0)
-        self._tries[study.key] = tries + 1
-        pause = PAUSES[min(tries, len(PAUSES) - 1)]
-        LOG.warning("study %s: results are sent again in %g s, %s", study.key, pause, reason)
-        self._store.queue.postpone(study.key, reason, pause)
+        self.sent += len(files)
+        self._store.queue.delivered(study.key, str(peer))
+        del self._attempts[study.key, peer]
+        LOG.info("study %s: sent to %s, objects: %d", study.key, peer.aet, len(files))
+
+    def _aside(self, study: Study, reason: str) -> None:
+        for place in [place for place in self._attempts if place[0] == study.key]:
+            del self._attempts[place]
+        LOG.error("study %s: set aside, %s", study.key, reason)
+        self._store.queue.aside(study.key, reason)
