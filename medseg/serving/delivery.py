@@ -127,9 +127,9 @@ class Delivery:
                 self._send(study, files, peer, tried)
             if self._stop.is_set():
                 return
-        failed = {peer: tried for peer in lacking if (tried := self._attempts.get((study.key, peer))) is not None}
-        outstanding = [tried for tried in failed.values() if tried.refused < REFUSALS]
-        reason = " ".join(tried.reason for tried in failed.values() if tried.reason)
+        failed = [self._attempts[study.key, peer] for peer in lacking if (study.key, peer) in self._attempts]
+        outstanding = [tried for tried in failed if tried.refused < REFUSALS]
+        reason = " ".join(tried.reason for tried in failed if tried.reason)
         if outstanding:
             pause = PAUSES[min(max(min(tried.failed for tried in outstanding), 1), len(PAUSES)) - 1]
             LOG.warning("study %s: results are sent again in %g s, %s", study.key, pause, reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,15 +22,14 @@ from medseg.errors import Problem
 from medseg.progress import Progress, Silent
 from medseg.serving.addresses import Peer
 from medseg.serving.archive import RejectedError, UnreachableError
+from medseg.serving.intake import PDU
 from medseg.serving.logs import hush
 
 AET = "MEDSEG"
 CONNECT = 10.0  # seconds for a connection and its negotiation
 ANSWER = 60.0  # seconds for the answer to one message
 CONTEXTS = 128  # of an association (PS3.8)
-PDU = 2**17  # bytes of one message at most; 0, which is no limit, would let the other side choose how much memory we need
 
-_config.STORE_RECV_CHUNKED_DATASET = True  # objects are written to files as they come, see `received_in`
 _config.LOG_HANDLER_LEVEL = "none"  # nothing is put into words for logs
 
 
@@ -88,19 +86,6 @@ def send(files: Sequence[Path], peer: Peer, caller: Caller = Caller(), progress:
             Problem(f"{count} of {len(files)} objects were refused", str(peer), why, fix="See the log of that system.")
             for why, count in refused.items()
         )
-
-
-@contextmanager
-def received_in(folder: Path) -> Iterator[None]:
-    """Objects that this process receives meanwhile lie in a folder until they are handled (`event.dataset_path`), not in memory.
-
-    pynetdicom creates them with `tempfile`, whose folder is one for the whole process.
-    """
-    previous, tempfile.tempdir = tempfile.tempdir, str(folder)
-    try:
-        yield
-    finally:
-        tempfile.tempdir = previous
 
 
 @contextmanager

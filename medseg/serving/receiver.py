@@ -7,17 +7,17 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydicom import dcmread
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pydicom.filereader import read_file_meta_info
+from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
 
 from medseg.errors import ResourceError
-from medseg.serving.dimse import PDU, received_in
+from medseg.serving.intake import LARGEST, PDU, SYNTAXES, receive_into
 from medseg.serving.logs import hush
 from medseg.serving.queue import OPEN, digest
 from medseg.serving.store import Store
@@ -40,11 +40,13 @@ class Limits:
         free: bytes that stay free on the disk.
         studies: that may be in the queue; images of these are still taken when it is full.
         associations: at the same time.
+        largest: bytes of one object; an association that brings more of it is aborted.
     """
 
     free: int = 2**31
     studies: int = 1000
     associations: int = 20
+    largest: int = LARGEST
 
 
 @dataclass
@@ -97,16 +99,15 @@ class Receiver:
         self._changed = changed
         self._lock = threading.Lock()
         self._busy: dict[Any, dict[str, bool]] = {}  # association -> study -> whether all is well when it is released
-        self._ending = ExitStack()
         self._entity = AE(aet)
         self._entity.require_called_aet = True
         self._entity.require_calling_aet = sorted(callers)
         self._entity.maximum_associations = limits.associations
         self._entity.network_timeout = self._entity.dimse_timeout = IDLE
         self._entity.maximum_pdu_size = PDU
-        self._entity.add_supported_context(Verification)
+        self._entity.add_supported_context(Verification, SYNTAXES)
         for context in AllStoragePresentationContexts:
-            self._entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
+            self._entity.add_supported_context(context.abstract_syntax, SYNTAXES)
         self._address = address
         self._tls = tls
         self._server: ThreadedAssociationServer | None = None
@@ -115,6 +116,7 @@ class Receiver:
     def start(self) -> int:
         """Listen; returns the port. Raises ResourceError where that is not possible."""
         handlers = [
+            (evt.EVT_CONN_OPEN, receive_into(self._store.incoming, self._limits.largest)),
             (evt.EVT_C_STORE, self._stored),
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
             (evt.EVT_REJECTED, self._rejected),
@@ -130,7 +132,6 @@ class Receiver:
                 "cannot listen", where=f"{host}:{port}", found=error.strerror or str(error), fix="Choose another --port or --host."
             ) from None
         self._entity._servers.append(self._server)  # as `AE.start_server` does, so that `AE.shutdown` finds it
-        self._ending.enter_context(received_in(self._store.incoming))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="receiver")
         self._thread.start()
         return int(self._server.server_address[1])
@@ -142,7 +143,6 @@ class Receiver:
             self._thread.join()
         for association in self._entity.active_associations:
             association.join(5)
-        self._ending.close()
 
     @property
     def alive(self) -> bool:
@@ -185,6 +185,8 @@ class Receiver:
     def _store_one(self, event: Any) -> int:
         file = event.dataset_path
         event.request._dataset_file.close()  # Windows moves no open file
+        if read_file_meta_info(file).TransferSyntaxUID != event.context.transfer_syntax:
+            raise ValueError("the object has file meta information of its own")  # it could claim to be deflated
         header = dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER))
         study, instance = digest(str(header.StudyInstanceUID)), digest(str(header.SOPInstanceUID))
         if "Rows" not in header or header.get("Modality") in NO_IMAGES or self._store.queue.is_own(instance):

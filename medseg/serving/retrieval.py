@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context, build_role, evt
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, build_role, evt
 from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
@@ -24,7 +24,8 @@ from medseg.progress import Progress
 from medseg.record import write_atomic
 from medseg.serving.addresses import Peer
 from medseg.serving.archive import Archive, Place, RejectedError, UnreachableError, instance_file
-from medseg.serving.dimse import CONTEXTS, PDU, Caller, associate, received_in, send
+from medseg.serving.dimse import CONTEXTS, Caller, associate, send
+from medseg.serving.intake import PDU, SYNTAXES, receive_into
 
 PLAIN = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"]
 IMAGES = (  # where the archive does not say of which classes its objects are
@@ -89,9 +90,10 @@ class Entity(Archive):
                 progress.update("download", min(len(listed), here + len(seen)), len(listed))
 
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch, received_in(Path(scratch)):
-                if not self._get(missing, keep):
-                    self._move(missing, keep)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+                into = (evt.EVT_CONN_OPEN, receive_into(Path(scratch)))
+                if not self._get(missing, keep, into):
+                    self._move(missing, keep, into)
             lacking = sum(not files[one.uid].is_file() for one in listed)
             if lacking:
                 raise UnreachableError.of(
@@ -109,7 +111,7 @@ class Entity(Archive):
             RejectedError: the request was refused.
         """
         model = StudyRootQueryRetrieveInformationModelFind
-        with associate(self.peer, [build_context(model)], self._caller) as association:
+        with associate(self.peer, [build_context(model, PLAIN)], self._caller) as association:
 
             def ask(level: str, wanted: Sequence[str], **known: str) -> list[Dataset]:
                 query = Dataset()
@@ -152,15 +154,15 @@ class Entity(Archive):
                 requests.append(query)
         return requests
 
-    def _get(self, missing: Sequence[Listed], keep: Callable[[str, Path], None]) -> bool:
+    def _get(self, missing: Sequence[Listed], keep: Callable[[str, Path], None], into: tuple[Any, Any]) -> bool:
         """By C-GET; False where the archive does not offer it."""
         model = StudyRootQueryRetrieveInformationModelGet
         classes = [*dict.fromkeys(one.sop_class or image for one in missing for image in IMAGES)]
         # As it is stored: a context for each compression, or the archive would have to decode.
         syntaxes: list[list[str]] = [PLAIN, *([f"1.2.840.10008.1.2.4.{one}"] for one in COMPRESSED), ["1.2.840.10008.1.2.5"]]
-        contexts = [build_context(model), *(build_context(one, syntax) for syntax in syntaxes for one in classes)][:CONTEXTS]
+        contexts = [build_context(model, PLAIN), *(build_context(one, syntax) for syntax in syntaxes for one in classes)][:CONTEXTS]
         roles = [build_role(one, scp_role=True) for one in classes]
-        handlers = [(evt.EVT_C_STORE, _keeper(keep))]
+        handlers = [into, (evt.EVT_C_STORE, _keeper(keep))]
         with associate(self.peer, contexts, self._caller, roles, handlers) as association:
             if not any(context.abstract_syntax == model for context in association.accepted_contexts):
                 return False
@@ -169,7 +171,7 @@ class Entity(Archive):
                     self._check(status, "C-GET")
         return True
 
-    def _move(self, missing: Sequence[Listed], keep: Callable[[str, Path], None]) -> None:
+    def _move(self, missing: Sequence[Listed], keep: Callable[[str, Path], None], into: tuple[Any, Any]) -> None:
         """By C-MOVE to a listener of ours."""
         if self._listen is None:
             raise UsageError.of(
@@ -183,10 +185,10 @@ class Entity(Archive):
         entity.require_calling_aet = [self.peer.aet]
         entity.maximum_pdu_size = PDU
         for context in AllStoragePresentationContexts:
-            entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
+            entity.add_supported_context(context.abstract_syntax, SYNTAXES)
         wanted = {one.uid for one in missing}
         try:
-            entity.start_server(self._listen, block=False, evt_handlers=[(evt.EVT_C_STORE, _keeper(keep, wanted))])
+            entity.start_server(self._listen, block=False, evt_handlers=[into, (evt.EVT_C_STORE, _keeper(keep, wanted))])
         except OSError as error:
             raise ResourceError.of(
                 "cannot listen",
@@ -195,7 +197,7 @@ class Entity(Archive):
                 fix="Choose another move_port.",
             ) from None
         try:
-            with associate(self.peer, [build_context(model)], self._caller) as association:
+            with associate(self.peer, [build_context(model, PLAIN)], self._caller) as association:
                 for query in self._requests(missing):
                     for status, _ in association.send_c_move(query, self._caller.aet, model):
                         self._check(status, "C-MOVE")

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from nodes import study_of, until
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.presentation import build_context
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import encode
+from pynetdicom.presentation import PresentationContext, build_context
 
-from medseg.serving import dimse
+from medseg.serving import dimse, intake
 from medseg.serving.addresses import Peer
-from medseg.serving.archive import RejectedError
+from medseg.serving.archive import RejectedError, UnreachableError
 from medseg.serving.dimse import Caller, associate, send
+from medseg.serving.intake import DEFLATED
 from medseg.serving.queue import Queue, State, digest
 from medseg.serving.receiver import Limits, Receiver
 from medseg.serving.store import Store
@@ -38,7 +45,7 @@ def store(tmp_path) -> Iterator[Store]:
 
 @pytest.fixture
 def receiver(store) -> Iterator[Receiver]:
-    one = Receiver(store, "MEDSEG", ("127.0.0.1", 0), (), Limits(free=0))
+    one = Receiver(store, "MEDSEG", ("127.0.0.1", 0), (), Limits(free=0, largest=2**19))
     one.port = one.start()
     yield one
     one.stop()
@@ -139,8 +146,79 @@ def test_objects_are_received_into_the_folder_of_the_node(receiver, store, make_
     kept = sorted(store.images(digest(study_of(files))).iterdir())
     assert {dcmread(file).SOPInstanceUID for file in kept} == {dcmread(files[n]).SOPInstanceUID for n in (0, 2)}
     assert dcmread(kept[0]).file_meta.TransferSyntaxUID == dcmread(files[0]).file_meta.TransferSyntaxUID
-    receiver.stop()
-    assert tempfile.tempdir != str(store.incoming)
+    with tempfile.NamedTemporaryFile() as other:  # of somebody else in this process
+        assert Path(other.name).parent != store.incoming
+
+
+def test_objects_that_are_too_large_are_not_received(receiver, store, make_study, caplog):
+    small, large = make_study("small", slices=2), make_study("large", slices=1)
+    data = dcmread(large[0])
+    data.PixelData = bytes(2**20)
+    data.save_as(large[0])
+    with pytest.raises(UnreachableError):
+        send(large, at(receiver))
+    until(lambda: receiver.associations() == 0)
+    assert list(store.incoming.iterdir()) == []
+    assert "more than 524288 bytes" in caplog.text
+    send(small, at(receiver))
+    assert [study.key for study in store.queue.studies()] == [digest(study_of(small))]
+    assert receiver.traffic.aborted == 1
+
+
+def test_a_connection_that_announces_gigabytes_is_closed(receiver, make_study, caplog):
+    receiver._entity.acse_timeout = 1.0  # the thread of a connection that was closed lives so long
+    for first in (b"\x01", b"\x04"):  # a request for an association, and data
+        with socket.create_connection(("127.0.0.1", receiver.port), timeout=30) as connection:
+            connection.sendall(first + b"\x00" + (2**32 - 1).to_bytes(4) + bytes(1000))
+            with suppress(ConnectionResetError):
+                assert connection.recv(100)[:1] in (b"", b"\x07")  # closed, or an abort
+    assert caplog.text.count("announced a protocol data unit of 4294967295 bytes") == 2
+    send(make_study("after"), at(receiver))
+
+
+def test_an_object_whose_file_cannot_be_written_ends_its_association(receiver, store, make_study, monkeypatch, caplog):
+    files = make_study("nowhere")
+    with monkeypatch.context() as patched:
+        patched.setattr("medseg.serving.intake._create", lambda **_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patched.setattr("pynetdicom.dimse_messages.NamedTemporaryFile", lambda **options: intake._create(**options))
+        with pytest.raises(UnreachableError):
+            send(files, at(receiver))
+    until(lambda: receiver.associations() == 0)
+    assert "No space left on device" in caplog.text
+    send(files, at(receiver))
+
+
+def test_nothing_is_inflated(receiver, store, make_study, tmp_path):
+    (file,) = make_study("bomb", slices=1)
+    data = dcmread(file)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(tmp_path / "deflated.dcm")
+    with pytest.raises(UnreachableError, match="no association"):
+        send([tmp_path / "deflated.dcm"], at(receiver))
+    offered = {syntax for one in receiver._entity.supported_contexts for syntax in one.transfer_syntax}
+    assert not offered & set(DEFLATED)
+
+    meta = Dataset()
+    meta.add_new(0x00020010, "UI", DeflatedExplicitVRLittleEndian)
+    smuggled = encode(meta, is_implicit_vr=False, is_little_endian=True) + zlib.compress(bytes(2**20), wbits=-15)
+    data = dcmread(file)
+    context = build_context(data.SOPClassUID, ExplicitVRLittleEndian)
+    assert send_encoded(at(receiver), context, data, smuggled) == 0xC000
+    assert store.queue.studies() == ()
+
+
+def send_encoded(peer: Peer, context: PresentationContext, data: Dataset, encoded: bytes) -> int:
+    """Send bytes as the object; returns the status."""
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
+    request.DataSet = BytesIO(encoded)
+    with associate(peer, [context], Caller()) as association:
+        association._reactor_checkpoint.clear()
+        association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
+        _, answer = association.dimse.get_msg(block=True)
+        association._reactor_checkpoint.set()
+        return int(answer.Status)
 
 
 def test_a_slow_disk_breaks_no_association(receiver, store, make_study, monkeypatch):

@@ -76,7 +76,7 @@ def test_one_series_is_fetched_alone(kind, orthanc, make_study, tmp_path):
 def test_c_move_where_c_get_is_not_offered(orthanc, make_study, tmp_path, monkeypatch):
     files = make_study("c")
     orthanc.upload(files)
-    monkeypatch.setattr(Entity, "_get", lambda self, missing, keep: False)
+    monkeypatch.setattr(Entity, "_get", lambda self, missing, keep, into: False)
     with pytest.raises(UsageError, match=r"does not offer C-GET.*move_port"):
         open_archive(address("move", orthanc, study_of(files))).fetch(tmp_path / "cache", Silent())
     port = free_port()
