@@ -164,7 +164,7 @@ def _web(address: str, authorization: str) -> Archive:
 def _entity(address: str) -> Archive:
     from medseg.serving.dimse import AET, Caller
     from medseg.serving.retrieval import Entity
-    from medseg.serving.tls import client_tls
+    from medseg.serving.tls import client_tls, server_tls
 
     parts = urlsplit(address)
     where = f"{parts.scheme}://{parts.netloc}"
@@ -179,13 +179,22 @@ def _entity(address: str) -> Archive:
         host = port = None
     if not at or not host or not port:
         raise UsageError.of("not the address of an application entity", where=where, expected="dimse://AET@host:port/STUDY")
-    caller_tls = None
+    caller_tls = listen_tls = None
     if parts.scheme.lower() == "dimse+tls":
         ca, cert, key = (Path(options[name]) if name in options else None for name in ("ca", "cert", "key"))
         caller_tls = client_tls(ca, cert, key)
+        if "move_port" in options:
+            if cert is None or key is None or ca is None:
+                raise UsageError.of(
+                    "images would come by C-MOVE without encryption, or from anybody",
+                    where=where,
+                    found="move_port without " + " and ".join(name for name in ("ca", "cert", "key") if name not in options),
+                    expected="our certificate and its key, and the authority of the archive's: &ca=ca.pem&cert=own.pem&key=own.key",
+                )
+            listen_tls = server_tls(cert, key, ca)
     elif {"ca", "cert", "key"} & set(options):
         raise UsageError.of("certificates are for encrypted connections", where=where, expected="dimse+tls://...")
     own = "127.0.0.1" if is_loopback(host) else ""
     listen = (own, parse_port(options["move_port"], where)) if "move_port" in options else None
     caller = Caller(parse_entity(options.get("calling", AET), where), caller_tls)
-    return Entity(Peer(host, port, parse_entity(aet, where)), parse_place(parts.path, where), caller, listen)
+    return Entity(Peer(host, port, parse_entity(aet, where)), parse_place(parts.path, where), caller, listen, listen_tls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
+    Verification,
 )
 
 from medseg.errors import ResourceError, UsageError
@@ -53,7 +55,14 @@ class Listed:
 class Entity(Archive):
     """An archive behind an application entity."""
 
-    def __init__(self, peer: Peer, place: Place, caller: Caller, listen: tuple[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        place: Place,
+        caller: Caller,
+        listen: tuple[str, int] | None = None,
+        listen_tls: ssl.SSLContext | None = None,
+    ) -> None:
         """An archive; nothing is asked yet.
 
         Args:
@@ -61,12 +70,14 @@ class Entity(Archive):
             place: study or series.
             caller: our title, and certificates where the connection is encrypted.
             listen: where C-MOVE may send to: the archive must know our title with this port; None does without.
+            listen_tls: encrypts what C-MOVE brings; needed where `caller` is encrypted, too.
         """
         self.peer = peer
         self.place = place
         self.name = str(peer)
         self._caller = caller
         self._listen = listen
+        self._listen_tls = listen_tls
 
     def send(self, files: Sequence[Path], progress: Progress) -> None:
         """See `Archive.send`."""
@@ -160,7 +171,9 @@ class Entity(Archive):
         classes = [*dict.fromkeys(one.sop_class or image for one in missing for image in IMAGES)]
         # As it is stored: a context for each compression, or the archive would have to decode.
         syntaxes: list[list[str]] = [PLAIN, *([f"1.2.840.10008.1.2.4.{one}"] for one in COMPRESSED), ["1.2.840.10008.1.2.5"]]
-        contexts = [build_context(model, PLAIN), *(build_context(one, syntax) for syntax in syntaxes for one in classes)][:CONTEXTS]
+        # With a context that every archive accepts, as an association without any is aborted, and nothing tells that C-GET is not offered.
+        always = build_context(Verification, PLAIN)
+        contexts = [build_context(model, PLAIN), always, *(build_context(one, syntax) for syntax in syntaxes for one in classes)][:CONTEXTS]
         roles = [build_role(one, scp_role=True) for one in classes]
         handlers = [into, (evt.EVT_C_STORE, _keeper(keep))]
         with associate(self.peer, contexts, self._caller, roles, handlers) as association:
@@ -188,7 +201,9 @@ class Entity(Archive):
             entity.add_supported_context(context.abstract_syntax, SYNTAXES)
         wanted = {one.uid for one in missing}
         try:
-            entity.start_server(self._listen, block=False, evt_handlers=[into, (evt.EVT_C_STORE, _keeper(keep, wanted))])
+            entity.start_server(
+                self._listen, block=False, ssl_context=self._listen_tls, evt_handlers=[into, (evt.EVT_C_STORE, _keeper(keep, wanted))]
+            )
         except OSError as error:
             raise ResourceError.of(
                 "cannot listen",
