@@ -23,6 +23,7 @@ from typing import Any
 from medseg.errors import ResourceError, UsageError
 
 NAME = "queue.sqlite"
+PRIVATE = 0o600
 KEEP_DONE = 10_000  # rows of delivered studies that are remembered
 FORGET_REFUSED = 86_400.0  # seconds after which instances that were refused and never came again are forgotten
 
@@ -110,6 +111,10 @@ class Queue:
         self._lock = threading.RLock()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(mode=PRIVATE)
+            path.chmod(PRIVATE)  # SQLite gives its -wal and -shm the same
+            for beside in folder.glob(f"{NAME}-*"):
+                beside.chmod(PRIVATE)
             self._base = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
             self._base.row_factory = sqlite3.Row
             self._base.execute("pragma journal_mode = wal")

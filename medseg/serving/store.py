@@ -26,6 +26,7 @@ from medseg.serving.queue import Queue, State
 
 LOG = logging.getLogger(__name__)
 SUFFIX = ".dcm"
+PRIVATE = 0o700  # images of patients: whatever the umask, and also where somebody else has made the folder
 ABANDONED = 600.0  # seconds after which a file that nothing is added to belongs to an association that broke
 
 
@@ -39,17 +40,20 @@ class Store:
         self.incoming = folder / "incoming"
         self._forever = forever
         self._removed = folder / "removed"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # images of patients
-        for part in (self.incoming, self._removed, folder / "studies"):
-            part.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
+        self._studies = folder / "studies"
+        folder.chmod(PRIVATE)
+        for part in (self.incoming, self._removed, self._studies):
+            part.mkdir(exist_ok=True, mode=PRIVATE)
+            part.chmod(PRIVATE)
 
     def images(self, key: str) -> Path:
         """The folder of a study's images."""
-        return self.folder / "studies" / key / "images"
+        return self._studies / key / "images"
 
     def results(self, key: str) -> Path:
         """The folder of a study's results."""
-        return self.folder / "studies" / key / "results"
+        return self._studies / key / "results"
 
     def free(self) -> int:
         """Bytes that are free on the file system."""
@@ -78,10 +82,11 @@ class Store:
             with self.queue.together():  # others wait meanwhile: nothing here takes long
                 new = not (equal and target.is_file() and self.queue.holds(study, instance))
                 if new:
-                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self._make(target.parent)
                     os.replace(file, target)
                 self.queue.arrived(study, instance, caller, size, new)
-            _sync(target.parent)
+            for folder in (target.parent, target.parent.parent, self._studies):
+                _sync(folder)
         except (OSError, sqlite3.Error) as error:
             raise ResourceError.of(
                 "an image cannot be stored", found=getattr(error, "strerror", None) or str(error), fix="Free disk space."
@@ -135,11 +140,11 @@ class Store:
             for left in part.iterdir():
                 _delete(left)
         running = self.queue.recover()
-        keys = {folder.name for folder in (self.folder / "studies").iterdir()} | {study.key for study in self.queue.studies()}
+        keys = {folder.name for folder in self._studies.iterdir()} | {study.key for study in self.queue.studies()}
         for key in sorted(keys):
             study = self.queue.find(key)
             if study is not None and study.state == State.done and not study.instances:
-                folder = self.folder / "studies" / key
+                folder = self._studies / key
                 _delete(folder if folder.is_dir() else None)
                 continue
             files = {path.stem: path for path in self.images(key).glob(f"*{SUFFIX}") if path.is_file()} if self.images(key).is_dir() else {}
@@ -157,11 +162,16 @@ class Store:
         """An empty folder for results."""
         folder = self.results(key)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        self._make(folder)
         return folder
 
+    def _make(self, folder: Path) -> None:
+        """A part of a study's folder, readable for its owner only."""
+        for one in (folder.parent, folder):
+            one.mkdir(exist_ok=True, mode=PRIVATE)
+
     def _put_away(self, key: str) -> Path | None:
-        folder = self.folder / "studies" / key
+        folder = self._studies / key
         if not folder.is_dir():
             return None
         moved = self._removed / f"{key}-{uuid.uuid4().hex}"

@@ -380,10 +380,44 @@ def test_a_folder_that_is_no_nodes(tmp_path):
         Queue(tmp_path)
 
 
-def test_folders_are_readable_for_their_owner_only(tmp_path):
-    Queue(tmp_path / "new").close()
-    if os.name != "nt":
-        assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_all_is_readable_for_the_owner_only(tmp_path):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    for name in ("queue.sqlite", "queue.sqlite-wal"):
+        (folder / name).touch()
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    mask = os.umask(0)
+    try:
+        queue = Queue(folder)
+        store = Store(folder, queue)
+        complete(store, "a", "b")
+        deliver(store)
+        assert {path.name for path in folder.iterdir()} == {
+            *("queue.sqlite", "queue.sqlite-wal", "queue.sqlite-shm", "studies", "incoming", "removed")
+        }
+        private = [folder, *folder.iterdir(), store.images(KEY), store.results(KEY), store.results(KEY).parent]
+        assert [path for path in private if path.stat().st_mode & 0o077] == []
+        queue.close()
+    finally:
+        os.umask(mask)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows opens no folders")
+def test_every_new_name_is_on_the_disk_when_an_image_is_kept(store, monkeypatch):
+    synced, opened = set(), {}
+    real_open, real_sync = os.open, os.fsync
+
+    def note(path, *args, **kwargs):
+        descriptor = real_open(path, *args, **kwargs)
+        opened[descriptor] = path
+        return descriptor
+
+    monkeypatch.setattr(os, "open", note)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.add(opened.get(descriptor)), real_sync(descriptor)))
+    put(store, KEY, "a", "SCANNER", b"a")
+    assert synced >= {store.images(KEY), store.images(KEY).parent, store.folder / "studies"}
 
 
 def test_rows_are_on_the_disk_when_a_call_returns(queue):
