@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from pydicom import Dataset, config
+from pydicom.multival import MultiValue
 
 from medseg.errors import ImageError, Problem
 from medseg.geometry import Array, Grid
@@ -33,6 +35,8 @@ TRIAL = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialSu
 PLACE = ("ImagePositionPatient", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "NumberOfFrames", "SOPInstanceUID")
 STORAGE = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4", "PT": "1.2.840.10008.5.1.4.1.1.128",
            "OT": "1.2.840.10008.5.1.4.1.1.7"}  # fmt: skip
+LONG = ("PatientComments",)  # with lines
+CODED = ("PatientSex", "PatientAge", "PatientSize", "PatientWeight")
 SHORT = 16  # characters of a short string
 LARGEST = 2**31 - 1  # an integer string
 
@@ -195,12 +199,16 @@ def _common(header: Dataset, volume: Volume, filled: list[str]) -> Dataset:
 
 
 def _value(header: Dataset, keyword: str) -> str | None:
-    """An element as text that may be written; None where it is missing or cannot be."""
+    """An element as text that may be written, otherwise as it stands: `AB  12` is another patient than `AB 12`. None where it cannot be."""
     try:
-        value = text(header.get(keyword))
+        element = header.get(keyword)
+        parts = element if isinstance(element, MultiValue) else [element]
+        value = "\\".join("" if part is None else str(part) for part in parts).rstrip(" \0")
     except Exception:  # an element whose bytes are none of its type; pydicom raises many things
         return None
-    value = "".join(c for c in value if c.isprintable())
+    value = "".join(c for c in value if unicodedata.category(c) not in ("Cc", "Cs") or (c in "\r\n\t\f" and keyword in LONG))
+    if keyword in CODED or keyword.endswith(("Date", "Time")):
+        value = value.strip()
     if keyword.endswith("Date"):
         value = value.replace(".", "")  # as before 1993
         return value if re.fullmatch(r"(\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01]))?", value) else None

@@ -72,7 +72,7 @@ def preview(result: Result, origin: Origin) -> Dataset:
         picture(pixels, flat[z], f"slice {z + 1} of {len(flat)}", volume.grid, result.labels, colors)
         for z, pixels in zip(chosen, _pixels(volume, chosen), strict=True)
     ]
-    uid = origin.uid("preview", result.maker.digest, *result.labels.names, array_digest(labels))
+    uid = origin.uid("preview", result.maker.version, result.maker.digest, *result.labels.names, array_digest(labels))
     data = new_object(origin, result.maker, STORAGE, ExplicitVRLittleEndian, uid, "OT", NUMBER, "preview")
     stack = np.stack(frames)
     values = {

@@ -51,9 +51,9 @@ class Subject:
 
     @cached_property
     def digest(self) -> str:
-        """Of all that decides what is said about the images: model, classes, voxels."""
-        labels = self.result.labels
-        return "|".join([self.result.maker.model, self.result.maker.digest, labels.to_json(), array_digest(self.result.prediction.labels)])
+        """Of all that decides what is said about the images: medseg, which names itself in the object, model, classes, voxels."""
+        labels, maker = self.result.labels, self.result.maker
+        return "|".join([maker.version, maker.model, maker.digest, labels.to_json(), array_digest(self.result.prediction.labels)])
 
     @cached_property
     def terms(self) -> dict[str, SegmentTerms]:

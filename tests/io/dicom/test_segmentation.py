@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,12 @@ from medseg.dataset import CaseFiles, LabelClass, Labels
 from medseg.errors import ImageError
 from medseg.geometry import Array, Grid
 from medseg.io.dicom.origin import derived_uid, origin_of
+from medseg.io.dicom.preview import preview
+from medseg.io.dicom.rtstruct import structure_set
 from medseg.io.dicom.segmentation import LabelMap, Seg
 from medseg.io.dicom.segments import read_segmentation, segmentation_header
 from medseg.io.dicom.settings import DicomSettings, SegmentTerms, Term
+from medseg.io.dicom.subject import Subject
 from medseg.io.dicom.volume import Source
 from medseg.io.exports import Result, find_export
 from tests.io.dicom.phantoms import PATIENT, grid_of
@@ -335,6 +339,24 @@ def test_dates_that_are_none_are_left_out(tmp_path: Path) -> None:
         volume = series(tmp_path / "in", PatientBirthDate="unknown", StudyTime="99:99", StudyID="S" * 20)
     found = origin_of(volume).common
     assert (found.PatientBirthDate, found.StudyTime, found.StudyID) == ("", "", "S" * 16)
+
+
+def test_identifiers_are_copied_as_they_stand(tmp_path: Path) -> None:
+    told = {"PatientID": "AB  12", "PatientName": "Two  Blanks^A\u3000B", "AccessionNumber": " 7", "PatientComments": "a\r\n b"}
+    with pydicom.config.disable_value_validation():
+        volume = series(tmp_path / "in", SpecificCharacterSet="ISO_IR 192", **told)
+    found = origin_of(volume).common
+    assert {keyword: str(found[keyword].value) for keyword in told} == told
+
+
+def test_another_version_of_medseg_makes_another_object(tmp_path: Path) -> None:
+    volume = series(tmp_path / "in")
+    result = predicted(volume, letter((5, 10, 9)))
+    newer = dataclasses.replace(result, maker=dataclasses.replace(result.maker, version="0.2.0"))
+    assert Subject.of(result).uid() == Subject.of(result).uid() != Subject.of(newer).uid()
+    origin = origin_of(volume)
+    assert preview(result, origin).SOPInstanceUID != preview(newer, origin).SOPInstanceUID
+    assert structure_set(result, origin).SOPInstanceUID != structure_set(newer, origin).SOPInstanceUID
 
 
 def test_what_cannot_be_written_is_refused_by_headers(tmp_path: Path) -> None:
