@@ -13,6 +13,7 @@ from medseg.errors import ImageError, Problem
 from medseg.io.dicom.groups import find, moment, number, private, seconds, text, whole
 from medseg.io.dicom.mosaic import is_mosaic, mosaic_of
 from medseg.io.dicom.places import Place, place_of
+from medseg.io.dicom.sources import held_bytes, pixels_missing
 from medseg.io.dicom.suv import is_uptake, uptake_problems
 from medseg.io.dicom.values import scaling, value_type
 from medseg.io.dicom.volume import Frame, Series, Source
@@ -84,15 +85,35 @@ def read_planes(header: Dataset, source: Source) -> list[Plane]:
             expected="as many",
             fix="Export it again.",
         )
+    problem = _not_held(header, source, count, (rows, columns))
+    if problem is not None and count > 1:  # no planes are made of what is not there
+        raise ImageError([problem])
+    errors = () if problem is None else (problem,)
     if is_mosaic(header):
         mosaic = mosaic_of(header, source)
-        plane = _plane(header, source, series, None, mosaic.shape)
+        plane = _plane(header, source, series, None, mosaic.shape, errors)
         plane = replace(plane, warnings=(*plane.warnings, *mosaic.warnings))
         return [
             _moved(plane, Frame(source, plane.frame.sop_class, plane.frame.sop_uid, None, tile), place)
             for tile, place in enumerate(mosaic.places)
         ]
-    return [_plane(header, source, series, index if multi else None, (rows, columns)) for index in range(count)]
+    return [_plane(header, source, series, index if multi else None, (rows, columns), errors) for index in range(count)]
+
+
+def _not_held(header: Dataset, source: Source, count: int, shape: tuple[int, int]) -> Problem | None:
+    """What is wrong with a file that is too small for the pixels that its header promises."""
+    missing = pixels_missing(header, source)
+    if missing <= 0:
+        return None
+    if getattr(header, "pixels_at", 0) >= held_bytes(source):
+        return Problem("holds no pixels", str(source), expected="pixel data", fix="Export it again, with images.")
+    return Problem(
+        "the header promises more pixels than the file can hold",
+        str(source),
+        f"{held_bytes(source)} bytes, at least {missing} too few",
+        f"{count} frames of {shape[0]} x {shape[1]} pixels" if count > 1 else f"{shape[0]} x {shape[1]} pixels",
+        "The file is truncated or damaged: export or download it again.",
+    )
 
 
 def _moved(plane: Plane, frame: Frame, place: Place) -> Plane:
@@ -118,7 +139,7 @@ def read_series(header: Dataset) -> Series:
     )
 
 
-def _plane(header: Dataset, source: Source, series: Series, index: int | None, shape: tuple[int, int]) -> Plane:
+def _plane(header: Dataset, source: Source, series: Series, index: int | None, shape: tuple[int, int], errors: Sequence[Problem]) -> Plane:
     place = place_of(header, index)
     scale = scaling(header, index, flat=place.position is None or place.axes is None)
     warnings: Sequence[Problem] = uptake_problems(header) if is_uptake(header) else ()
@@ -133,7 +154,7 @@ def _plane(header: Dataset, source: Source, series: Series, index: int | None, s
         marks=_marks(header, index),
         clock=_clock(header, index),
         warnings=tuple(warnings),
-        errors=tuple(_unusable(header)),
+        errors=(*_unusable(header), *errors),
         owner=hashlib.blake2b(text(header.get("PatientID")).encode(), digest_size=8).hexdigest(),
     )
 

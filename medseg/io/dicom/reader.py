@@ -22,7 +22,6 @@ from medseg.io.dicom.volume import SUFFIX, Frame, Scan, Source, Volume
 from medseg.progress import Progress
 from medseg.scratch import IN_MEMORY, Scratch, release
 
-SHRINK = 20_000  # values per byte: more than any codec packs
 REMEMBERED = 256  # volumes whose headers are kept; more are read again
 
 _known: OrderedDict[Path, tuple[str, Volume]] = OrderedDict()
@@ -98,7 +97,6 @@ def read_voxels(volume: Volume, scratch: Scratch = IN_MEMORY, suv: bool = True) 
         ImageError: the volume has errors, its pixels cannot be decoded, or PET lacks what SUV takes.
     """
     usable(volume)
-    _check_size(volume)
     acquired = volume.tilted or volume.grid
     array = scratch.zeros((len(volume.frames) * volume.samples, *acquired.shape), np.dtype(volume.dtype))
     places: dict[Source, list[tuple[Frame, int, int]]] = defaultdict(list)
@@ -115,20 +113,6 @@ def read_voxels(volume: Volume, scratch: Scratch = IN_MEMORY, suv: bool = True) 
         level(values, volume.tilted, volume.grid, out)
         release(straight)
     return straight
-
-
-def _check_size(volume: Volume) -> None:
-    """Refuse headers that promise more than the files can hold before room is made for it."""
-    needed = len(volume.frames) * volume.samples * int(np.prod(volume.grid.shape, dtype=np.int64))
-    held = sum(path.stat().st_size for path in {source.path for source in volume.sources} if path.is_file())
-    if needed > held * SHRINK:
-        raise ImageError.of(
-            "the header promises more pixels than the files can hold",
-            where=str(volume.sources[0]),
-            found=f"{held} bytes",
-            expected=f"{needed} values",
-            fix="The file is truncated or damaged: export or download it again.",
-        )
 
 
 def _read_file(source: Source, wanted: list[tuple[Frame, int, int]], volume: Volume, grid: Grid, array: Array, suv: bool) -> None:

@@ -193,7 +193,7 @@ def test_several_doses_at_one_place_are_called_doses(tmp_path: Path) -> None:
 def test_truncated_pixels_are_refused_by_name(tmp_path: Path) -> None:
     files = write_series(tmp_path, _array(), grid_of(SHAPE))
     files[1].write_bytes(files[1].read_bytes()[:-100])
-    with pytest.raises(ImageError, match=rf"{files[1].name}: the pixels cannot be decoded; found Explicit VR Little Endian"):
+    with pytest.raises(ImageError, match=rf"{files[1].name}: the header promises more pixels .* at least 96 too few"):
         _read(tmp_path)
 
 
@@ -217,5 +217,5 @@ def test_unknown_transfer_syntax_is_named(tmp_path: Path) -> None:
 def test_a_header_that_promises_more_than_the_file_holds_is_refused_before_room_is_made(tmp_path: Path) -> None:
     write_series(tmp_path, _array()[:1], grid_of((1, 16, 12)), Rows=60000, Columns=60000)
     (volume,) = scan(tmp_path).volumes
-    with pytest.raises(ImageError, match=r"the header promises more pixels than the files can hold"):
+    with pytest.raises(ImageError, match=r"the header promises more pixels than the file can hold"):
         read_voxels(volume)
