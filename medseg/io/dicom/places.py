@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
+from medseg.errors import Problem
 from medseg.io.dicom.groups import Vector, find, number, text, vector, whole
 
 STACKED = ("CT", "MR", "PT", "NM")  # modalities whose images are slices even where only a slice location says so
+FARTHEST = 1e6  # millimetres from the origin of the patient
+FINEST, WIDEST = 1e-6, 1e4  # millimetres between pixels
 CENTIMETRES = 3  # PhysicalUnitsXDirection
 
 
@@ -51,22 +54,42 @@ def place_of(header: Dataset, index: int | None) -> Place:
     thickness = number(find(header, index, "SliceThickness", "PixelMeasuresSequence"))
     if index is not None and "PerFrameFunctionalGroupsSequence" not in header:
         position, axes = _offset(header, index, position, axes, step)
-    if axes is not None and not _plane_directions(axes):
-        axes = None
+    axes = None if axes is None else _plane_directions(axes)
     modality = text(header.get("Modality"))
     guessed = False
     if (position is None or axes is None) and modality in STACKED and index is None:
         location = number(header.get("SliceLocation"))
         if location is not None:
             position, axes, guessed = (0.0, 0.0, location), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), True
-    return Place(position, axes, _spacing(header, index), abs(step or thickness or 0.0) or None, guessed)
+    return Place(position, axes, _spacing(header, index), _thickness(step, thickness), guessed)
 
 
-def _plane_directions(axes: Vector) -> bool:
-    """Whether six numbers are two directions that span a plane."""
+def _plane_directions(axes: Vector) -> Vector | None:
+    """Two directions that span a plane, each of length 1; None where six numbers are none."""
     along_row, along_column = np.asarray(axes[:3]), np.asarray(axes[3:])
-    lengths = np.linalg.norm(along_row), np.linalg.norm(along_column)
-    return bool(all(abs(length - 1) < 0.1 for length in lengths) and abs(along_row @ along_column) < 0.1)
+    lengths = float(np.linalg.norm(along_row)), float(np.linalg.norm(along_column))
+    if any(abs(length - 1) >= 0.1 for length in lengths) or abs(along_row @ along_column) >= 0.1:
+        return None
+    return tuple(float(v) for v in (*along_row / lengths[0], *along_column / lengths[1]))
+
+
+def impossible(place: Place, where: str) -> Problem | None:
+    """What is wrong with a position or a distance that no scanner gives: damaged text, which arithmetic would turn into anything."""
+    far = place.position is not None and not all(abs(v) <= FARTHEST for v in place.position)
+    wide = place.spacing is not None and not all(FINEST <= v <= WIDEST for v in place.spacing)
+    if not far and not wide:
+        return None
+    found = [f"position {' '.join(f'{v:.4g}' for v in place.position or ())}"] if far else []
+    found += [f"pixels {' x '.join(f'{v:.4g}' for v in place.spacing or ())} mm apart"] if wide else []
+    fix = "Repair the header, or export the image again."
+    return Problem(
+        "lies nowhere where a patient can", where, ", ".join(found), f"up to {FARTHEST:.0e} mm, {FINEST:g} to {WIDEST:g} mm", fix
+    )
+
+
+def _thickness(*stated: float | None) -> float | None:
+    """The first that is possible."""
+    return next((abs(value) for value in stated if value is not None and FINEST <= abs(value) <= WIDEST), None)
 
 
 def _offset(

@@ -12,7 +12,7 @@ from pydicom import Dataset
 from medseg.errors import ImageError, Problem
 from medseg.io.dicom.groups import find, moment, number, private, seconds, text, whole
 from medseg.io.dicom.mosaic import is_mosaic, mosaic_of
-from medseg.io.dicom.places import Place, place_of
+from medseg.io.dicom.places import Place, impossible, place_of
 from medseg.io.dicom.sources import held_bytes, pixels_missing
 from medseg.io.dicom.suv import is_uptake, uptake_problems
 from medseg.io.dicom.values import scaling, value_type
@@ -91,13 +91,22 @@ def read_planes(header: Dataset, source: Source) -> list[Plane]:
     errors = () if problem is None else (problem,)
     if is_mosaic(header):
         mosaic = mosaic_of(header, source)
-        plane = _plane(header, source, series, None, mosaic.shape, errors)
+        (plane,) = checked([_plane(header, source, series, None, mosaic.shape, errors)])
         plane = replace(plane, warnings=(*plane.warnings, *mosaic.warnings))
         return [
             _moved(plane, Frame(source, plane.frame.sop_class, plane.frame.sop_uid, None, tile), place)
             for tile, place in enumerate(mosaic.places)
         ]
-    return [_plane(header, source, series, index if multi else None, (rows, columns), errors) for index in range(count)]
+    return checked([_plane(header, source, series, index if multi else None, (rows, columns), errors) for index in range(count)])
+
+
+def checked(planes: list[Plane]) -> list[Plane]:
+    """The same planes. Raises ImageError for one that lies nowhere."""
+    for plane in planes:
+        problem = impossible(plane.place, str(plane.frame.source))
+        if problem is not None:
+            raise ImageError([problem])
+    return planes
 
 
 def _not_held(header: Dataset, source: Source, count: int, shape: tuple[int, int]) -> Problem | None:

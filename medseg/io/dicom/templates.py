@@ -9,7 +9,7 @@ from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 
 from medseg.io.dicom.groups import number, seconds, text, vector
-from medseg.io.dicom.planes import Plane, moment_of, read_planes
+from medseg.io.dicom.planes import Plane, checked, moment_of, read_planes
 from medseg.io.dicom.sources import pixels_missing
 from medseg.io.dicom.volume import Frame, Source
 
@@ -31,7 +31,7 @@ class Templates:
         """The images of a file. Raises ImageError."""
         key = _constant(header)
         if key is not None and key in self._known and pixels_missing(header, source) <= 0:
-            return [_like(self._known[key], header, source)]
+            return checked([_like(self._known[key], header, source)])
         planes = read_planes(header, source)
         alone = len(planes) == 1 and planes[0].frame.index is None and not planes[0].errors
         if key is not None and alone and planes[0].solid and not planes[0].place.guessed:

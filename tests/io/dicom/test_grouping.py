@@ -343,3 +343,25 @@ def test_a_study_uid_of_its_own_in_every_file_tears_no_series(tmp_path: Path) ->
     write_series(tmp_path, _array(), grid_of(SHAPE), StudyInstanceUID=lambda z: f"2.25.7{z}")
     (volume,) = scan(tmp_path).volumes
     assert np.array_equal(read_voxels(volume)[0], _array())
+def test_directions_that_are_too_short_do_not_scale_pixels(tmp_path: Path) -> None:
+    grid = grid_of(SHAPE, "oblique")
+    short = [f"{0.95 * v:.10g}" for v in (*grid.direction[:, 2], *grid.direction[:, 1])]
+    write_series(tmp_path, np.zeros(SHAPE, np.int16), grid, ImageOrientationPatient=short)
+    (volume,) = scan(tmp_path).volumes
+    assert np.allclose(volume.grid.affine, grid.affine, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ({"PixelSpacing": ["1e-30", "1e-30"]}, "pixels 1e-30 x 1e-30 mm apart"),
+        ({"ImagePositionPatient": lambda z: ["1e300", "0", str(z)]}, "position 1e+300 0 0"),
+    ],
+)
+def test_impossible_numbers_are_refused(tmp_path: Path, tags: dict[str, Any], found: str) -> None:
+    write_series(tmp_path, np.zeros(SHAPE, np.int16), grid_of(SHAPE), **tags)
+    result = scan(tmp_path)
+    assert not result.volumes
+    assert len(result.others) == SHAPE[0]
+    assert "lies nowhere where a patient can" in str(result.others[0].problems[0])
+    assert found in str(result.others[0].problems[0])
