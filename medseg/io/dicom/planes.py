@@ -151,7 +151,7 @@ def read_series(header: Dataset) -> Series:
 def _plane(header: Dataset, source: Source, series: Series, index: int | None, shape: tuple[int, int], errors: Sequence[Problem]) -> Plane:
     place = place_of(header, index)
     scale = scaling(header, index, flat=place.position is None or place.axes is None)
-    warnings: Sequence[Problem] = uptake_problems(header) if is_uptake(header) else ()
+    warnings: Sequence[Problem] = uptake_problems(header)
     dtype = "float32" if is_uptake(header) else value_type(header, scale).name
     return Plane(
         frame=Frame(source, text(header.get("SOPClassUID")), text(header.get("SOPInstanceUID")), index),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from pydicom import Dataset
 
 from medseg.errors import ImageError
 from medseg.geometry import Array, Grid
@@ -15,7 +16,7 @@ from medseg.io.dicom import scanning
 from medseg.io.dicom.mosaic import tile_of
 from medseg.io.dicom.pixels import frames_of
 from medseg.io.dicom.sources import read_dataset
-from medseg.io.dicom.suv import is_uptake, uptake_factor
+from medseg.io.dicom.suv import TIMES, is_uptake, scan_start, uptake_factor
 from medseg.io.dicom.tilt import level, to_acquired
 from medseg.io.dicom.values import scaling, values_of
 from medseg.io.dicom.volume import SUFFIX, Frame, Scan, Source, Volume
@@ -103,8 +104,12 @@ def read_voxels(volume: Volume, scratch: Scratch = IN_MEMORY, suv: bool = True) 
     for t, stack in enumerate(volume.frames):
         for z, frame in enumerate(stack):
             places[frame.source].append((frame, t, z))
+    uptake = suv and is_uptake(read_dataset(volume.sources[0], tags=["SOPClassUID", "Units"]))
+    start = scan_start(read_dataset(source, tags=TIMES) for source in volume.sources) if uptake else None
     for source, wanted in places.items():
-        _read_file(source, wanted, volume, acquired, array, suv)
+        data = read_dataset(source, pixels=True)
+        factor = uptake_factor(data, str(source), start) if uptake else 1.0
+        _read_file(data, wanted, volume, acquired, array, factor)
         release(array)
     if volume.tilted is None:
         return array
@@ -115,10 +120,8 @@ def read_voxels(volume: Volume, scratch: Scratch = IN_MEMORY, suv: bool = True) 
     return straight
 
 
-def _read_file(source: Source, wanted: list[tuple[Frame, int, int]], volume: Volume, grid: Grid, array: Array, suv: bool) -> None:
-    data = read_dataset(source, pixels=True)
-    where, flat = str(source), grid.ndim == 2
-    factor = uptake_factor(data, where) if suv and is_uptake(data) else 1.0
+def _read_file(data: Dataset, wanted: list[tuple[Frame, int, int]], volume: Volume, grid: Grid, array: Array, factor: float) -> None:
+    where, flat = str(wanted[0][0].source), grid.ndim == 2
     order = sorted(wanted, key=lambda one: one[0].index or 0)
     indices = None if order[0][0].index is None else list(dict.fromkeys(frame.index or 0 for frame, _, _ in order))
     frames = frames_of(data, indices, where)

@@ -33,7 +33,7 @@ KEYWORDS = (
     "NominalScannedPixelSpacing SpacingBetweenSlices SliceThickness SequenceOfUltrasoundRegions RescaleSlope RescaleIntercept "
     "ModalityLUTSequence DoseGridScaling GridFrameOffsetVector DetectorInformationSequence NumberOfSlices SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence TotalPixelMatrixRows TotalPixelMatrixColumns Units DecayCorrection PatientWeight "
-    "RadiopharmaceuticalInformationSequence PatientID KVP NominalPercentageOfCardiacPhase"
+    "RadiopharmaceuticalInformationSequence PatientID KVP NominalPercentageOfCardiacPhase SUVType HighBit"
 )
 """Elements that tell a plane; reading no others halves the time."""
 PRIVATE = ((0x0009, 0x0010), (0x0009, 0x100D), (0x7053, 0x0010), (0x7053, 0x1000), (0x7053, 0x1009),

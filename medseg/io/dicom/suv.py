@@ -7,6 +7,7 @@ https://qibawiki.rsna.org/index.php/Standardized_Uptake_Value_(SUV)
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from pydicom import Dataset
@@ -15,6 +16,10 @@ from medseg.errors import ImageError, Problem
 from medseg.io.dicom.groups import moment, number, seconds, text
 
 PET_CLASSES = ("1.2.840.10008.5.1.4.1.1.128", "1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1")
+SECONDARY = "1.2.840.10008.5.1.4.1.1.7"
+TIMES = ("SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime", "FrameReferenceTime", "ActualFrameDuration",
+         "RadiopharmaceuticalInformationSequence", (0x0009, 0x0010), (0x0009, 0x100D))  # fmt: skip
+"""What `scan_start` looks at."""
 RAW = "Read it as stored (--pet raw), or repair the header."
 DAY = 86400.0
 LIVES = 10  # half-lives after which nothing is left to be measured: a date that long ago is a wrong one
@@ -26,22 +31,52 @@ def is_uptake(header: Dataset) -> bool:
 
 
 def uptake_problems(header: Dataset) -> tuple[Problem, ...]:
-    """Why the values of a PET image cannot become SUV; empty where they can."""
+    """Why the values of a PET image are not read as SUV by body weight; empty where they are, and for other images."""
+    if not is_uptake(header):
+        kind = text(header.get("SOPClassUID"))
+        if kind not in PET_CLASSES and (text(header.get("Modality")) != "PT" or kind.startswith(SECONDARY)):
+            return ()
+        found = f"units {_units(header)}" if _units(header) else "no units"
+        return (Problem("is PET whose values do not become SUV; they are read as stored", found=found, expected="BQML, CNTS or GML"),)
     try:
-        uptake_factor(header, "")
+        uptake_factor(header, "", scan_start([header]))
     except ImageError as error:
         return error.problems
     return ()
 
 
-def uptake_factor(header: Dataset, where: str) -> float:
+def scan_start(headers: Iterable[Dataset]) -> float | None:
+    """The moment to which the activity of all images of a series is corrected, in seconds; None where no header tells.
+
+    It is the time of the series. Where that is later than the first acquisition, the series was made after the scan, for example by a
+    workstation, and the earliest moment of which an image speaks counts. Images of several beds have one start.
+    """
+    headers = list(headers)
+    series = [t for header in headers if (t := seconds(header.get("SeriesDate"), header.get("SeriesTime"))) is not None]
+    acquired = [t for header in headers if (t := _acquired(header)) is not None]
+    if not acquired or (series and min(series) <= min(acquired)):
+        return min(series, default=None)
+    return min(t for header in headers if (t := _told_start(header)) is not None)
+
+
+def uptake_factor(header: Dataset, where: str, start: float | None) -> float:
     """By what rescaled values are multiplied to be SUV (g/ml).
+
+    Args:
+        header: of an image.
+        where: for error texts.
+        start: of the scan, one for all images of a volume; see `scan_start`.
 
     Raises:
         ImageError: an element that it takes is missing; all that are.
     """
     units = _units(header)
     if units == "GML":
+        kind = text(header.get("SUVType"))
+        if kind not in ("", "BW"):
+            error = ImageError.of("PET is SUV, but not by body weight", where=where, found=f"SUV Type {kind}", expected="BW", fix=RAW)
+            assert isinstance(error, ImageError)
+            raise error
         return 1.0
     activity = 1.0
     if units == "CNTS":
@@ -61,7 +96,7 @@ def uptake_factor(header: Dataset, where: str) -> float:
     decay = 1.0
     if correction == "START":
         life = number(tracer.get("RadionuclideHalfLife"))
-        wait = _wait(header, tracer, life or 0.0)
+        wait = _wait(start, tracer, life or 0.0)
         if not life or life <= 0:
             missing.append("RadionuclideHalfLife")
         elif wait is None:
@@ -95,9 +130,8 @@ def _private(header: Dataset, element: int) -> Any:
         return None
 
 
-def _wait(header: Dataset, tracer: Dataset, life: float) -> float | None:
+def _wait(start: float | None, tracer: Dataset, life: float) -> float | None:
     """Seconds from injection to the moment to which activity is corrected: the start of the scan."""
-    start = _scan_start(header, life)
     if start is None:
         return None
     injected = moment(tracer.get("RadiopharmaceuticalStartDateTime"))
@@ -111,16 +145,18 @@ def _wait(header: Dataset, tracer: Dataset, life: float) -> float | None:
     return None
 
 
-def _scan_start(header: Dataset, life: float) -> float | None:
-    series = seconds(header.get("SeriesDate"), header.get("SeriesTime"))
-    acquired = seconds(header.get("AcquisitionDate") or header.get("SeriesDate"), header.get("AcquisitionTime"))
-    if acquired is None or (series is not None and series <= acquired):
-        return series
-    # The series was made after the scan, for example by a workstation.
+def _acquired(header: Dataset) -> float | None:
+    return seconds(header.get("AcquisitionDate") or header.get("SeriesDate"), header.get("AcquisitionTime"))
+
+
+def _told_start(header: Dataset) -> float | None:
+    """What one image says of the start of its scan where the time of the series is not to be trusted."""
+    acquired = _acquired(header)
     ge = _ge_scan(header)
-    if ge is not None:
+    if acquired is None or ge is not None:
         return ge
     reference, duration = number(header.get("FrameReferenceTime")), number(header.get("ActualFrameDuration"))
+    life = number(_tracer(header).get("RadionuclideHalfLife")) or 0.0
     if reference and duration and life > 0:
         rate = math.log(2) / life
         length = duration / 1000

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 
 from medseg.errors import ImageError
 from medseg.io.dicom.reader import read_voxels, scan
-from tests.io.dicom.phantoms import grid_of, write_series
+from tests.io.dicom.phantoms import grid_of, write_enhanced, write_series
 
 SHAPE = (2, 4, 3)
 STORED = np.arange(24, dtype=np.int16).reshape(SHAPE) * 100
@@ -120,3 +120,40 @@ def test_everything_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
     assert "not stated: PatientWeight, RadionuclideTotalDose, DecayCorrection START or ADMIN (is 'NONE')" in str(told.value)
     assert "--pet raw" in str(told.value)
     assert np.array_equal(read_voxels(volume, suv=False)[0], STORED * 2.5)
+
+
+@pytest.mark.parametrize("series", ["100000", "100500", "150000"])
+def test_beds_have_one_start(tmp_path: Path, series: str) -> None:
+    """Beds at 10:00 and 10:15 are corrected to one moment, also where the series was made between them or later."""
+    _write(tmp_path, SeriesTime=series, AcquisitionTime=lambda z: ("100000", "101500")[z])
+    assert np.allclose(_read(tmp_path), _expected(3600))
+
+
+@pytest.mark.parametrize("kind", ["LBM", "BSA", "IBW", "LBMJANMA"])
+def test_other_kinds_of_suv_are_not_taken_for_body_weight(tmp_path: Path, kind: str) -> None:
+    _write(tmp_path, Units="GML", SUVType=kind)
+    (volume,) = scan(tmp_path).volumes
+    assert f"PET is SUV, but not by body weight; found SUV Type {kind}, expected BW" in str(volume.warnings[0])
+    with pytest.raises(ImageError, match="not by body weight"):
+        read_voxels(volume)
+    assert np.array_equal(read_voxels(volume, suv=False)[0], STORED * 2.5)
+
+
+def test_suv_that_says_by_body_weight(tmp_path: Path) -> None:
+    _write(tmp_path, Units="GML", SUVType="BW")
+    assert np.allclose(_read(tmp_path), STORED * 2.5)
+
+
+@pytest.mark.parametrize(("tags", "found"), [({"Units": "CM2ML"}, "units CM2ML"), ({"Units": None}, "no units")])
+def test_pet_that_is_left_as_stored_says_so(tmp_path: Path, tags: dict[str, Any], found: str) -> None:
+    _write(tmp_path, **tags)
+    (volume,) = scan(tmp_path).volumes
+    assert f"is PET whose values do not become SUV; they are read as stored; found {found}" in str(volume.warnings[0])
+    assert np.array_equal(_read(tmp_path), STORED * 2.5)
+
+
+def test_enhanced_pet_says_so(tmp_path: Path) -> None:
+    grid = grid_of(SHAPE)
+    write_enhanced(tmp_path / "pet.dcm", STORED[None], grid, Modality="PT", SOPClassUID="1.2.840.10008.5.1.4.1.1.130")
+    (volume,) = scan(tmp_path).volumes
+    assert any("is PET whose values do not become SUV" in str(warning) for warning in volume.warnings)
