@@ -7,6 +7,7 @@ SimpleITK. Deflated frames are inflated here.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import tempfile
@@ -20,10 +21,12 @@ from pydicom import Dataset
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.utils import iter_pixels, pixel_array
-from pydicom.uid import UID, JPEGBaseline8Bit
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 
 from medseg.errors import ImageError
 from medseg.geometry import Array
+from medseg.io.dicom.groups import whole
+from medseg.io.dicom.sources import NATIVE
 
 DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
 GDCM_FIRST = {f"1.2.840.10008.1.2.4.{n}" for n in (51, 57, 70, 201, 202, 203)}
@@ -39,6 +42,8 @@ DESCRIPTION = (
     "HighBit",
     "PixelRepresentation",
 )
+WORDS = (*NATIVE, DeflatedExplicitVRLittleEndian, RLELossless)
+"""Transfer syntaxes that keep all bits of a value, also those that mean nothing."""
 LOUD = ("pydicom", "openjpeg", "openjpeg.utils", "openjpeg._openjpeg", "_openjpeg", "pylibjpeg")
 """Loggers of decoders."""
 
@@ -56,8 +61,32 @@ def frames_of(data: Dataset, indices: Sequence[int] | None, where: str) -> Itera
     """
     if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise ImageError.of("holds no pixels", where=where, expected="pixel data", fix="Export it again, with images.")
+    high, kept = whole(data.get("HighBit")), whole(data.get("BitsStored"))
     with _quiet():
-        yield from _decoded(data, indices, where)
+        if high is None or kept is None or high < kept or data.file_meta.TransferSyntaxUID not in WORDS:
+            yield from _decoded(data, indices, where)
+            return
+        wide = copy.copy(data)  # pydicom takes values from the lowest bits
+        wide.BitsStored = high + 1
+        yield from (_lowered(frame, high, kept, where) for frame in _decoded(wide, indices, where))
+
+
+def _lowered(stored: Array, high: int, kept: int, where: str) -> Array:
+    """Values that stand above bits that mean nothing, as DICOM before 2004 allows, shifted down to these.
+
+    Raises:
+        ImageError: the bits below hold something, so the header may be wrong and the values right as they are.
+    """
+    below = high + 1 - kept
+    if (stored & stored.dtype.type(2**below - 1)).any():
+        raise ImageError.of(
+            "the header says that values stand above bits that mean nothing, but these bits hold something",
+            where=where,
+            found=f"High Bit {high}, {kept} bits stored",
+            expected=f"High Bit {kept - 1}",
+            fix="Repair the header (HighBit, BitsStored), or export the image again.",
+        )
+    return np.asarray(stored >> below)
 
 
 def _decoded(data: Dataset, indices: Sequence[int] | None, where: str) -> Iterator[Array]:

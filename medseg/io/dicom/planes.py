@@ -253,13 +253,19 @@ def moment_of(stamp: Any, date: Any, time: Any) -> float | None:
 
 
 def _unusable(header: Dataset) -> list[Problem]:
+    problems = []
+    allocated, kept, high = (whole(header.get(keyword)) for keyword in ("BitsAllocated", "BitsStored", "HighBit"))
+    if allocated and kept and high is not None and not kept - 1 <= high < allocated:
+        found = f"High Bit {high}, {kept} of {allocated} bits stored"
+        fix = "Repair the header (HighBit, BitsStored), or export the image again."
+        problems.append(Problem("the bits of a value are impossible", found=found, expected=f"High Bit {kept - 1}", fix=fix))
     if "TotalPixelMatrixColumns" in header:
-        return [
+        problems.append(
             Problem(
                 "is a whole-slide image in tiles",
                 found=f"{text(header.get('TotalPixelMatrixRows'))} x {text(header.get('TotalPixelMatrixColumns'))} pixels in all",
                 expected="an image in one piece",
                 fix="Export the region of interest as TIFF.",
             )
-        ]
-    return []
+        )
+    return problems

@@ -219,3 +219,23 @@ def test_a_header_that_promises_more_than_the_file_holds_is_refused_before_room_
     (volume,) = scan(tmp_path).volumes
     with pytest.raises(ImageError, match=r"the header promises more pixels than the file can hold"):
         read_voxels(volume)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16])
+def test_values_above_bits_that_mean_nothing_are_shifted_down(tmp_path: Path, dtype: Any) -> None:
+    array = _array(-2048 if dtype is np.int16 else 0, 2048, dtype)
+    write_series(tmp_path, array * dtype(16), grid_of(SHAPE), BitsStored=12, HighBit=15)
+    assert np.array_equal(_read(tmp_path), array)
+
+
+def test_a_high_bit_that_the_values_contradict_is_refused(tmp_path: Path) -> None:
+    write_series(tmp_path, _array(1, 4000), grid_of(SHAPE), BitsStored=12, HighBit=15)
+    with pytest.raises(ImageError, match=r"these bits hold something; found High Bit 15, 12 bits stored, expected High Bit 11"):
+        _read(tmp_path)
+
+
+@pytest.mark.parametrize("high", [10, 16])
+def test_an_impossible_high_bit_is_an_error_of_the_scan(tmp_path: Path, high: int) -> None:
+    write_series(tmp_path, _array(0, 4000), grid_of(SHAPE), BitsStored=12, HighBit=high)
+    (volume,) = scan(tmp_path).volumes
+    assert f"the bits of a value are impossible; found High Bit {high}, 12 of 16 bits stored" in str(volume.errors[0])
