@@ -1,15 +1,15 @@
 """Read RT structure sets: contours in the world, as masks on the grid of a volume.
 
 Contours are taken to the axes of the volume, so planes of any orientation that runs along its slices are read. A contour counts for the
-slice nearest to its plane. Where several planes have the same nearest slice, the nearest of them counts; where contours are regularly
-further apart than slices (a structure that was drawn on thicker slices of the same world), each stands for the slices around it.
+slice nearest to its plane. Where several planes have the same nearest slice, the nearest of them counts; where the contours of a region
+are regularly further apart than slices (it was drawn on thicker slices of the same world), each stands for as many slices around it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ FLAT = 0.5  # slices: how far the points of a contour may lie apart along the no
 SAME = 0.02  # slices: planes nearer than this are one, up to rounding of positions
 BETWEEN = 0.1  # slices: a plane further than this from its slice is worth a warning
 APART = 1.5  # slices: planes further apart than this leave slices between them without a contour
+EQUAL = 0.05  # share by which equal gaps may differ
+LONG = 3  # gaps that tell by themselves
 REGULAR = 0.6  # share of gaps between planes that are equal where contours were drawn on thicker slices
 
 
@@ -40,11 +42,13 @@ class Structure:
         name: ROI Name, made unique within its set.
         planes: position along the slices, in slices, and the closed contours there, `(N, 2)` as `(y, x)` in voxels.
         problems: why it cannot be rasterised.
+        gap: slices from contour to contour, 1 where they lie on the slices.
     """
 
     name: str
     planes: tuple[tuple[float, tuple[Points, ...]], ...] = ()
     problems: tuple[Problem, ...] = ()
+    gap: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,12 @@ class StructureSet:
     Attributes:
         grid: whose voxels these are: the volume's, as it was acquired.
         target: the volume's grid.
-        gap: slices from contour to contour, 1 where they lie on the slices.
         warnings: what was left out, and what is odd.
     """
 
     structures: tuple[Structure, ...]
     grid: Grid
     target: Grid
-    gap: float = 1.0
     warnings: tuple[Problem, ...] = field(default=())
 
     def mask(self, structure: Structure) -> Mask:
@@ -77,14 +79,18 @@ class StructureSet:
     def _slices(self, structure: Structure) -> dict[int, tuple[Points, ...]]:
         """The contours that each slice takes: those of the nearest plane that reaches it."""
         chosen: dict[int, tuple[float, tuple[Points, ...]]] = {}
-        reach = max(self.gap, 1.0) / 2
         for position, polygons in structure.planes:
-            first, last = int(np.ceil(position - reach)), int(np.floor(position + reach))
-            for index in range(max(first, 0), min(last + 1, self.grid.shape[0])):
+            for index in _reached(position, structure.gap, self.grid.shape[0]):
                 distance = abs(position - index)
                 if index not in chosen or distance < chosen[index][0]:
                     chosen[index] = (distance, polygons)
         return {index: polygons for index, (_, polygons) in chosen.items()}
+
+
+def _reached(position: float, gap: float, count: int) -> range:
+    """The slices for which a contour stands: half a gap to each side, of two that are equally far the lower one."""
+    first, stop = (int(np.ceil(position + side - SAME)) for side in (-gap / 2, gap / 2))
+    return range(max(first, 0), min(stop, count))
 
 
 def read_structures(
@@ -163,10 +169,10 @@ def read_structure_set(source: Source, volume: Volume) -> StructureSet:
         name = next(n for i in range(1, len(regions) + 2) if (n := plain if i == 1 else f"{plain} ({i})") not in taken)
         taken.add(name)
         structures.append(_structure(name, contours[number] if number is not None else [], grid, where, warnings))
-    gap = _gap(structures)
-    found = StructureSet(tuple(structures), grid, volume.grid, gap, ())
+    structures = [replace(structure, gap=gap) for structure, gap in zip(structures, _gaps(structures), strict=True)]
+    found = StructureSet(tuple(structures), grid, volume.grid)
     warnings += _plane_warnings(found, where)
-    return StructureSet(tuple(structures), grid, volume.grid, gap, tuple(warnings))
+    return replace(found, warnings=tuple(warnings))
 
 
 @config.disable_value_validation()
@@ -306,34 +312,46 @@ def _planes(flat: list[tuple[float, Points]], place: str, warnings: list[Problem
     return tuple((position, tuple(polygons)) for position, polygons in planes)
 
 
-def _gap(structures: Sequence[Structure]) -> float:
-    """How many slices lie from contour to contour, where these are regularly further apart than slices; else 1."""
-    gaps: NDArray[np.float64] = np.concatenate([np.diff([position for position, _ in s.planes]) for s in structures] or [np.zeros(0)])
-    if len(gaps) < 3:
+def _gaps(structures: Sequence[Structure]) -> list[float]:
+    """How many slices lie from contour to contour in each region, where these are regularly further apart than slices; else 1.
+
+    Of two or three contours nobody knows whether they are regular: they have a gap of another region, or of all together, where it is
+    theirs. One contour has none.
+    """
+    steps = [np.diff([position for position, _ in structure.planes]) for structure in structures]
+    own = [_gap(one) for one in steps]
+    known = [*dict.fromkeys(own), _gap(np.concatenate([*steps, np.zeros(0)]))]
+    return [
+        next((gap for gap in known if len(one) and bool((np.abs(one - gap) <= EQUAL * gap).all())), 1.0) if len(one) < LONG else gap
+        for one, gap in zip(steps, own, strict=True)
+    ]
+
+
+def _gap(steps: NDArray[np.float64]) -> float:
+    if len(steps) < LONG:
         return 1.0
-    usual = float(np.median(gaps))
-    regular = float((np.abs(gaps - usual) <= 0.05 * usual).mean()) >= REGULAR
+    usual = float(np.median(steps))
+    regular = float((np.abs(steps - usual) <= EQUAL * usual).mean()) >= REGULAR
     return usual if regular and usual > APART else 1.0
 
 
 def _plane_warnings(found: StructureSet, where: str) -> list[Problem]:
     """Contours beyond the image and between slices, and slices that take a contour of a neighbour."""
-    last = found.grid.shape[0] - 0.5
+    count = found.grid.shape[0]
     warnings = []
-    beyond = {s.name: (sum(not -0.5 <= p <= last for p, _ in s.planes), len(s.planes)) for s in found.structures}
-    if lost := [f"{name}: {n} of {count} planes" for name, (n, count) in beyond.items() if n]:
+    beyond = {s.name: (sum(not -0.5 <= p <= count - 0.5 for p, _ in s.planes), len(s.planes)) for s in found.structures}
+    if lost := [f"{name}: {n} of {total} planes" for name, (n, total) in beyond.items() if n]:
         warnings.append(Problem("contours lie above or below the image, and are left out", where, ", ".join(lost)))
-    if found.gap > 1:
+    if thick := [s for s in found.structures if s.gap > 1]:
         warnings.append(
             Problem(
                 "contours lie further apart than slices; each counts for the slices around it",
                 where,
-                f"one contour for {found.gap:.3g} slices",
+                ", ".join(f"{s.name}: one contour for {s.gap:.3g} slices" for s in thick),
                 "contours on every slice",
             )
         )
-        return warnings
-    between = [p for s in found.structures for p, _ in s.planes if abs(p - np.rint(p)) > BETWEEN]
+    between = [p for s in found.structures if s.gap == 1 for p, _ in s.planes if abs(p - np.rint(p)) > BETWEEN]
     if between:
         total = sum(len(s.planes) for s in found.structures)
         warnings.append(

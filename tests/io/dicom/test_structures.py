@@ -98,6 +98,42 @@ def test_contours_of_thicker_slices_fill_those_between(tmp_path: Path) -> None:
     assert "one contour for 2 slices" in str(warnings[-1])
 
 
+def test_each_region_has_its_own_gap(tmp_path: Path) -> None:
+    """What is drawn on every second slice changes nothing about what is drawn on each, about lone contours, and about holes."""
+    grid = grid_of((30, 12, 10))
+    write_series(tmp_path / "in", np.zeros(grid.shape, np.int16), grid)
+    (volume,) = scan(tmp_path / "in").volumes
+
+    def on(*slices: int) -> list[Contour]:
+        return [box(grid, z, (0.5, 3.5), (0.5, 3.5)) for z in slices]
+
+    regions = [
+        ("each", on(*range(10, 25))),
+        ("second", on(*range(4, 21, 2))),
+        ("with a hole", on(2, 4, 6, 8, 16, 18, 20, 22)),
+        ("lone", on(20)),
+        ("few", on(10, 12, 14)),
+        ("third", on(*range(3, 25, 3))),
+        ("two far apart", on(5, 15)),
+    ]
+    warnings: list[Problem] = []
+    found = read_structures(write_rtstruct(tmp_path / "rt.dcm", regions, volume), volume, warnings=warnings)
+    slices = {name: np.flatnonzero(mask.any(axis=(1, 2))).tolist() for name, mask in found.items()}
+    assert slices == {
+        "each": list(range(10, 25)),
+        "second": list(range(3, 21)),
+        "with a hole": [*range(1, 9), *range(15, 23)],
+        "lone": [20],
+        "few": list(range(9, 15)),
+        "third": list(range(2, 26)),
+        "two far apart": [5, 15],
+    }
+    (warning,) = warnings
+    assert "second: one contour for 2 slices, with a hole: one contour for 2 slices" in warning.found
+    assert "each:" not in warning.found
+    assert "lone" not in warning.found
+
+
 def test_two_far_apart_are_two(tmp_path: Path) -> None:
     volume = make_volume(tmp_path)
     contours = [box(volume.grid, z, (0.5, 3.5), (0.5, 3.5)) for z in (0, 5)]
