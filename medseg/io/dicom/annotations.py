@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pydicom import Dataset
 
 from medseg.errors import Problem
 from medseg.io.dicom.groups import text
-from medseg.io.dicom.volume import Annotation, Source
+from medseg.io.dicom.volume import Annotation, Source, Volume
 
 KINDS = {
     "1.2.840.10008.5.1.4.1.1.66.4": "SEG",
@@ -39,6 +39,20 @@ def read_annotation(header: Dataset, source: Source) -> Annotation:
         study=text(header.get("StudyInstanceUID")),
         errors=errors,
     )
+
+
+def annotated(annotation: Annotation, volumes: Sequence[Volume]) -> dict[str, int]:
+    """Keys of the volumes that an annotation is about, and how many of their images it names.
+
+    They are of the series that it names, else hold images that it names, else are of its world. Where it names images of some of them,
+    it is about these.
+    """
+    shared = {v.key: sum(f.sop_uid in annotation.instances for stack in v.frames for f in stack) for v in volumes}
+    found = [v.key for v in volumes if v.series.uid in annotation.series] or [v.key for v in volumes if shared[v.key]]
+    if not found and annotation.world:
+        found = [v.key for v in volumes if v.series.world == annotation.world]
+    named = any(shared[key] for key in found)
+    return {key: shared[key] for key in found if shared[key] or not named}
 
 
 def _segmented(header: Dataset) -> tuple[list[str], set[str]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from medseg.errors import ImageError, Problem, UsageError
 from medseg.geometry import Array, Grid
+from medseg.io.dicom.annotations import annotated
 from medseg.io.dicom.naming import file_stems
 from medseg.io.dicom.reader import read_voxels
 from medseg.io.dicom.segments import read_segmentation
@@ -129,16 +130,11 @@ def _on_volumes(scan: Scan, usable: list[Volume], files: dict[str, Path], result
         if annotation.errors:
             result.left.append((annotation, annotation.errors))
             continue
-        about = [volume for volume in usable if volume.series.uid in annotation.series and volume.spaced and volume.grid.ndim == 3]
-        if annotation.instances:
-            about = [
-                volume for volume in about if any(f.sop_uid in annotation.instances for stack in volume.frames for f in stack)
-            ] or about
+        there = annotated(annotation, scan.volumes)
+        about = [volume for volume in usable if volume.key in there and volume.spaced and volume.grid.ndim == 3]
         if not about:
-            there = "cannot be used" if scan.of_series(annotation.series) else "are not among these files"
-            result.left.append(
-                (annotation, (Problem(f"the images that it is about {there}", str(annotation.source), fix="Convert both together."),))
-            )
+            what = f"the images that it is about {'cannot be used' if there else 'are not among these files'}"
+            result.left.append((annotation, (Problem(what, str(annotation.source), fix="Convert both together."),)))
         for volume in about:
             stem = f"{files[volume.key].name.removesuffix('.nii.gz')}_{annotation.kind.lower()}"
             counts[stem] += 1

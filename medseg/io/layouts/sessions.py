@@ -14,6 +14,7 @@ from pathlib import Path
 from pydicom import config
 
 from medseg.errors import Problem
+from medseg.io.dicom.annotations import annotated
 from medseg.io.dicom.reader import read_dataset
 from medseg.io.dicom.segments import segmentation_header
 from medseg.io.dicom.structures import closed_regions
@@ -66,9 +67,9 @@ def find_sessions(root: Path, found: Scan, wanted: str | None, problems: list[Pr
         names = sorted({name for annotation in found.annotations for name in _names(annotation)})
         problems.append(Problem("no annotation is called so", f"{root}, --labels", f"'{wanted}'", ", ".join(names[:20])))
     for annotation in chosen:
-        annotated = _volume_of(annotation, found.volumes, problems)
-        if annotated is not None:
-            sessions[_session(annotated)].annotations[annotated.key].append(annotation)
+        volume = _volume_of(annotation, found.volumes, problems)
+        if volume is not None:
+            sessions[_session(volume)].annotations[volume.key].append(annotation)
     return list(sessions.values())
 
 
@@ -86,10 +87,8 @@ def _names(annotation: Annotation) -> set[str]:
 
 def _volume_of(annotation: Annotation, volumes: Sequence[Volume], problems: list[Problem]) -> Volume | None:
     """The volume that an annotation refers to most; None and a problem where there is none, several, or one that cannot be used."""
-    shared = {v.key: sum(f.sop_uid in annotation.instances for stack in v.frames for f in stack) for v in volumes}
-    candidates = [v for v in volumes if v.series.uid in annotation.series] or [v for v in volumes if shared[v.key]]
-    if not candidates and annotation.world:
-        candidates = [v for v in volumes if v.series.world == annotation.world]
+    shared = annotated(annotation, volumes)
+    candidates = [v for v in volumes if v.key in shared and shared[v.key] == max(shared.values())]
     where = str(annotation.source)
     if not candidates:
         problems.append(
@@ -98,9 +97,7 @@ def _volume_of(annotation: Annotation, volumes: Sequence[Volume], problems: list
             )
         )
         return None
-    most = max(shared[v.key] for v in candidates)
-    best = [v for v in candidates if shared[v.key] == most]
-    best = [v for v in best if not v.errors] or best
+    best = [v for v in candidates if not v.errors] or candidates
     if len(best) > 1:
         found = ", ".join(str(v.path) for v in best[:4])
         problems.append(Problem("may annotate several volumes", where, found, "one", "Move the others away."))
@@ -164,10 +161,10 @@ def studies_of(session: Session, reference: str, roles: Mapping[str, str], probl
     if len(volumes) == 1 and len(session.annotations) == 1:
         (annotations,) = session.annotations.values()
         return [Study(session, volumes[0], tuple(annotations))]
-    annotated = next(v for v in session.volumes if v.key in session.annotations)
+    drawn = next(v for v in session.volumes if v.key in session.annotations)
     what = f"an annotated study has {'no' if not volumes else 'several'} {reference} in the frame of reference of its annotation"
     fix = "Choose another channel with --reference, or move the study away."
-    problems.append(Problem(what, str(annotated.folder), ", ".join(sorted(roles[v.key] for v in session.volumes)), f"one {reference}", fix))
+    problems.append(Problem(what, str(drawn.folder), ", ".join(sorted(roles[v.key] for v in session.volumes)), f"one {reference}", fix))
     return []
 
 

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import Dataset, dcmread
 
 from medseg.errors import ImageError, Problem
 from medseg.geometry import Grid
+from medseg.io.dicom.conversion import convert
 from medseg.io.dicom.reader import scan
 from medseg.io.dicom.structures import read_structures
 from medseg.io.dicom.volume import Source, Volume
+from medseg.io.images import read_image
 from tests.io.dicom.phantoms import ORIENTATIONS, grid_of, write_series
 from tests.io.dicom.rt import Contour, box, write_rtstruct
 
@@ -210,3 +213,21 @@ def test_another_image_of_the_same_world(tmp_path: Path) -> None:
     source = write_rtstruct(tmp_path / "rt.dcm", [("A", [box(volume.grid, 1, (0.6, 3.6), (0.6, 3.6))])], volume)
     assert read_structures(source, volume)["A"].sum() == 9
     assert read_structures(source, other)["A"].sum() == 36
+
+
+@pytest.mark.parametrize("by", ["images", "world"])
+def test_conversion_finds_the_images_as_training_does(tmp_path: Path, by: str) -> None:
+    """A structure set that names a series which is not there is about the images that it names, else about its world."""
+    volume = make_volume(tmp_path)
+    regions = [("A", [box(volume.grid, 1, (0.5, 3.5), (0.5, 3.5))])]
+    path = write_rtstruct(tmp_path / "rt" / "rt.dcm", regions, volume, series="1.2.3", world="1.2.4" if by == "images" else None).path
+    if by == "images":
+        data = dcmread(path)
+        image = Dataset()
+        image.ReferencedSOPInstanceUID = volume.frames[0][1].sop_uid
+        data.ROIContourSequence[0].ContourSequence[0].ContourImageSequence = [image]
+        data.save_as(path)
+    result = convert(scan(tmp_path), tmp_path / "out")
+    assert not result.left
+    ((_, file),) = result.labels
+    assert read_image(file).array.sum() == 9
