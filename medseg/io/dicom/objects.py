@@ -1,4 +1,4 @@
-"""Objects that are written element by element: what all of them say of patient, study, device and themselves."""
+"""What all exports of DICOM share: when they can be written, and what objects say of patient, study, device and themselves."""
 
 from __future__ import annotations
 
@@ -9,10 +9,33 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID
 
-from medseg.io.dicom.origin import Origin
+from medseg.dataset import CaseFiles, Labels
+from medseg.errors import MedsegError, Problem
+from medseg.io.dicom.origin import Origin, no_place, origin_of
+from medseg.io.dicom.reader import find_volume
 from medseg.io.dicom.subject import cut
-from medseg.io.dicom.volume import Frame
-from medseg.io.exports import Maker
+from medseg.io.dicom.terms import unknown_classes
+from medseg.io.dicom.volume import SUFFIX, Frame
+from medseg.io.exports import Export, Maker
+
+
+class DicomExport(Export):
+    """Objects about the series that a case was predicted from."""
+
+    def problems(self, files: CaseFiles) -> tuple[Problem, ...]:
+        """See `Export.problems`: the first image is no series, or does not say where it lies."""
+        first = files.images[0]
+        if first.suffix != SUFFIX:
+            fix = "Predict from the DICOM files, or ask for --format nifti."
+            return (Problem("is no DICOM series, so no DICOM object can refer to it", str(first), fix=fix),)
+        try:
+            return no_place(find_volume(first))
+        except MedsegError as error:
+            return error.problems
+
+    def warnings(self, files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
+        """See `Export.warnings`: codes of classes, and elements that its images lack."""
+        return (*unknown_classes(labels, maker.settings, maker.model), *origin_of(find_volume(files.images[0])).filled)
 
 
 def new_object(origin: Origin, maker: Maker, sop_class: str, syntax: str, uid: str, modality: str, number: int, what: str) -> Dataset:

@@ -20,13 +20,13 @@ from medseg.dataset import CaseFiles, Labels
 from medseg.errors import Problem
 from medseg.geometry import Array, Grid
 from medseg.io.dicom.contours import outlines
-from medseg.io.dicom.objects import image_reference, new_object
+from medseg.io.dicom.objects import DicomExport, image_reference, new_object
 from medseg.io.dicom.origin import Origin, array_digest, origin_of
 from medseg.io.dicom.reader import find_volume, read_voxels
-from medseg.io.dicom.segmentation import save, series_problems
+from medseg.io.dicom.segmentation import save
 from medseg.io.dicom.terms import class_terms
 from medseg.io.dicom.volume import Volume
-from medseg.io.exports import Export, Result
+from medseg.io.exports import Maker, Result
 
 STORAGE = "1.2.840.10008.5.1.4.1.1.7.4"  # Multi-frame True Color Secondary Capture
 NUMBER = 96  # of the series, after that of the images
@@ -41,7 +41,7 @@ Color = tuple[int, int, int]
 
 
 @final
-class Preview(Export):
+class Preview(DicomExport):
     """`<id>.preview.dcm`."""
 
     name: ClassVar[str] = "preview"
@@ -51,9 +51,9 @@ class Preview(Export):
         """See `Export.targets`."""
         return (Path(f"{files.id}.preview.dcm"),)
 
-    def problems(self, files: CaseFiles) -> tuple[Problem, ...]:
-        """See `Export.problems`."""
-        return series_problems(files)
+    def warnings(self, files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
+        """See `Export.warnings`; a picture needs no codes."""
+        return origin_of(find_volume(files.images[0])).filled
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""

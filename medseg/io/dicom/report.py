@@ -11,18 +11,18 @@ from typing import Any, ClassVar, final
 
 from pydicom import Dataset, config
 
-from medseg.dataset import CaseFiles, Labels
-from medseg.errors import Problem
+from medseg.dataset import CaseFiles
 from medseg.geometry import Array
+from medseg.io.dicom.objects import DicomExport
 from medseg.io.dicom.origin import Origin, derived_uid
 from medseg.io.dicom.reader import read_dataset, read_voxels
-from medseg.io.dicom.segmentation import make_segmentation, save, series_problems, series_warnings
+from medseg.io.dicom.segmentation import make_segmentation, save
 from medseg.io.dicom.settings import SegmentTerms, Term
 from medseg.io.dicom.sizes import Size, size_of
 from medseg.io.dicom.subject import Subject, coded, cut
 from medseg.io.dicom.suv import is_uptake, uptake_problems
 from medseg.io.dicom.terms import CATEGORIES, SIDES
-from medseg.io.exports import Export, Maker, Result
+from medseg.io.exports import Result
 
 NUMBER = 94  # of the series, after that of the images
 VOLUME = Term(value="118565006", meaning="Volume")
@@ -50,7 +50,7 @@ INTENSITIES = {
 
 
 @final
-class Report(Export):
+class Report(DicomExport):
     """`<id>.sr.dcm`, and the segmentation that it refers to, `<id>.seg.dcm`."""
 
     name: ClassVar[str] = "sr"
@@ -59,14 +59,6 @@ class Report(Export):
     def targets(self, files: CaseFiles, probabilities: bool) -> tuple[Path, ...]:
         """See `Export.targets`."""
         return Path(f"{files.id}.sr.dcm"), Path(f"{files.id}.seg.dcm")
-
-    def problems(self, files: CaseFiles) -> tuple[Problem, ...]:
-        """See `Export.problems`."""
-        return series_problems(files)
-
-    def warnings(self, files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
-        """See `Export.warnings`."""
-        return series_warnings(files, labels, maker)
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""

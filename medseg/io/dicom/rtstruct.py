@@ -16,18 +16,18 @@ from pydicom import Dataset
 from pydicom.dataelem import DataElement
 from pydicom.uid import ImplicitVRLittleEndian
 
-from medseg.dataset import CaseFiles, Labels
+from medseg.dataset import CaseFiles
 from medseg.errors import Problem
 from medseg.io.dicom.contours import Mask, Points, outlines
-from medseg.io.dicom.objects import image_reference, new_object
+from medseg.io.dicom.objects import DicomExport, image_reference, new_object
 from medseg.io.dicom.origin import Origin, array_digest
 from medseg.io.dicom.reader import find_volume, to_acquired
-from medseg.io.dicom.segmentation import save, series_problems, series_warnings
+from medseg.io.dicom.segmentation import save
 from medseg.io.dicom.settings import SegmentTerms, Term
 from medseg.io.dicom.structures import CONTOUR_DATA
 from medseg.io.dicom.subject import Subject, cut
 from medseg.io.dicom.terms import CATEGORIES, class_terms
-from medseg.io.exports import Export, Maker, Result
+from medseg.io.exports import Maker, Result
 
 STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
 STUDY = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, retired: the SOP class by which structure sets still refer to a study
@@ -38,7 +38,7 @@ FINE = 1e-4  # voxels: how exactly contours are written
 
 
 @final
-class RtStruct(Export):
+class RtStruct(DicomExport):
     """`<id>.rtstruct.dcm`."""
 
     name: ClassVar[str] = "rtstruct"
@@ -50,16 +50,12 @@ class RtStruct(Export):
 
     def problems(self, files: CaseFiles) -> tuple[Problem, ...]:
         """See `Export.problems`."""
-        if problems := series_problems(files):
+        if problems := super().problems(files):
             return problems
         if find_volume(files.images[0]).grid.ndim == 2:
             fix = "Ask for --format seg."
             return (Problem("contours lie in the patient, but the files do not say where this image does", str(files.images[0]), fix=fix),)
         return ()
-
-    def warnings(self, files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
-        """See `Export.warnings`."""
-        return series_warnings(files, labels, maker)
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""

@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from pydicom import Dataset, config
 
 from medseg.dataset import CaseFiles, Labels
-from medseg.errors import ImageError, MedsegError, Problem
+from medseg.errors import ImageError
 from medseg.geometry import Array
-from medseg.io.dicom.origin import Origin, array_digest, no_place, origin_of
-from medseg.io.dicom.reader import find_volume, to_acquired
+from medseg.io.dicom.objects import DicomExport
+from medseg.io.dicom.origin import Origin, array_digest
+from medseg.io.dicom.reader import to_acquired
 from medseg.io.dicom.settings import SegmentTerms
 from medseg.io.dicom.subject import Subject, coded, cut
-from medseg.io.dicom.terms import unknown_classes
-from medseg.io.dicom.volume import SUFFIX
-from medseg.io.exports import Export, Maker, Result
+from medseg.io.exports import Result
 from medseg.record import write_atomic
 from medseg.scratch import row_slabs
 
@@ -37,7 +36,7 @@ STEPS = 255  # of a fraction
 
 
 @final
-class Seg(Export):
+class Seg(DicomExport):
     """`<id>.seg.dcm`, and `<id>.probabilities.dcm` where probabilities are asked for."""
 
     name: ClassVar[str] = "seg"
@@ -46,14 +45,6 @@ class Seg(Export):
     def targets(self, files: CaseFiles, probabilities: bool) -> tuple[Path, ...]:
         """See `Export.targets`."""
         return (Path(f"{files.id}.seg.dcm"), *([Path(f"{files.id}.probabilities.dcm")] if probabilities else []))
-
-    def problems(self, files: CaseFiles) -> tuple[Problem, ...]:
-        """See `Export.problems`."""
-        return series_problems(files)
-
-    def warnings(self, files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
-        """See `Export.warnings`."""
-        return series_warnings(files, labels, maker)
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""
@@ -64,7 +55,7 @@ class Seg(Export):
 
 
 @final
-class LabelMap(Export):
+class LabelMap(DicomExport):
     """`<id>.labelmap.dcm`."""
 
     name: ClassVar[str] = "labelmap"
@@ -74,39 +65,9 @@ class LabelMap(Export):
         """See `Export.targets`."""
         return (Path(f"{files.id}.labelmap.dcm"),)
 
-    def problems(self, files: CaseFiles) -> tuple[Problem, ...]:
-        """See `Export.problems`."""
-        return series_problems(files)
-
-    def warnings(self, files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
-        """See `Export.warnings`."""
-        return series_warnings(files, labels, maker)
-
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""
         save(make_segmentation(Subject.of(result), "LABELMAP"), out / f"{result.files.id}.labelmap.dcm")
-
-
-def series_problems(files: CaseFiles) -> tuple[Problem, ...]:
-    """Why no DICOM object can refer to this case: its first image is none, or does not say where it lies."""
-    first = files.images[0]
-    if first.suffix != SUFFIX:
-        return (
-            Problem(
-                "is no DICOM series, so no DICOM object can refer to it",
-                str(first),
-                fix="Predict from the DICOM files, or ask for --format nifti.",
-            ),
-        )
-    try:
-        return no_place(find_volume(first))
-    except MedsegError as error:
-        return error.problems
-
-
-def series_warnings(files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
-    """What an object about this case will lack: codes of classes, and elements that its images lack."""
-    return (*unknown_classes(labels, maker.settings, maker.model), *origin_of(find_volume(files.images[0])).filled)
 
 
 def make_segmentation(subject: Subject, kind: Kind) -> Dataset:

@@ -67,9 +67,9 @@ def find_sessions(root: Path, found: Scan, wanted: str | None, problems: list[Pr
         names = sorted({name for annotation in found.annotations for name in _names(annotation)})
         problems.append(Problem("no annotation is called so", f"{root}, --labels", f"'{wanted}'", ", ".join(names[:20])))
     for annotation in chosen:
-        volume = _volume_of(annotation, found.volumes, problems)
-        if volume is not None:
-            sessions[_session(volume)].annotations[volume.key].append(annotation)
+        drawn_on = _volume_of(annotation, found.volumes, problems)
+        if drawn_on is not None:
+            sessions[_session(drawn_on)].annotations[drawn_on.key].append(annotation)
     return list(sessions.values())
 
 
