@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medseg.dataset import CaseFiles, Channel, Modality
 from medseg.errors import DatasetError, ImageError, MedsegError, Problem, UsageError
-from medseg.inference.studies import Studies, find_studies, is_dicom
+from medseg.inference.studies import Studies, dicom_within, find_studies, is_dicom
 from medseg.io.dicom.settings import NOTHING_CHOSEN, DicomSettings
 from medseg.io.grids import Moved, channels_by_file, moved_channels, place
 from medseg.io.images import SUFFIXES, image_stem, read_header
@@ -49,7 +49,7 @@ def find_cases(
         UsageError: inputs that do not exist, hold no image, lack a channel, or share a case id; all problems at once.
     """
     found = chosen(inputs, channels, settings, ndim, progress)
-    for warning in found.studies.warnings() if found.studies is not None else ():
+    for warning in found.warnings():
         progress.say(f"warning: {warning}")
     return found.cases()
 
@@ -62,11 +62,18 @@ class Chosen:
         files: cases of images in other formats than DICOM.
         studies: of the DICOM inputs; None where there are none.
         problems: of inputs that could not be looked into.
+        aside: DICOM files within folders that were taken for images of other formats; one of each folder.
     """
 
     files: tuple[CaseFiles, ...]
     studies: Studies | None
     problems: tuple[Problem, ...]
+    aside: tuple[Path, ...] = ()
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about the inputs, and what is left aside."""
+        said = [f"DICOM beside images of other formats is left aside: {file.parent}; name it to predict on it" for file in self.aside]
+        return (*(self.studies.warnings() if self.studies is not None else ()), *said)
 
     def cases(self) -> tuple[CaseFiles, ...]:
         """All cases, sorted by id. Raises UsageError with all problems."""
@@ -104,6 +111,7 @@ def chosen(
     cases: list[CaseFiles] = []
     problems: list[Problem] = []
     dicom: list[Path] = []
+    aside: list[Path] = []
     for path in inputs:
         if isinstance(path, CaseFiles):
             cases.append(path)
@@ -111,6 +119,8 @@ def chosen(
         if is_dicom(path):
             dicom.append(path)
             continue
+        if path.is_dir() and (file := dicom_within(path, archives=False)) is not None:
+            aside.append(file)
         try:
             cases.extend(_of_folder(path, channels) if path.is_dir() else _of_file(path, channels))
         except MedsegError as error:
@@ -120,7 +130,7 @@ def chosen(
         studies = find_studies(dicom, channels, settings, ndim, progress) if dicom else None
     except MedsegError as error:
         problems.extend(error.problems)
-    return Chosen(tuple(cases), studies, tuple(problems))
+    return Chosen(tuple(cases), studies, tuple(problems), tuple(aside))
 
 
 def is_image(path: Path) -> bool:

@@ -149,16 +149,17 @@ def is_dicom(path: Path) -> bool:
     files = [child for child in path.iterdir() if child.is_file() and not child.name.startswith(".")]
     if any(_says_so(file) for file in files):
         return True
-    return not any(_other_format(file) for file in files) and _within(path)
+    return not any(_other_format(file) for file in files) and dicom_within(path) is not None
 
 
-def _within(folder: Path) -> bool:
+def dicom_within(folder: Path, archives: bool = True) -> Path | None:
+    """The first file in a folder, or in folders within it, that is DICOM or may hold some as an archive; None where there is none."""
     for root, inner, names in os.walk(folder):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        files = [Path(root, name) for name in names if not name.startswith(".")]
-        if any(_says_so(file) or file.suffix.lower() == ARCHIVE for file in files):
-            return True
-    return False
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for file in (Path(root, name) for name in sorted(names) if not name.startswith(".")):
+            if _says_so(file) or (archives and file.suffix.lower() == ARCHIVE):
+                return file
+    return None
 
 
 def _says_so(path: Path) -> bool:

@@ -11,7 +11,8 @@ from thresholding import blobs, thresholding, write_nifti
 
 from medseg.dataset import CaseFiles, Channel, Modality
 from medseg.errors import UsageError
-from medseg.inference.inputs import find_cases
+from medseg.inference.inputs import chosen, find_cases
+from tests.io.dicom.phantoms import grid_of, write_series
 
 COLOURS = tuple(Channel(name=name, modality=Modality.rgb) for name in ("red", "green", "blue"))
 GRAY = (Channel(name="gray", modality=Modality.gray),)
@@ -79,3 +80,13 @@ def test_cases_of_a_dataset_are_taken_as_they_are(plan_channels, tmp_path):
     assert not result.failures
     with pytest.raises(UsageError, match="two inputs have the same case id"):
         model.predict([case, case.model_copy(update={"images": case.images[::-1]})], tmp_path / "out")
+
+
+def test_dicom_within_a_folder_of_other_images_is_not_left_aside_silently(tmp_path):
+    write_nifti(tmp_path / "in" / "x.nii", np.where(blobs((8, 9, 10)), 70, 10).astype(np.int16))
+    write_series(tmp_path / "in" / "study" / "ct", np.zeros((3, 5, 4), np.int16), grid_of((3, 5, 4)))
+    found = chosen([tmp_path / "in"], GRAY)
+    assert [case.id for case in found.cases()] == ["x"]
+    (warning,) = found.warnings()
+    assert warning == f"DICOM beside images of other formats is left aside: {tmp_path / 'in' / 'study' / 'ct'}; name it to predict on it"
+    assert chosen([tmp_path / "in" / "x.nii"], GRAY).warnings() == ()
