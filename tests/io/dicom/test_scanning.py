@@ -35,9 +35,10 @@ def test_archive(tmp_path: Path) -> None:
     assert case_name(volume, found) == "knee"
 
 
-def test_damaged_archive_is_no_dicom(tmp_path: Path) -> None:
+def test_damaged_archive_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK\3\4" + b"\0" * 200)
-    assert scan(tmp_path).foreign == 1
+    (other,) = scan(tmp_path).others
+    assert [problem.what for problem in other.problems] == ["is not a whole zip archive"]
 
 
 def test_files_without_preamble(tmp_path: Path) -> None:
