@@ -343,6 +343,8 @@ def test_a_study_uid_of_its_own_in_every_file_tears_no_series(tmp_path: Path) ->
     write_series(tmp_path, _array(), grid_of(SHAPE), StudyInstanceUID=lambda z: f"2.25.7{z}")
     (volume,) = scan(tmp_path).volumes
     assert np.array_equal(read_voxels(volume)[0], _array())
+
+
 def test_directions_that_are_too_short_do_not_scale_pixels(tmp_path: Path) -> None:
     grid = grid_of(SHAPE, "oblique")
     short = [f"{0.95 * v:.10g}" for v in (*grid.direction[:, 2], *grid.direction[:, 1])]
