@@ -311,7 +311,7 @@ def show_choice(run: Path, inputs: Sequence[Path], series: list[str]) -> None:
             ("series (modality, voxels zyx, key)", ""),
             [(line(volume), study.told(volume)) for volume in study.volumes],
         )
-    for warning in chosen.studies.warnings() if chosen.studies is not None else ():
+    for warning in chosen.warnings():
         warn(warning)
     cases = chosen.cases()
     answer({"cases": [case.model_dump(mode="json") for case in cases]})
