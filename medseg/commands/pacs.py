@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -150,9 +151,9 @@ def queue(
 
 def _seconds(text: str, option: str) -> float:
     try:
-        seconds = parse_time(f"{text}s" if text.strip().replace(".", "", 1).isdecimal() else text)  # a bare number is seconds
+        seconds = parse_time(f"{text}s" if re.fullmatch(r"\d+(\.\d+)?", text.strip()) else text)
     except UsageError as error:
-        raise UsageError.of(error.problems[0].what, where=option, found=f"'{text}'", expected="for example 30s, 10m or 1h") from None
+        raise UsageError.of(error.problems[0].what, where=option, found=f"'{text}'", expected="for example 90, 30s, 10m or 1h") from None
     assert seconds is not None
     return seconds
 

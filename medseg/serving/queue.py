@@ -31,7 +31,8 @@ SCHEMA = """
 create table if not exists studies (
     key text primary key, state text not null, caller text not null, first real not null, last real not null, changed real not null,
     instances integer not null default 0, bytes integer not null default 0, attempts integer not null default 0,
-    late integer not null default 0, unreleased integer not null default 1, due real not null default 0, reason text not null default ''
+    late integer not null default 0, unreleased integer not null default 1, gone integer not null default 0,
+    due real not null default 0, reason text not null default ''
 ) strict;
 create table if not exists images (study text not null, instance text not null, size integer not null, primary key (study, instance)) strict;
 create table if not exists refused (study text not null, instance text not null, at real not null, primary key (study, instance)) strict;
@@ -71,6 +72,7 @@ class Study:
         attempts: predictions that have begun.
         late: whether images have come since the prediction began.
         unreleased: whether an association that brought images is open, or broke and nobody has sent images again since.
+        gone: images that were delivered and deleted, before those that have come now.
         due: before this time it is not tried again.
         reason: why it is aside, or what went wrong last.
     """
@@ -86,6 +88,7 @@ class Study:
     attempts: int
     late: bool
     unreleased: bool
+    gone: int
     due: float
     reason: str
 
@@ -120,7 +123,7 @@ class Queue:
             self._base.execute("pragma journal_mode = wal")
             self._base.execute("pragma synchronous = full")
             self._base.executescript(SCHEMA)
-            self._base.execute("select unreleased from studies limit 0")
+            self._base.execute("select gone from studies limit 0")
         except (OSError, sqlite3.Error) as error:
             raise ResourceError.of("the queue cannot be opened", where=str(path), found=str(error), fix="Choose another --store.") from None
 
@@ -235,7 +238,8 @@ class Queue:
 
         After `limit` seconds from the first image a study is complete anyway where its sender is still connected (`busy`). It is set aside
         where images of it were refused and have not come again, or where its association broke: it may be partial, and a result would not
-        tell. No time counts before `began`, when the node began to listen: nobody could send. Returns what was set aside.
+        tell; the same where fewer images came than were delivered before and deleted. No time counts before `began`, when the node
+        began to listen: nobody could send. Returns what was set aside.
         """
         now = time.time() if now is None else now
         aside: dict[Study, str] = {}
@@ -252,8 +256,15 @@ class Queue:
                     aside[study] = f"images that were refused for lack of room and have not come again: {missing}"
                 elif late and study.unreleased and study.key not in busy:
                     aside[study] = "an association that brought images broke, and nobody has sent them again: the study may be partial"
-                elif late or (not missing and not study.unreleased and now - max(study.last, began) >= quiet):
-                    _move(base, study.key, State.waiting, now, late=0)
+                elif not late and (missing or study.unreleased or now - max(study.last, began) < quiet):
+                    continue
+                elif study.instances < study.gone:
+                    aside[study] = (
+                        f"the other images of this study, {study.gone} in all, were delivered and deleted: send it whole again; "
+                        "--retry predicts what is there"
+                    )
+                else:
+                    _move(base, study.key, State.waiting, now, late=0, gone=0)
             for study, reason in aside.items():
                 _move(base, study.key, State.aside, now, reason=reason)
         return tuple(replace(study, state=State.aside, reason=reason) for study, reason in aside.items())
@@ -357,7 +368,9 @@ class Queue:
     def emptied(self, key: str) -> bool:
         """A delivered study has no files any more; False where images have come meanwhile. The oldest of these studies are forgotten."""
         with self.together() as base:
-            if not base.execute("update studies set instances = 0, bytes = 0 where key = ? and state = ?", (key, State.done)).rowcount:
+            if not base.execute(
+                "update studies set gone = instances, instances = 0, bytes = 0 where key = ? and state = ?", (key, State.done)
+            ).rowcount:
                 return False
             base.execute("delete from images where study = ?", (key,))
             old = "select key from studies where state = ? and instances = 0 order by changed desc limit -1 offset ?"
@@ -393,7 +406,7 @@ class Queue:
         self._only_aside(key)
         with self.together() as base:
             base.execute("delete from refused where study = ?", (key,))
-            _move(base, key, State.waiting, time.time(), (State.aside,), attempts=0, due=0, unreleased=0, reason="")
+            _move(base, key, State.waiting, time.time(), (State.aside,), attempts=0, due=0, unreleased=0, gone=0, reason="")
 
     def forget(self, key: str) -> None:
         """Remove a study that was set aside; its files are the caller's to remove.

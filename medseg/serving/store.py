@@ -116,7 +116,7 @@ class Store:
         if self.free() >= wanted:
             return True
         for key in () if self._forever else self.queue.kept():
-            LOG.warning("study %s: its images are deleted to make room; images that come later will be predicted without them", key)
+            LOG.warning("study %s: its images are deleted to make room; if more come later, the study must be sent whole again", key)
             self._empty(key)
             if self.free() >= wanted:
                 return True

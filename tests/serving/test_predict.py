@@ -141,6 +141,17 @@ def test_the_queue_verb(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("5", 5.0), ("2.5", 2.5), ("90s", 90.0), ("1h30m", 5400.0)])
+def test_times_are_given_in_seconds_or_with_units(text, seconds, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("medseg.serving.node.Node", lambda settings, recipe: seen.append(settings))
+    monkeypatch.setattr("medseg.serving.node.run_until_told", lambda node: None)
+    monkeypatch.setattr("medseg.serving.logs.begin", lambda lines: None)
+    options = ["--forward", "pacs:104:PACS", "--quiet-for", text, "--keep-for", "0"]
+    assert CliRunner().invoke(app, ["node", "model", "--store", str(tmp_path), *options]).exit_code == 0
+    assert (seen[0].quiet, seen[0].keep) == (seconds, 0.0)
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

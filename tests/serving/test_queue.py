@@ -101,6 +101,35 @@ def test_images_of_delivered_studies_are_kept_for_some_time(store):
     assert store.queue.find(KEY).state == State.done
 
 
+def test_late_images_without_the_earlier_ones_are_not_predicted(store):
+    queue = store.queue
+    complete(store, "a", "b")
+    deliver(store, keep=False)
+    put(store, KEY, "c", "SCANNER", b"c")
+    queue.released(KEY)
+    (aside,) = queue.settle(0.0, 3600.0)
+    assert queue.find(KEY).state == State.aside
+    assert "the other images of this study, 2 in all, were delivered and deleted" in aside.reason
+    queue.retry(KEY)  # as somebody wants it
+    deliver(store, keep=False)
+
+    put(store, KEY, "d", "SCANNER", b"d")  # as many as the last result was of
+    queue.released(KEY)
+    assert queue.settle(0.0, 3600.0) == ()
+    assert queue.take(1).key == KEY
+
+
+def test_a_study_that_is_sent_whole_again_is_predicted_again(store):
+    complete(store, "a", "b")
+    deliver(store)
+    store.expire(0.0)
+    for _ in range(2):
+        complete(store, "a")
+        assert store.queue.find(KEY).state == State.aside
+    complete(store, "b")  # joins the first one
+    assert (store.queue.find(KEY).state, store.queue.find(KEY).gone) == (State.waiting, 0)
+
+
 def test_late_images_of_a_delivered_study_join_those_that_are_kept(store):
     complete(store, "a", "b")
     deliver(store)
@@ -278,7 +307,9 @@ def test_failures_are_counted(store):
         queue.retry(digest("other"))
     queue.retry(KEY)
     assert (queue.find(KEY).state, queue.find(KEY).attempts) == (State.waiting, 0)
-    with pytest.raises(UsageError, match="found waiting, expected none is"):
+    with pytest.raises(
+        UsageError, match=r"found waiting, expected none is\. Only studies that were set aside can be tried again or removed"
+    ):
         store.forget(KEY)
 
 
