@@ -33,6 +33,7 @@ from medseg.serving.queue import Queue, State, digest
 from medseg.serving.receiver import Limits, Receiver
 from medseg.serving.store import Store
 
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <:ResourceWarning")  # pynetdicom lets go of sockets of connections that broke
 Connect = Callable[[Path], Association]
 
 
