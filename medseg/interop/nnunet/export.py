@@ -104,7 +104,10 @@ def nnunet_files(plan: Plan, ending: str) -> tuple[str, NnUNetPlans, NnUNetDatas
 
 def _obstacles(plan: Plan, ending: str) -> Iterator[Problem]:
     """Why nnU-Net would not predict the same."""
-    fix = "A trained model cannot change it. Models that can be exported come of `medseg plan --preset nnunet`, or of --set FIELD=VALUE before training."
+    fix = (
+        "A trained model cannot change it. Models that can be exported are imported ones, and those trained with a plan of `medseg plan --preset "
+        "nnunet` and `--set space.orientation=ras`."
+    )
     space, target = plan.space, plan.target
     if not isinstance(space, GridSettings) or not isinstance(target, SemanticSettings):
         yield Problem("nnU-Net has no such task", "task", f"{plan.task} on {plan.domain}", "semantic on grid")
