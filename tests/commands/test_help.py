@@ -51,5 +51,5 @@ def test_an_interrupt_at_start_is_a_line() -> None:
 
 def test_lengths_of_time() -> None:
     assert [_seconds(text, "--quiet-for") for text in ("5", "2.5", "30s", "2m")] == [5.0, 2.5, 30.0, 120.0]
-    with pytest.raises(UsageError, match="--quiet-for: not a length of time; found '5 apples', expected for example 30s, 10m or 1h"):
+    with pytest.raises(UsageError, match="--quiet-for: not a length of time; found '5 apples', expected for example 90, 30s, 10m or 1h"):
         _seconds("5 apples", "--quiet-for")
