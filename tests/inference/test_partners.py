@@ -154,7 +154,7 @@ def test_candidates_are_predicted_as_each_would_alone(runs, tmp_path):
     with Candidates(folders, cases) as contest:
         entries = [contest.predict(members, files) for files in cases]
     assert seen == ["3d", "2d"] * 3
-    assert all(one[("2d", "3d")].seconds >= max(one[("2d",)].seconds, one[("3d",)].seconds) for one in entries)
+    assert all(entry.seconds > 0 for one in entries for entry in one.values())
     for candidate, run in zip((("2d", "3d"), ("3d",), ("2d",)), runs, strict=True):
         result = Predictor.load(run, "cpu").predict(folder, folders[candidate])
         assert result.skipped == 3
