@@ -21,7 +21,7 @@ from medseg.io.dicom.structures import read_structures
 from medseg.io.dicom.volume import Annotation, Scan, Volume
 from medseg.io.nifti import Nifti
 from medseg.progress import Progress, Silent
-from medseg.record import write_atomic
+from medseg.record import write_atomic, write_text
 
 Tilt = Literal["resample", "refuse"]
 Pet = Literal["suv", "raw"]
@@ -112,8 +112,7 @@ def convert(
                 continue
             _write(target, labels[None], volume.grid)
             told = {str(value): names[value] for value in np.unique(labels).tolist() if value}
-            content = (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()
-            write_atomic(target.with_name(target.name.replace(".nii.gz", ".json")), lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+            write_text(target.with_name(target.name.replace(".nii.gz", ".json")), json.dumps(told, indent=2, ensure_ascii=False) + "\n")
             result.labels.append((annotation, target))
     return result
 

@@ -244,24 +244,6 @@ def read_dataset(source: Source, pixels: bool = False, tags: Sequence[Any] | Non
         raise _refused(source, error) from None
 
 
-def read_header(file: IO[bytes], where: str, tags: Sequence[Any] | None = None, most: int = HEADER) -> Dataset:
-    """The header of a DICOM file that lies anywhere, in bounded memory.
-
-    Args:
-        file: at its beginning.
-        where: for error texts.
-        tags: only these elements of the uppermost level; None reads all.
-        most: bytes that the header may take, inflated.
-
-    Raises:
-        ImageError: no DICOM, damaged beyond use, or a header that takes more.
-    """
-    try:
-        return _parsed(file, tags, most, pixels=False)
-    except Exception as error:  # pydicom raises whatever the bytes provoke
-        raise _refused(where, error) from None
-
-
 def promised_bytes(header: Dataset) -> int:
     """Bytes that the pixels of a file take where they are not compressed."""
     size = 1
@@ -341,7 +323,7 @@ def _plain(file: _Bounded, tags: Sequence[Any] | None, most: int, pixels: bool) 
     raise _too_much(limits[-1])
 
 
-def _refused(source: Source | str, error: Exception) -> ImageError:
+def _refused(source: Source, error: Exception) -> ImageError:
     if isinstance(error, FileNotFoundError):
         refusal = ImageError.of("the file does not exist", where=str(source), fix="Check the path, or restore the file.")
     else:

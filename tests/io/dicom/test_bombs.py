@@ -5,7 +5,6 @@ from __future__ import annotations
 import tracemalloc
 import zipfile
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless
 from medseg.errors import ImageError
 from medseg.io.dicom import sources
 from medseg.io.dicom.reader import read_dataset, read_voxels, scan
-from medseg.io.dicom.sources import read_header
 from medseg.io.dicom.volume import Source
 from tests.io.dicom.phantoms import grid_of, write_series
 
@@ -82,20 +80,6 @@ def test_headers_beyond_the_bound(tmp_path: Path, packed: str, monkeypatch: pyte
             read_dataset(source)
 
     assert _peak(refused) < ALLOWED
-
-
-def test_what_was_received_is_bounded_too(tmp_path: Path) -> None:
-    received = BytesIO(_file(tmp_path, in_header=True, deflated=True).read_bytes())
-
-    def refused() -> None:
-        with pytest.raises(ImageError, match="found more than 65536 bytes"):
-            read_header(received, "study 1", tags=["PatientID"], most=2**16)
-
-    assert _peak(refused) < ALLOWED
-    path = _file(tmp_path / "sound", in_header=False, deflated=True)
-    header = read_header(BytesIO(path.read_bytes()), "study 2", tags=["PatientID", "Rows"], most=2**16)
-    assert (header.PatientID, header.Rows) == ("PLANTED-4711", 8)
-    assert header.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian
 
 
 def test_a_large_header_of_a_deflated_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
