@@ -20,7 +20,7 @@ from hardware import write
 
 from medseg.commands.console import table
 from medseg.errors import MedsegError
-from medseg.io.dicom.reader import scan
+from medseg.io.dicom.reading.reader import scan
 from medseg.io.dicom.volume import Volume
 from medseg.io.images import Image, read_image
 

@@ -124,8 +124,8 @@ def convert(
 def _mask_to_dicom(
     mask: Path, reference: Path, out: Path, kind: str, classes: list[str] | None, terms: Path | None, overwrite: bool
 ) -> None:
-    from medseg.io.dicom.masks import write_mask
     from medseg.io.dicom.settings import DicomSettings
+    from medseg.io.dicom.writing.masks import write_mask
 
     if out.exists() and not overwrite:
         raise UsageError.of("exists already", where=str(out), fix="Choose another file, or pass --overwrite.")
@@ -180,7 +180,7 @@ def _to_nifti(path: Path, out: Path, tilt: Tilt, pet: Pet, overwrite: bool) -> N
 
 
 def _scanned(path: Path) -> Scan:
-    from medseg.io.dicom.reader import scan
+    from medseg.io.dicom.reading.reader import scan
 
     with Bars() as progress:
         return scan(path, progress)

@@ -122,7 +122,7 @@ def find_studies(
         UsageError: a path that does not exist.
         ImageError: a volume of that name does not exist.
     """
-    from medseg.io.dicom.reader import find_volume, scan
+    from medseg.io.dicom.reading.reader import find_volume, scan
 
     found = scan([path for path in paths if not path.name.endswith(SUFFIX)], progress)
     named = [find_volume(path) for path in paths if path.name.endswith(SUFFIX)]

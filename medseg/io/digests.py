@@ -65,7 +65,7 @@ class Digests:
         if path.name.endswith(SERIES):
             return self._series(path)
         if path.name.endswith(LABELS):
-            from medseg.io.dicom.labels import label_digest
+            from medseg.io.dicom.reading.labels import label_digest
 
             return label_digest(path, self.file)
         if self.folder is None:
@@ -85,7 +85,7 @@ class Digests:
         return digest
 
     def _series(self, path: Path) -> str:
-        from medseg.io.dicom.reader import find_volume
+        from medseg.io.dicom.reading.reader import find_volume
 
         # Of an archive the whole is taken: its members cannot change without it.
         volume = find_volume(path)

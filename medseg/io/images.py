@@ -44,11 +44,11 @@ def _load(kind: str) -> Format:
 
         return Itk()
     if kind == "dicom":
-        from medseg.io.dicom.format import Dicom
+        from medseg.io.dicom.reading.format import Dicom
 
         return Dicom()
     if kind == "dicom labels":
-        from medseg.io.dicom.labels import DicomLabels
+        from medseg.io.dicom.reading.labels import DicomLabels
 
         return DicomLabels()
     if kind == "tiff":
@@ -79,7 +79,7 @@ def files_behind(path: Path) -> tuple[Path, ...]:
     """The files that an image is read from: itself, or those of a DICOM volume (none where it is not there any more)."""
     if not path.name.endswith(SERIES):
         return (path,)
-    from medseg.io.dicom.reader import find_volume
+    from medseg.io.dicom.reading.reader import find_volume
 
     try:
         return tuple(dict.fromkeys(source.path for source in find_volume(path).sources))

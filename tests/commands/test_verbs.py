@@ -229,7 +229,7 @@ def test_configurations_are_named_one_by_one_or_together(cli: Cli, monkeypatch: 
 
 
 def test_convert_writes_a_mask_on_its_images(cli: Cli, tmp_path: Path) -> None:
-    from medseg.io.dicom.segments import read_segmentation
+    from medseg.io.dicom.reading.segments import read_segmentation
     from medseg.io.dicom.volume import Source
     from medseg.io.images import write_label
     from tests.io.dicom.predicted import letter, series

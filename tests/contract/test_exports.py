@@ -15,7 +15,7 @@ from pydicom import dcmread
 from medseg import registry
 from medseg.dataset import CaseFiles, LabelClass, Labels
 from medseg.errors import PlanError, ResourceError
-from medseg.io.dicom.reader import scan
+from medseg.io.dicom.reading.reader import scan
 from medseg.io.exports import LABELS, Export, Maker, Result, find_export, own_export
 from medseg.io.images import read_header, read_label
 from medseg.prediction import Prediction

@@ -15,7 +15,7 @@ from pydicom.uid import UID
 
 from medseg.commands import main
 from medseg.dataset import CaseFiles, LabelClass, Labels
-from medseg.io.dicom.reader import scan
+from medseg.io.dicom.reading.reader import scan
 from medseg.io.exports import Maker, Result, find_export
 from medseg.io.images import read_header
 from medseg.prediction import Prediction

@@ -15,7 +15,7 @@ from thresholding import Threshold, blobs, thresholding, write_nifti
 
 from medseg.errors import PlanError, UsageError
 from medseg.inference.predictor import Predictor
-from medseg.io.dicom.reader import scan
+from medseg.io.dicom.reading.reader import scan
 from medseg.io.dicom.settings import DicomSettings, SegmentTerms, Term
 from medseg.io.images import read_image, read_label
 from medseg.progress import Silent

@@ -12,8 +12,8 @@ import pytest
 
 from medseg.dataset import Dataset, Modality
 from medseg.errors import DatasetError, ImageError
-from medseg.io.dicom.labels import Part, label_path, read_name
-from medseg.io.dicom.reader import scan
+from medseg.io.dicom.reading.labels import Part, label_path, read_name
+from medseg.io.dicom.reading.reader import scan
 from medseg.io.dicom.volume import Source, Volume
 from medseg.io.digests import Digests
 from medseg.io.images import image_suffix, read_case, read_header, read_label

@@ -1,1 +1,1 @@
-"""DICOM: series as images, objects that annotate them (SEG, RTSTRUCT), and predictions as SEG, RTSTRUCT and SR."""
+"""DICOM: series as images, objects that annotate them, predictions as objects. Here lies what reading and writing share, and the choice of series."""

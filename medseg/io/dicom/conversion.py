@@ -13,11 +13,11 @@ import numpy as np
 
 from medseg.errors import ImageError, Problem, UsageError
 from medseg.geometry import Array, Grid
-from medseg.io.dicom.annotations import annotated
 from medseg.io.dicom.naming import file_stems
-from medseg.io.dicom.reader import read_voxels
-from medseg.io.dicom.segments import read_segmentation
-from medseg.io.dicom.structures import read_structures
+from medseg.io.dicom.reading.annotations import annotated
+from medseg.io.dicom.reading.reader import read_voxels
+from medseg.io.dicom.reading.segments import read_segmentation
+from medseg.io.dicom.reading.structures import read_structures
 from medseg.io.dicom.volume import Annotation, Scan, Volume
 from medseg.io.nifti import Nifti
 from medseg.progress import Progress, Silent

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medseg.errors import ImageError
 from medseg.io.dicom.groups import text
-from medseg.io.dicom.sources import read_dataset
+from medseg.io.dicom.reading.sources import read_dataset
 from medseg.io.dicom.volume import Scan, Volume
 
 GENERIC = re.compile(

@@ -15,7 +15,7 @@ from medseg.geometry import Grid
 SUFFIX = ".series"
 """The name of a volume is `<folder or zip of its files>/<key>.series`: no file, but what stands for one wherever an image's path is asked."""
 LABELS = ".labels"
-"""The end of the name of a label map that exists only as SEG or RTSTRUCT (see `medseg.io.dicom.labels`)."""
+"""The end of the name of a label map that exists only as SEG or RTSTRUCT (see `medseg.io.dicom.reading.labels`)."""
 
 
 @dataclass(frozen=True)

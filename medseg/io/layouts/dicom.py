@@ -44,7 +44,7 @@ class DicomStudies(Layout):
 
     def detect(self, root: Path) -> bool:
         """See `Layout.detect`."""
-        from medseg.io.dicom.sources import open_source, walk
+        from medseg.io.dicom.reading.sources import open_source, walk
 
         if is_described(root):
             return False
@@ -63,7 +63,7 @@ class DicomStudies(Layout):
         """See `Layout.read`."""
         # pydicom is imported only where there is DICOM.
         from medseg.io.dicom.naming import case_names
-        from medseg.io.dicom.reader import scan
+        from medseg.io.dicom.reading.reader import scan
         from medseg.io.layouts.sessions import choose_reference, find_sessions, regions_of, roles_of, studies_of
 
         descriptor = read_descriptor(root)
@@ -176,7 +176,7 @@ def _channels_of(study: Study, others: Sequence[str], roles: Mapping[str, str], 
 
 def _patient(volume: Volume) -> str:
     """A digest of the patient's id; of the study where there is none."""
-    from medseg.io.dicom.reader import read_dataset
+    from medseg.io.dicom.reading.reader import read_dataset
 
     header = read_dataset(volume.frames[0][0].source, tags=("PatientID", "IssuerOfPatientID"))
     told = [str(header.get(tag) or "").strip() for tag in ("IssuerOfPatientID", "PatientID")]
@@ -187,7 +187,7 @@ def _label(
     study: Study, regions: Mapping[str, Mapping[int, str]], classes: Classes, descriptor: Descriptor, problems: list[Problem]
 ) -> Path:
     """The name of the label map of a case; `problems` is added the classes that several objects claim."""
-    from medseg.io.dicom.labels import Part, label_path
+    from medseg.io.dicom.reading.labels import Part, label_path
 
     found = []
     owners: dict[str, set[str]] = {}

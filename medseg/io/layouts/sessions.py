@@ -14,10 +14,10 @@ from pathlib import Path
 from pydicom import config
 
 from medseg.errors import Problem
-from medseg.io.dicom.annotations import annotated
-from medseg.io.dicom.reader import read_dataset
-from medseg.io.dicom.segments import segmentation_header
-from medseg.io.dicom.structures import closed_regions
+from medseg.io.dicom.reading.annotations import annotated
+from medseg.io.dicom.reading.reader import read_dataset
+from medseg.io.dicom.reading.segments import segmentation_header
+from medseg.io.dicom.reading.structures import closed_regions
 from medseg.io.dicom.volume import Annotation, Scan, Volume
 from medseg.io.grids import coverage
 from medseg.io.layouts.regions import plain

@@ -12,7 +12,7 @@ from pydicom.uid import UID
 
 from medseg.dataset import CaseFiles, LabelClass, Labels
 from medseg.geometry import Array, Grid
-from medseg.io.dicom.reader import scan
+from medseg.io.dicom.reading.reader import scan
 from medseg.io.dicom.settings import DicomSettings
 from medseg.io.dicom.volume import Volume
 from medseg.io.exports import Maker, Result
