@@ -125,7 +125,8 @@ def queue(
     remove: Annotated[list[str] | None, typer.Option("--remove", help="Delete a study that was set aside, or `all` (repeatable).")] = None,
 ) -> None:
     """List the studies of a node: where they are, and why some were set aside."""
-    from medseg.serving.queue import Queue, State
+    from medseg.serving.ledger import State
+    from medseg.serving.queue import Queue
     from medseg.serving.store import Store
 
     work = Queue(store, create=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medseg.errors import Problem, ResourceError, UsageError
 from medseg.progress import Progress
-from medseg.serving.queue import digest
+from medseg.serving.ledger import digest
 from medseg.serving.store import SUFFIX
 
 UID = re.compile(r"[0-9][0-9.]{0,63}")

@@ -12,7 +12,7 @@ from medseg.errors import MedsegError
 from medseg.serving.addresses import Peer
 from medseg.serving.archive import RejectedError
 from medseg.serving.dimse import Caller, send
-from medseg.serving.queue import Study
+from medseg.serving.ledger import Study
 from medseg.serving.store import SUFFIX, Store
 
 LOG = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medseg.errors import ImageError
-from medseg.serving.queue import digest
+from medseg.serving.ledger import digest
 from medseg.serving.store import SUFFIX
 from medseg.serving.worker import Handle, Results
 

@@ -20,8 +20,9 @@ from medseg.errors import MedsegError, ModelError, Problem, ResourceError, Usage
 from medseg.serving.addresses import Peer, is_loopback
 from medseg.serving.delivery import Delivery
 from medseg.serving.dimse import Caller
+from medseg.serving.ledger import State, Study
 from medseg.serving.monitor import Monitor, Reading
-from medseg.serving.queue import Queue, State, Study
+from medseg.serving.queue import Queue
 from medseg.serving.receiver import Limits, Receiver
 from medseg.serving.store import Store
 from medseg.serving.worker import Recipe, Reply, Worker

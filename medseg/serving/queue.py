@@ -3,99 +3,24 @@
     received -> waiting -> running -> sending -> done
                               `----------`-----> aside
 
-A study is `received` while its images come in, `waiting` when it is complete, `aside` when it cannot be predicted or delivered. Nothing in
-the file names a patient: studies and instances are known by digests of their UIDs.
+A study is `received` while its images come in, `waiting` when it is complete, `aside` when it cannot be predicted or delivered.
 """
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from medseg.errors import ResourceError, UsageError
+from medseg.errors import UsageError
+from medseg.serving.ledger import OPEN, State, Study, move, open_ledger, study_of
 
-NAME = "queue.sqlite"
-PRIVATE = 0o600
 KEEP_DONE = 10_000  # rows of delivered studies that are remembered
 FORGET_REFUSED = 86_400.0  # seconds after which instances that were refused and never came again are forgotten
-
-SCHEMA = """
-create table if not exists studies (
-    key text primary key, state text not null, caller text not null, first real not null, last real not null, changed real not null,
-    instances integer not null default 0, bytes integer not null default 0, attempts integer not null default 0,
-    late integer not null default 0, unreleased integer not null default 1, gone integer not null default 0,
-    due real not null default 0, reason text not null default ''
-) strict;
-create table if not exists images (study text not null, instance text not null, size integer not null, primary key (study, instance)) strict;
-create table if not exists refused (study text not null, instance text not null, at real not null, primary key (study, instance)) strict;
-create table if not exists deliveries (study text not null, destination text not null, primary key (study, destination)) strict;
-create table if not exists sent (instance text primary key, study text not null) strict;
-create index if not exists sent_of on sent (study);
-"""
-
-
-class State(StrEnum):
-    """Where a study is."""
-
-    received = "received"
-    waiting = "waiting"
-    running = "running"
-    sending = "sending"
-    done = "done"
-    aside = "aside"
-
-
-OPEN = (State.received, State.waiting, State.running, State.sending)
-
-
-@dataclass(frozen=True)
-class Study:
-    """A row of the queue.
-
-    Attributes:
-        key: digest of the Study Instance UID.
-        state: see `State`.
-        caller: title of the application entity that sent the latest image.
-        first: when its first image came, seconds since 1970; after it was delivered or set aside, the first one that came then.
-        last: when its latest image came.
-        changed: when its state changed.
-        instances: images received.
-        bytes: of these.
-        attempts: predictions that have begun.
-        late: whether images have come since the prediction began.
-        unreleased: whether an association that brought images is open, or broke and nobody has sent images again since.
-        gone: images that were delivered and deleted, before those that have come now.
-        due: before this time it is not tried again.
-        reason: why it is aside, or what went wrong last.
-    """
-
-    key: str
-    state: State
-    caller: str
-    first: float
-    last: float
-    changed: float
-    instances: int
-    bytes: int
-    attempts: int
-    late: bool
-    unreleased: bool
-    gone: int
-    due: float
-    reason: str
-
-
-def digest(uid: str) -> str:
-    """16 hexadecimal digits that name something without telling its UID."""
-    return hashlib.blake2b(uid.encode(), digest_size=8).hexdigest()
 
 
 class Queue:
@@ -108,24 +33,8 @@ class Queue:
             UsageError: there is none, and `create` is False.
             ResourceError: the file cannot be read or written.
         """
-        path = folder / NAME
-        if not create and not path.is_file():
-            raise UsageError.of("is not the folder of a node", where=str(folder), expected=f"a file {NAME}", fix="Pass the node's --store.")
         self._lock = threading.RLock()
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.touch(mode=PRIVATE)
-            path.chmod(PRIVATE)  # SQLite gives its -wal and -shm the same
-            for beside in folder.glob(f"{NAME}-*"):
-                beside.chmod(PRIVATE)
-            self._base = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-            self._base.row_factory = sqlite3.Row
-            self._base.execute("pragma journal_mode = wal")
-            self._base.execute("pragma synchronous = full")
-            self._base.executescript(SCHEMA)
-            self._base.execute("select gone from studies limit 0")
-        except (OSError, sqlite3.Error) as error:
-            raise ResourceError.of("the queue cannot be opened", where=str(path), found=str(error), fix="Choose another --store.") from None
+        self._base = open_ledger(folder, create)
 
     def close(self) -> None:
         """Close the file."""
@@ -152,14 +61,14 @@ class Queue:
         """The study with this key."""
         with self._lock:
             row = self._base.execute("select * from studies where key = ?", (key,)).fetchone()
-        return None if row is None else _study(row)
+        return None if row is None else study_of(row)
 
     def studies(self, states: Collection[State] = tuple(State)) -> tuple[Study, ...]:
         """All studies in some states, the oldest first."""
         marks = ",".join("?" * len(states))
         with self._lock:
             rows = self._base.execute(f"select * from studies where state in ({marks}) order by first", tuple(states)).fetchall()
-        return tuple(_study(row) for row in rows)
+        return tuple(study_of(row) for row in rows)
 
     def counts(self) -> dict[State, int]:
         """How many studies are in each state."""
@@ -249,7 +158,7 @@ class Queue:
                 (now - FORGET_REFUSED, State.received),
             )
             rows = base.execute("select * from studies where state = ?", (State.received,)).fetchall()
-            for study in map(_study, rows):
+            for study in map(study_of, rows):
                 missing = base.execute("select count(*) from refused where study = ?", (study.key,)).fetchone()[0]
                 late = now - max(study.first, began) >= limit
                 if late and missing:
@@ -264,9 +173,9 @@ class Queue:
                         "--retry predicts what is there"
                     )
                 else:
-                    _move(base, study.key, State.waiting, now, late=0, gone=0)
+                    move(base, study.key, State.waiting, now, late=0, gone=0)
             for study, reason in aside.items():
-                _move(base, study.key, State.aside, now, reason=reason)
+                move(base, study.key, State.aside, now, reason=reason)
         return tuple(replace(study, state=State.aside, reason=reason) for study, reason in aside.items())
 
     # What is done
@@ -281,11 +190,11 @@ class Queue:
                 ).fetchone()
                 if row is None:
                     return None
-                study = _study(row)
+                study = study_of(row)
                 if study.attempts < attempts:
-                    _move(base, study.key, State.running, now, attempts=study.attempts + 1, late=0)
-                    return _study(base.execute("select * from studies where key = ?", (study.key,)).fetchone())
-                _move(base, study.key, State.aside, now, reason=study.reason or f"the node ended {study.attempts} times while it ran")
+                    move(base, study.key, State.running, now, attempts=study.attempts + 1, late=0)
+                    return study_of(base.execute("select * from studies where key = ?", (study.key,)).fetchone())
+                move(base, study.key, State.aside, now, reason=study.reason or f"the node ended {study.attempts} times while it ran")
 
     def predicted(self, key: str, instances: Sequence[str], note: str = "") -> bool:
         """Results are on the disk: the study is `sending`, or `received` again (False) where images have come meanwhile.
@@ -299,11 +208,11 @@ class Queue:
         with self.together() as base:
             late = base.execute("select late from studies where key = ?", (key,)).fetchone()[0]
             if late:
-                _move(base, key, State.received, now, (State.running,), late=0, attempts=0, first=now)
+                move(base, key, State.received, now, (State.running,), late=0, attempts=0, first=now)
                 return False
             base.execute("delete from deliveries where study = ?", (key,))
             base.executemany("insert or replace into sent values (?, ?)", [(instance, key) for instance in instances])
-            _move(base, key, State.sending, now, (State.running,), reason=note, due=0)
+            move(base, key, State.sending, now, (State.running,), reason=note, due=0)
             return True
 
     def failed(self, key: str, reason: str, attempts: int, pause: float = 0.0) -> State:
@@ -312,14 +221,14 @@ class Queue:
         with self.together() as base:
             tried = base.execute("select attempts from studies where key = ?", (key,)).fetchone()[0]
             state = State.aside if tried >= attempts else State.waiting
-            _move(base, key, state, now, (State.running,), reason=reason, due=now + pause)
+            move(base, key, state, now, (State.running,), reason=reason, due=now + pause)
             return state
 
     def interrupted(self, key: str) -> None:
         """The node stops in the middle of a study, which is not the study's fault."""
         with self.together() as base:
             base.execute("update studies set attempts = max(0, attempts - 1) where key = ?", (key,))
-            _move(base, key, State.waiting, time.time(), (State.running,))
+            move(base, key, State.waiting, time.time(), (State.running,))
 
     def due(self) -> Study | None:
         """The oldest study whose results are to be sent now."""
@@ -327,7 +236,7 @@ class Queue:
             row = self._base.execute(
                 "select * from studies where state = ? and due <= ? order by due, first limit 1", (State.sending, time.time())
             ).fetchone()
-        return None if row is None else _study(row)
+        return None if row is None else study_of(row)
 
     def delivered(self, key: str, destination: str) -> None:
         """All results of a study have reached a destination."""
@@ -351,9 +260,9 @@ class Queue:
         with self.together() as base:
             late = base.execute("select late from studies where key = ?", (key,)).fetchone()[0]
             if late:
-                _move(base, key, State.received, now, (State.sending,), late=0, attempts=0, first=now)
+                move(base, key, State.received, now, (State.sending,), late=0, attempts=0, first=now)
                 return False
-            _move(base, key, State.done, now, (State.sending,))
+            move(base, key, State.done, now, (State.sending,))
             return True
 
     def kept(self, before: float | None = None) -> tuple[str, ...]:
@@ -381,7 +290,7 @@ class Queue:
     def aside(self, key: str, reason: str) -> None:
         """Nothing more can be done for a study before somebody looks at it."""
         with self.together() as base:
-            _move(base, key, State.aside, time.time(), OPEN, reason=reason)
+            move(base, key, State.aside, time.time(), OPEN, reason=reason)
 
     def is_own(self, instance: str) -> bool:
         """Whether an instance with this digest is a result that this node made."""
@@ -406,7 +315,7 @@ class Queue:
         self._only_aside(key)
         with self.together() as base:
             base.execute("delete from refused where study = ?", (key,))
-            _move(base, key, State.waiting, time.time(), (State.aside,), attempts=0, due=0, unreleased=0, gone=0, reason="")
+            move(base, key, State.waiting, time.time(), (State.aside,), attempts=0, due=0, unreleased=0, gone=0, reason="")
 
     def forget(self, key: str) -> None:
         """Remove a study that was set aside; its files are the caller's to remove.
@@ -435,19 +344,3 @@ class Queue:
                 expected=", ".join(study.key for study in self.studies((State.aside,))) or "none is",
                 fix="Only studies that were set aside can be tried again or removed; delivered ones go by themselves (--keep-for).",
             )
-
-
-def _move(base: sqlite3.Connection, key: str, state: State, now: float, before: Collection[State] = OPEN, **fields: Any) -> None:
-    settings = "".join(f", {name} = :{name}" for name in fields)
-    marks = ",".join(f"'{one}'" for one in before)
-    changed = base.execute(
-        f"update studies set state = :state, changed = :now{settings} where key = :key and state in ({marks})",
-        {"state": state, "now": now, "key": key, **fields},
-    ).rowcount
-    if changed != 1:
-        raise RuntimeError(f"study {key} cannot become {state}: it is not {' or '.join(before)}")
-
-
-def _study(row: sqlite3.Row) -> Study:
-    values = dict(row)
-    return Study(**{**values, "state": State(values["state"]), "late": bool(values["late"]), "unreleased": bool(values["unreleased"])})

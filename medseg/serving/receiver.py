@@ -18,8 +18,8 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from medseg.errors import ResourceError
 from medseg.serving.intake import LARGEST, PDU, SYNTAXES, receive_into
+from medseg.serving.ledger import OPEN, digest
 from medseg.serving.logs import hush
-from medseg.serving.queue import OPEN, digest
 from medseg.serving.store import Store
 
 LOG = logging.getLogger(__name__)

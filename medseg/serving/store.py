@@ -1,6 +1,6 @@
 """The node's folder: received images and results of studies, until some time after they are delivered.
 
-    STORE/queue.sqlite                     see `medseg.serving.queue`
+    STORE/queue.sqlite                     see `medseg.serving.ledger`
     STORE/incoming/                        images while they come in
     STORE/studies/<study>/images/<instance>.dcm
     STORE/studies/<study>/results/         what the prediction wrote
@@ -22,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medseg.errors import ResourceError
-from medseg.serving.queue import Queue, State
+from medseg.serving.ledger import State
+from medseg.serving.queue import Queue
 
 LOG = logging.getLogger(__name__)
 SUFFIX = ".dcm"

@@ -12,8 +12,8 @@ from pydicom import dcmread
 from pydicom.uid import UID
 
 from medseg.errors import ImageError
+from medseg.serving.ledger import digest
 from medseg.serving.model import instance_of
-from medseg.serving.queue import digest
 from medseg.serving.worker import Handle, Results
 
 RESULT = "medseg test result"

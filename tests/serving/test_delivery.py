@@ -11,7 +11,8 @@ from medseg.serving.addresses import Peer
 from medseg.serving.archive import RejectedError, UnreachableError
 from medseg.serving.delivery import REFUSALS, Delivery
 from medseg.serving.dimse import Caller
-from medseg.serving.queue import Queue, State, Study, digest
+from medseg.serving.ledger import State, Study, digest
+from medseg.serving.queue import Queue
 from medseg.serving.store import Store
 
 KEY = digest("1.2.3")

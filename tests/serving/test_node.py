@@ -27,8 +27,8 @@ from medseg.errors import ModelError, UsageError
 from medseg.serving.addresses import Peer
 from medseg.serving.archive import RejectedError, UnreachableError
 from medseg.serving.dimse import Caller, associate, echo, send
+from medseg.serving.ledger import State, digest
 from medseg.serving.node import Settings
-from medseg.serving.queue import State, digest
 from medseg.serving.receiver import Limits
 from medseg.serving.tls import client_tls, server_tls
 

@@ -16,8 +16,8 @@ from medseg.commands import app
 from medseg.models.weights import save_weights
 from medseg.plans import Plan
 from medseg.serving.addresses import Peer
+from medseg.serving.ledger import State, digest
 from medseg.serving.model import Model
-from medseg.serving.queue import State, digest
 from medseg.tasks.base import find_task
 from medseg.workspace import RunFolder
 from tests.inference.thresholding import tiny_plan

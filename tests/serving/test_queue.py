@@ -9,7 +9,8 @@ import time
 import pytest
 
 from medseg.errors import ResourceError, UsageError
-from medseg.serving.queue import Queue, State, digest
+from medseg.serving.ledger import State, digest
+from medseg.serving.queue import Queue
 from medseg.serving.store import Store
 
 KEY = digest("1.2.3")

@@ -29,7 +29,8 @@ from medseg.serving.addresses import Peer
 from medseg.serving.archive import RejectedError, UnreachableError
 from medseg.serving.dimse import Caller, associate, send
 from medseg.serving.intake import DEFLATED
-from medseg.serving.queue import Queue, State, digest
+from medseg.serving.ledger import State, digest
+from medseg.serving.queue import Queue
 from medseg.serving.receiver import Limits, Receiver
 from medseg.serving.store import Store
 

@@ -13,7 +13,7 @@ from pydicom.uid import RLELossless
 from medseg.errors import MedsegError, UsageError
 from medseg.progress import Silent
 from medseg.serving.archive import RejectedError, UnreachableError
-from medseg.serving.queue import digest
+from medseg.serving.ledger import digest
 from medseg.serving.remote import Remote, authorization_from, is_remote, open_archive
 from medseg.serving.retrieval import Entity
 
