@@ -100,6 +100,15 @@ def trained_on(folder: RunFolder, ids: Iterable[str]) -> int:
     return len(seen & wanted)
 
 
+def warn_of_seen(folder: RunFolder, found: Evaluation, progress: Progress) -> None:
+    """Say how many of the scored cases a model has trained on, where it has."""
+    if seen := trained_on(folder, found.ids):
+        progress.say(
+            f"warning: the model has trained on {seen} of these {len(found.cases)} cases, so their scores say little about unseen ones "
+            f"({folder.report} has those of cases it left out)"
+        )
+
+
 def report(
     folder: RunFolder,
     dataset: Dataset,

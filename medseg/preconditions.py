@@ -190,8 +190,11 @@ def check_names(task: str | None, network: str) -> None:
     registry.networks.get(network)
 
 
-def check_fold_numbers(folds: Sequence[int | None] | str, count: int) -> None:
-    """Refuse a fold beyond the last before data are read. Raises UsageError."""
+def check_fold_numbers(folds: Sequence[int | None] | str, folder: RunFolder, found: Dataset) -> None:
+    """Refuse a fold beyond the last of a run that has begun, or will, before data are read. Raises UsageError."""
+    from medseg.planning.rules import cross_validation
+
+    count = Plan.load(folder.plan_file).training.folds if folder.plan_file.is_file() else cross_validation(found).count
     beyond = [] if isinstance(folds, str) else [str(fold) for fold in folds if fold is not None and fold >= count]
     if beyond:
         raise UsageError.of(

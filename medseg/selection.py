@@ -12,14 +12,19 @@ from pathlib import Path
 
 from medseg.claim import Claim
 from medseg.dataset import Dataset, file_digest
+from medseg.device import choose_device
 from medseg.errors import ImageError, MedsegError, ModelError, Problem, UsageError
+from medseg.evaluation.records import Evaluation
 from medseg.evaluation.selection import Members, Selection, candidates, case_scores, choose, folder_name
+from medseg.held_out import report
 from medseg.plans import Plan
-from medseg.progress import Progress
-from medseg.record import write_folder
+from medseg.progress import Progress, Silent
+from medseg.record import Record, write_folder
+from medseg.steps import log_model, workspace_of
 from medseg.training.splits import Splits, left_out
 from medseg.workspace import Provenance, RunFolder
 
+SILENT = Silent()
 CANDIDATES = ".candidates"  # folder of their predictions, until one is chosen
 STAGED = ".selected"  # the chosen model, until it is whole
 WRITTEN = ("plan.json", "provenance.json", "splits.json", "learned.json", "fold_*", "partners", "held_out", "report")
@@ -38,6 +43,45 @@ class Entrant:
     name: str
     folder: RunFolder
     plan: Plan
+
+
+class SelectResult(Record):
+    """What `select` produced."""
+
+    model: Path
+    selection: Selection
+    report: Path
+    evaluation: Evaluation
+
+
+def select(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    plans: Path | None = None,
+    device: str = "auto",
+    memory: float | None = None,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+) -> SelectResult:
+    """Make the best of several models, or some of them together, the model `out`, by their predictions of the cases that folds left out.
+
+    Called again, it goes on where it was interrupted. The report is that of the chosen model, which may have learned how to clean its
+    predictions.
+
+    Args:
+        runs: model folders whose folds are all trained, with the same splits of the same dataset.
+        plans: the workspace of that dataset; None takes the one that lies in a model folder of `run`.
+    """
+    choose_device(device)
+    folder = RunFolder(out)
+    of, splits = entrants(runs)
+    workspace = workspace_of(runs, plans, of[0].plan)
+    dataset = workspace.dataset()
+    selection = selected(of, splits, dataset, folder, device, memory, workers, progress)
+    evaluation = report(folder, dataset, range(len(splits.folds)), True, device, memory, workers, True, progress)
+    log_model(workspace, folder, progress)
+    return SelectResult(model=out, selection=selection, report=folder.report, evaluation=evaluation)
 
 
 def entrants(runs: Sequence[Path]) -> tuple[tuple[Entrant, ...], Splits]:

@@ -3,7 +3,8 @@
     dataset -> fingerprint -> plan -> prepared cases -> windows -> network -> stitched output -> decoded prediction
             -> restored to the native geometry -> written and scored
 
-Each verb of the command line is one call here. Nothing on this page knows a task or a domain by name.
+Each verb of the command line is one call here; `pretrain`, `select`, and those that only tell (`explain`, `compare`) have files of their own.
+Nothing on this page knows a task or a domain by name.
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from medseg.answers import compare as compare
+from medseg.answers import explain as explain
 from medseg.configurations import begin, begun, train_all
 from medseg.device import Machine, choose_device, machine
-from medseg.evaluation.records import Comparison, Evaluation
+from medseg.evaluation.records import Evaluation
 from medseg.evaluation.selection import Selection
-from medseg.held_out import check_continued, report, trained_on, trained_with
+from medseg.held_out import check_continued, report, warn_of_seen
 from medseg.io.layouts.base import LayoutOptions, make_labels
 from medseg.io.store import Store
 from medseg.parallel import Aside, shared_workers
-from medseg.planning.difference import Change
-from medseg.planning.difference import difference as plan_difference
-from medseg.planning.explain import Decision
-from medseg.planning.explain import explain as explain_plan
 from medseg.planning.verify import Verified
 from medseg.planning.verify import verify as verify_dataset
 from medseg.plans import Plan
@@ -34,13 +33,13 @@ from medseg.preconditions import (
     check_folds,
     check_length,
     check_names,
-    check_one_plan,
 )
-from medseg.pretraining import pretrain as pretrain  # the one verb that has a file of its own
+from medseg.pretraining import pretrain as pretrain
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.sample import sample_dataset
 from medseg.selection import entrants, selected
+from medseg.selection import select as select
 from medseg.steps import (
     READING,
     Rules,
@@ -53,15 +52,12 @@ from medseg.steps import (
     planned,
     prepared,
     train_fold,
-    workspace_of,
 )
 from medseg.workspace import RunFolder, Workspace
 
 # torch, lightning and mlflow take seconds to import, so what needs them is imported by the verb that does.
 if TYPE_CHECKING:
-    from medseg.inference.inputs import Chosen
     from medseg.inference.predictor import Predicted
-    from medseg.io.dicom.settings import DicomSettings
     from medseg.training.train import TrainingResult
 
 SILENT = Silent()
@@ -126,26 +122,6 @@ def plan(
             if prepare and not one.previous:
                 prepared(one, workspace, workers, progress, found)
     return plans
-
-
-def explain(plan_file: Path) -> tuple[Decision, ...]:
-    """Every decision of a plan, or of a model folder's plan, with its reason; with the evidence where the fingerprint lies beside it.
-
-    Of a model that was selected of several it begins with that choice; its partners are model folders of their own.
-    """
-    folder = RunFolder(plan_file) if plan_file.is_dir() else None
-    if folder is not None:
-        check_one_plan(folder)
-    workspace = Workspace.of_plan(plan_file) if folder is None else Workspace(plan_file / "workspace")
-    selection = Selection.load(folder.selection_file) if folder is not None and folder.selection_file.is_file() else None
-    fingerprint = workspace.fingerprint() if workspace.fingerprint_file.is_file() else None
-    chosen = [] if selection is None else [Decision(field="selected", value=" + ".join(selection.chosen), reason=selection.reason)]
-    return (*chosen, *explain_plan(Plan.load(plan_file if folder is None else folder.plan_file), fingerprint))
-
-
-def difference(first: Path, second: Path) -> tuple[Change, ...]:
-    """Every field in which two plan files differ, with both values and both reasons; none for equal plans."""
-    return plan_difference(Plan.load(first), Plan.load(second))
 
 
 def preprocess(plan_file: Path, *, workers: int | None = None, progress: Progress = SILENT) -> Store:
@@ -224,25 +200,6 @@ def predict(
     )
 
 
-def choice(run: Path, inputs: Sequence[Path], series: Sequence[str] = (), *, progress: Progress = SILENT) -> Chosen:
-    """Which cases `predict` would make of its inputs, and for DICOM which series serve as which channels, and why the others do not."""
-    from medseg.inference.inputs import chosen
-    from medseg.io.dicom.rules import settings_of, with_series
-
-    data, folder = plan_of(run).data, RunFolder(run)
-    settings = settings_of(folder.dicom_file, data.channels, data.labels.names)
-    return chosen(inputs, data.channels, with_series(settings, series, data.channels), data.ndim, progress)
-
-
-def dicom(run: Path) -> DicomSettings:
-    """By which rules DICOM series serve as the channels of a model, and the terms of its classes: what `RUN/dicom.json` says, and what follows
-    from names where it does not."""
-    from medseg.io.dicom.rules import effective, settings_of
-
-    data = plan_of(run).data
-    return effective(settings_of(RunFolder(run).dicom_file, data.channels, data.labels.names), data.channels, data.labels, data.name)
-
-
 def evaluate(
     predictions: Path,
     reference: Path,
@@ -281,63 +238,9 @@ def evaluate(
         channel=channel,
         curves=model.curves() if model else (),
     )
-    if model is not None and (seen := trained_on(model, found.ids)):
-        progress.say(
-            f"warning: the model has trained on {seen} of these {len(found.cases)} cases, so their scores say little about unseen ones "
-            f"({model.report} has those of cases it left out)"
-        )
+    if model is not None:
+        warn_of_seen(model, found, progress)
     return found
-
-
-def compare(first: Path, second: Path) -> Comparison:
-    """Compare two evaluations case by case; each is given as a report folder or as a run that has one."""
-    from medseg.evaluation.comparison import compare as compare_evaluations
-    from medseg.evaluation.comparison import open_evaluation
-
-    found = compare_evaluations(open_evaluation(first), open_evaluation(second))
-    a, b = (trained_with(RunFolder(path if RunFolder(path).report.is_dir() else path.parent)) for path in (first, second))
-    return (
-        found.model_copy(update={"trained_apart": tuple(case for case in found.cases if a.get(case) != b.get(case))}) if a and b else found
-    )
-
-
-class SelectResult(Record):
-    """What `select` produced."""
-
-    model: Path
-    selection: Selection
-    report: Path
-    evaluation: Evaluation
-
-
-def select(
-    runs: Sequence[Path],
-    out: Path,
-    *,
-    plans: Path | None = None,
-    device: str = "auto",
-    memory: float | None = None,
-    workers: int | None = None,
-    progress: Progress = SILENT,
-) -> SelectResult:
-    """Make the best of several models, or some of them together, the model `out`, by their predictions of the cases that folds left out.
-
-    Called again, it goes on where it was interrupted. The report is that of the chosen model, which may have learned how to clean its
-    predictions.
-
-    Args:
-        runs: model folders whose folds are all trained, with the same splits of the same dataset.
-        plans: the workspace of that dataset; None takes the one that lies in a model folder of `run`.
-    """
-    choose_device(device)
-    folder = RunFolder(out)
-    of, splits = entrants(runs)
-    workspace = workspace_of(runs, plans, of[0].plan)
-    dataset = workspace.dataset()
-    selection = selected(of, splits, dataset, folder, device, memory, workers, progress)
-    evaluation = report(folder, dataset, range(len(splits.folds)), True, device, memory, workers, True, progress)
-    log_model(workspace, folder, progress)
-    return SelectResult(model=out, selection=selection, report=folder.report, evaluation=evaluation)
 
 
 class RunResult(Record):
@@ -388,8 +291,6 @@ def run(
         init: a model folder, trained or pre-trained, with whose weights the networks begin; the dataset is planned for its network alone.
         splits: as in `plan`; a run that has begun goes on with the folds it has.
     """
-    from medseg.planning.rules import cross_validation
-
     several = folds == "all"
     names = (configuration,) if isinstance(configuration, str) else tuple(configuration or ())
     check_length(seconds, epochs)
@@ -403,9 +304,7 @@ def run(
     found = opened(dataset, options, splits)
     check_continued(folder, workspace, found.splits)
     if "training.folds" not in edits:
-        check_fold_numbers(
-            folds, Plan.load(folder.plan_file).training.folds if folder.plan_file.is_file() else cross_validation(found).count
-        )
+        check_fold_numbers(folds, folder, found)
     found, fingerprint = measured(found, workspace, workers, resample_labels, progress)
     chosen = begun(folder, found, fingerprint, names, edits, several, progress)
     if not chosen:
@@ -415,25 +314,16 @@ def run(
     how = Training(seconds, epochs, patience, True, device, devices, workers, progress, init)
     results = train_all(chosen, workspace, wanted, how)
     trained, plan = results[-1], chosen[(len(results) - 1) // len(wanted)].plan
-    if not trained.finished:
-        return RunResult(
-            model=out,
-            plan=plan.name,
-            folds=wanted,
-            report=None,
-            evaluation=None,
-            tracking=trained.tracking,
-            interrupted=trained.interrupted,
-        )
-    selection = None
-    if len(chosen) > 1:
-        of, folded = entrants([one.folder.root for one in chosen])
-        selection = selected(of, folded, workspace.dataset(), folder, device, memory, workers, progress)
-        plan = Plan.load(folder.plan_file)
-    held_out = [fold for fold in wanted if fold is not None]
-    optimistic = selection is not None or any(result.patience is not None for result in results)
-    evaluation = report(folder, workspace.dataset(), held_out, optimistic, device, memory, workers, several, progress) if held_out else None
-    log_model(workspace, folder, progress)
+    selection = evaluation = None
+    if trained.finished:
+        if len(chosen) > 1:
+            of, folded = entrants([one.folder.root for one in chosen])
+            selection = selected(of, folded, workspace.dataset(), folder, device, memory, workers, progress)
+            plan = Plan.load(folder.plan_file)
+        if held_out := [fold for fold in wanted if fold is not None]:
+            optimistic = selection is not None or any(result.patience is not None for result in results)
+            evaluation = report(folder, workspace.dataset(), held_out, optimistic, device, memory, workers, several, progress)
+        log_model(workspace, folder, progress)
     return RunResult(
         model=out,
         plan=plan.name,
@@ -442,6 +332,7 @@ def run(
         report=folder.report if evaluation else None,
         evaluation=evaluation,
         tracking=trained.tracking,
+        interrupted=trained.interrupted,
     )
 
 

@@ -193,12 +193,12 @@ def explain(
     other: Annotated[Path | None, typer.Argument(help="Another plan file: print only what differs, with both values and reasons.")] = None,
 ) -> None:
     """Print every decision of a plan with its reason and the evidence from the fingerprint, or what differs between two plans."""
-    from medseg import workflow
+    from medseg import answers
 
     if other is not None:
-        _differences(plan, other, workflow.difference(plan, other))
+        _differences(plan, other, answers.difference(plan, other))
         return
-    decisions = workflow.explain(plan)
+    decisions = answers.explain(plan)
     paragraphs([(f"{d.field} = {d.value}", d.reason) for d in decisions])
     answer([d.model_dump(mode="json") for d in decisions])
 

@@ -283,9 +283,9 @@ def dicom(
     out: Annotated[Path | None, out_option("File for the JSON; as RUN/dicom.json, edited or not, it decides. Default: the screen.")] = None,
 ) -> None:
     """How a model meets DICOM: the rules by which series serve as channels, and the terms of its classes, as JSON."""
-    from medseg import workflow
+    from medseg import answers
 
-    settings = workflow.dicom(run)
+    settings = answers.dicom(run)
     if style.json or out is None:
         sys.stdout.write(settings.to_json())
     if out is None:
@@ -298,11 +298,11 @@ def dicom(
 
 def show_choice(run: Path, inputs: Sequence[Path], series: list[str]) -> None:
     """What `predict` would make of its inputs; ends the verb where that is nothing."""
-    from medseg import workflow
+    from medseg import answers
     from medseg.io.dicom.choice import shown as line
 
     with Bars() as progress:
-        chosen = workflow.choice(run, inputs, series, progress=progress)
+        chosen = answers.choice(run, inputs, series, progress=progress)
     if chosen.files:
         table("Images", ("case", "files"), [(case.id, ", ".join(path.name for path in case.images)) for case in chosen.files])
     for study in chosen.studies.studies if chosen.studies is not None else ():

@@ -16,6 +16,7 @@ from medseg.dataset import LabelClass, Labels
 from medseg.evaluation.records import Before, CaseScores, Comparison, Difference, Evaluation
 from medseg.evaluation.selection import Candidate, Selection
 from medseg.evaluation.summary import summarise
+from medseg.selection import SelectResult
 from medseg.workflow import RunResult
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -201,7 +202,7 @@ def test_select_prints_all_candidates_and_the_choice(cli: Cli, monkeypatch: pyte
 
     def select(runs, out, **options):
         asked.update(runs=runs, out=out, **options)
-        return workflow.SelectResult(model=out, selection=SELECTION, report=out / "report", evaluation=evaluation)
+        return SelectResult(model=out, selection=SELECTION, report=out / "report", evaluation=evaluation)
 
     monkeypatch.setattr(workflow, "select", select)
     code, out, _ = cli("select", "a", "b", "-o", tmp_path / "model", "--plans", "p", "--memory", 3)

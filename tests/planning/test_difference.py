@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from synthetic import make_plan
 
-from medseg import workflow
+from medseg import answers
 from medseg.device import Machine
 from medseg.planning.difference import difference
 from medseg.plans import Plan
@@ -45,4 +45,4 @@ def test_fields_of_another_network(plan: Plan, tmp_path: Path) -> None:
     assert (changes["network.features"].second, changes["network.width"].first) == (None, None)
     for name, one in (("a", plan), ("b", changed)):
         one.save(tmp_path / f"{name}.json")
-    assert workflow.difference(tmp_path / "a.json", tmp_path / "b.json") == difference(plan, changed)
+    assert answers.difference(tmp_path / "a.json", tmp_path / "b.json") == difference(plan, changed)

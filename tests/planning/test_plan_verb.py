@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from medseg import workflow
+from medseg import answers, workflow
 from medseg.commands import app, console
 from medseg.errors import PlanError, UsageError
 from medseg.plans import Plan
@@ -30,7 +30,7 @@ def test_plans_are_written_as_edited(data: Path, tmp_path: Path) -> None:
     assert tuple(written.values()) == edited
     assert written["3d"] == next(p for p in plain if p.name == "3d")
     assert written["2d"].training.batch_size == 3
-    fields = [c.field for c in workflow.difference(tmp_path / "a" / "2d.json", tmp_path / "b" / "2d.json")]
+    fields = [c.field for c in answers.difference(tmp_path / "a" / "2d.json", tmp_path / "b" / "2d.json")]
     assert fields == ["training.batch_size", "memory.training"]
 
     run = CliRunner().invoke(app, ["explain", str(tmp_path / "a" / "2d.json"), str(tmp_path / "b" / "2d.json")])
