@@ -8,8 +8,10 @@ import threading
 
 import pytest
 
+from medseg.domains.base import find_domain
 from medseg.errors import DatasetError, ResourceError
 from medseg.parallel import Aside, map_cases, shared_workers
+from medseg.registry import domains
 from medseg.steps import READING
 
 
@@ -46,6 +48,8 @@ def process(_: int) -> int:
 
 
 def heavy(_: int) -> list[str]:
+    for name in domains.names():
+        find_domain(name)
     return sorted({"torch", "lightning", "mlflow", "monai", "nibabel", "SimpleITK", "pydicom"} & set(sys.modules))
 
 

@@ -1,4 +1,4 @@
-"""Maps over a case that may be larger than memory."""
+"""Maps over a case that may be larger than memory. What needs torch is imported where it is used: processes that read cases do without."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from medseg.geometry import Shape
-from medseg.imaging.election import strongest_slabs
 from medseg.imaging.resample import SLAB, resample_slabs
 from medseg.prediction import DenseMap
 from medseg.scratch import release
@@ -56,6 +54,8 @@ class HalfMap(DenseMap):
 
     def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """See `DenseMap.slabs`."""
+        import torch
+
         step = max(1, SLAB // max(1, self.shape[0] * math.prod(self.shape[2:])))
         for start in range(0, self.shape[1], step):
             rows = slice(start, min(start + step, self.shape[1]))
@@ -101,9 +101,13 @@ class ResampledMap(DenseMap):
 
     def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """See `DenseMap.slabs`."""
+        import torch
+
         for rows, values in resample_slabs(self.source.slabs(), self.source.shape[1:], self.spatial, self.thick):
             yield rows, torch.from_numpy(values).half().float().numpy() if self.half else values
 
     def strongest(self) -> Iterator[tuple[slice, NDArray[np.integer[Any]]]]:
         """See `DenseMap.strongest`; resamples only the channels that can win somewhere in a tile."""
+        from medseg.imaging.election import strongest_slabs
+
         return strongest_slabs(self.source.slabs(), self.source.shape[1:], self.spatial, self.thick, self.half)
