@@ -1,26 +1,27 @@
 """Tensors that have shapes and types but no values, so that a training step of any size is run in a blink and allocates nothing.
 
 PyTorch's own `FakeTensorMode` does the same, several times as slowly, and first imports the compiler, which takes longer than all measurements
-of a plan together.
+of a plan together. PyTorch's shape functions are written in Python; a step asks them the same thing a hundred times, so what they answered is kept.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import FunctionType
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
+import torch.fx.experimental.symbolic_shapes  # PyTorch's shape functions do, when they are first called; it takes as long as a plan
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 CPU, META = torch.device("cpu"), torch.device("meta")
+REMEMBERED = 4096  # answers of shape functions
 NORMS = {  # of these a CPU keeps the statistics in the type of the input, the meta device in 32 bits
     torch.ops.aten._native_batch_norm_legit.default,
     torch.ops.aten._native_batch_norm_legit.no_stats,
@@ -78,9 +79,8 @@ class LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and count the storages it returns that were not known."""
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.follow(leaf)
+        for tensor in _tensors(result):
+            self.follow(tensor)
         return result
 
     def follow(self, tensor: Tensor) -> None:
@@ -121,12 +121,17 @@ class Shadows(LiveStorage):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return CPU
-        if func not in flop_registry and func._can_decompose():
+        if _decomposes(func):
             with self:
                 return func.decompose(*args, **kwargs)
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = list(_tensors((args, kwargs)))
         if given and not any(isinstance(tensor, Shadow) for tensor in given):
             return super().__torch_dispatch__(func, types, args, kwargs)
+        asked = (func, _told(args), _told(kwargs))
+        if asked in _answers:
+            answer = _answers[asked]
+            self.flops += answer.flops
+            return self._made(answer.result, given)
         if _by_value(func, args, kwargs):
             raise UnknownValueError(str(func))
         plain, named = [_shape_only(value) for value in args], {name: _shape_only(value) for name, value in kwargs.items()}
@@ -135,12 +140,16 @@ class Shadows(LiveStorage):  # type: ignore[no-untyped-call]
         result = func(*plain, **named)
         result = _as_a_cpu_lays_out(func, args, result)
         count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.flops += int(count(*plain, **named, out_val=result))
+        flops = 0 if count is None else int(count(*plain, **named, out_val=result))
+        self.flops += flops
         if torch.Tag.inplace_view in func.tags:
             with no_dispatch():  # changes the shadow's own shape
                 func(*args, **kwargs)
         changed = {id(tensor.shape_only): tensor for tensor in given if isinstance(tensor, Shadow)} if func._schema.is_mutable else {}
+        if asked == (func, _told(args), _told(kwargs)) and _are_new([one for one in _tensors(result) if id(one) not in changed], given):
+            if len(_answers) == REMEMBERED:
+                _answers.clear()
+            _answers[asked] = _Answer(flops, _described(result, changed, given))
         return self._shadow(result, changed)
 
     def shadow_of(self, tensor: Tensor) -> Shadow:
@@ -157,6 +166,83 @@ class Shadows(LiveStorage):  # type: ignore[no-untyped-call]
             self.follow(made)
             return made
         return type(value)(self._shadow(item, changed) for item in value) if isinstance(value, (list, tuple)) else value
+
+    def _made(self, described: Any, given: Sequence[Tensor]) -> Any:
+        """What an answer describes, in place of a result."""
+        if isinstance(described, _Form):
+            made = Shadow(torch.empty_strided(described.shape, described.strides, dtype=described.dtype, device=META))
+            self.follow(made)
+            return made
+        if isinstance(described, _Given):
+            return given[described.place]
+        return type(described)(self._made(one, given) for one in described) if isinstance(described, (list, tuple)) else described
+
+
+class _Form(NamedTuple):
+    """What an operator can see of a tensor without values; of one that it returns, a new one."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    shadow: bool
+
+
+class _Given(NamedTuple):
+    """A tensor that an operator was given, changed, and returns."""
+
+    place: int
+
+
+class _Answer(NamedTuple):
+    """What came of an operator: its work, and its result, with a `_Form` or a `_Given` in place of each tensor."""
+
+    flops: int
+    result: Any
+
+
+_answers: dict[Any, _Answer] = {}
+
+
+def _told(value: Any) -> Any:
+    """All that a result can depend on, as a key: 1, 1.0 and True are three things."""
+    if isinstance(value, Tensor):
+        return _form(value, isinstance(value, Shadow))
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_told, value))
+    if isinstance(value, dict):
+        return tuple((name, _told(item)) for name, item in value.items())
+    return type(value), value
+
+
+def _form(tensor: Tensor, shadow: bool = True) -> _Form:
+    return _Form(tuple(tensor.shape), tensor.stride(), tensor.dtype, shadow)
+
+
+def _are_new(results: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
+    """Whether each tensor has a storage of its own that holds nothing else."""
+    storages = [(one.shape_only if isinstance(one, Shadow) else one).untyped_storage() for one in (*given, *results)]
+    held = [1 + sum((n - 1) * stride for n, stride in zip(one.shape, one.stride(), strict=True)) if one.numel() else 0 for one in results]
+    sizes = [number * one.element_size() for number, one in zip(held, results, strict=True)]
+    apart = len({storage._cdata for storage in storages}) == len({s._cdata for s in storages[: len(given)]}) + len(results)
+    return apart and sizes == [storage.nbytes() for storage in storages[len(given) :]] and not any(one.storage_offset() for one in results)
+
+
+def _described(value: Any, changed: Mapping[int, Tensor], given: Sequence[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        kept = changed.get(id(value))
+        return _form(value) if kept is None else _Given(next(place for place, one in enumerate(given) if one is kept))
+    return type(value)(_described(item, changed, given) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in arguments or results, which are nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
 
 
 def shadowed(network: nn.Module, shadows: Shadows) -> list[nn.Parameter]:
@@ -217,6 +303,12 @@ def _conv_format(args: Sequence[Any], sizes: Sequence[int] | None) -> torch.memo
         return torch.preserve_format
     kernel = torch._C._select_conv_backend(*args, bias_sizes=sizes)
     return torch._C._conv_determine_backend_memory_format(image, weight, kernel)
+
+
+@lru_cache(maxsize=4096)
+def _decomposes(func: OpOverload) -> bool:
+    """Whether it is measured by the operators that it consists of."""
+    return func not in flop_registry and func._can_decompose()
 
 
 @lru_cache(maxsize=4096)

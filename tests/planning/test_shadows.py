@@ -54,9 +54,38 @@ def test_results_are_those_of_real_tensors() -> None:
     def made() -> list[torch.Tensor]:
         return operations(torch.zeros(2, 2, 8, 6, requires_grad=True), torch.ones(2, 2, 8, 6))
 
+    real = [seen(one) for one in made()]
+    for _ in range(2):  # the second time from what was remembered
+        with Shadows():
+            assert [seen(one) for one in made()] == real
+
+
+def test_what_was_remembered_is_counted_again() -> None:
+    def peaks() -> tuple[int, int, int]:
+        with Shadows() as shadows:
+            kept = operations(torch.zeros(2, 2, 8, 6, requires_grad=True), torch.ones(2, 2, 8, 6))
+            held = shadows.now
+            del kept
+        return held, shadows.peak, shadows.flops
+
+    assert peaks() == peaks()
+
+
+def test_equal_numbers_of_other_types_are_other_questions() -> None:
     with Shadows():
-        without = [seen(one) for one in made()]
-    assert without == [seen(one) for one in made()]
+        whole = torch.zeros(2, dtype=torch.int32)
+        assert [(whole + other).dtype for other in (1, 1.0, True, 1)] == [torch.int32, torch.float32, torch.int32, torch.int32]
+
+
+def test_what_is_changed_in_place_is_returned_itself() -> None:
+    with Shadows():
+        for _ in range(2):
+            image, other = torch.zeros(2, 3), torch.ones(2, 3)
+            assert image.add_(other) is image
+            view = image.view(6).add_(1)
+            assert view.shape_only.untyped_storage()._cdata == image.shape_only.untyped_storage()._cdata
+            assert image.t_() is image
+            assert image.shape == (3, 2)
 
 
 @pytest.mark.parametrize("half", [False, True])
