@@ -74,6 +74,13 @@ def plan_of(model: Path) -> Plan:
     return Plan.load(folder.plan_file)
 
 
+def warm_up() -> None:
+    """Import what `planned` needs: torch, and what that imports when it is first asked for a shape."""
+    from medseg.planning import planner, shadows  # noqa: F401
+
+    shadows.warm_up()
+
+
 def planned(
     found: Dataset,
     fingerprint: Fingerprint,
@@ -134,6 +141,14 @@ def prepared(
         progress=progress,
         cache=workspace.cache,
     )
+
+
+def prepared_all(plans: Sequence[Plan], workspace: Workspace, workers: int | None, progress: Progress, dataset: Dataset) -> None:
+    """Prepare the cases for several plans at a time; those of cascades need a trained model first, and are left out."""
+    from medseg.preprocessing.prepare import prepare_all
+
+    alone = {workspace.prepared(one): one for one in plans if not one.previous}
+    prepare_all(dataset, alone, workers, progress, workspace.cache)
 
 
 @dataclass(frozen=True)

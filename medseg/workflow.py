@@ -51,7 +51,9 @@ from medseg.steps import (
     plan_of,
     planned,
     prepared,
+    prepared_all,
     train_fold,
+    warm_up,
 )
 from medseg.workspace import RunFolder, Workspace
 
@@ -110,7 +112,9 @@ def plan(
 
     def asked() -> tuple[Machine, Plan | None]:
         check_names(task, network)
-        return machine(device, memory), plan_of(like) if like is not None else None
+        offered, model = machine(device, memory), plan_of(like) if like is not None else None
+        warm_up()
+        return offered, model
 
     workspace = Workspace(out)
     with shared_workers(workers, READING):
@@ -118,9 +122,8 @@ def plan(
         found, fingerprint = measured(opened(dataset, options, splits), workspace, workers, resample_labels, progress, aside)
         offered, model = aside.result()
         plans = planned(found, fingerprint, workspace, task, network, offered, edits, rules, model)
-        for one in plans:
-            if prepare and not one.previous:
-                prepared(one, workspace, workers, progress, found)
+        if prepare:
+            prepared_all(plans, workspace, workers, progress, found)
     return plans
 
 

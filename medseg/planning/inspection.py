@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from medseg.case import Case
-from medseg.dataset import CaseFiles, Dataset, Labels
+from medseg.dataset import CaseFiles, Channel, Labels
 from medseg.errors import ImageError, Problem
 from medseg.fingerprint import CaseStats
 from medseg.geometry import Array, Shape
@@ -62,7 +62,8 @@ class CaseReport:
 
 def inspect_case(
     files: CaseFiles,
-    dataset: Dataset,
+    channels: Sequence[Channel],
+    labels: Labels,
     resample_labels: bool = False,
     scratch: Scratch = IN_MEMORY,
     digests: Digests = UNREMEMBERED,
@@ -81,7 +82,7 @@ def inspect_case(
     if any(h is None for h in headers):
         return report
     known = [h for h in headers if h is not None]
-    _check_channels(files, dataset, known, report)
+    _check_channels(files, channels, known, report)
     _check_shape(files, known[0], report)
     _place_channels(files, known, report)
     if label is not None and files.label is not None:
@@ -98,7 +99,7 @@ def inspect_case(
         image = _read(path, report, lambda path: read_image(path, scratch))
         if image is None:
             continue
-        features += _check_voxels(path, image, dataset, report, len(features))
+        features += _check_voxels(path, image, channels, report, len(features))
         if measure is not None:
             read[path] = image
         del image  # or it would be there still while the next one is read
@@ -107,7 +108,7 @@ def inspect_case(
         return report
     found = _read(files.label, report, read_label)
     if found is not None:
-        _check_label(files.label, found, dataset.labels, known[0], report)
+        _check_label(files.label, found, labels, known[0], report)
     if measure is not None and found is not None and not report.problems:
         moved = files.model_copy(update={"resample_label": True}) if report.resample else files
         report.stats = measure(moved, lambda: read_case(moved, True, scratch, lambda path, _: read[path], lambda _: found))
@@ -145,15 +146,15 @@ def _named(case: str, problem: Problem) -> Problem:
     return Problem(problem.what, f"case '{case}', {problem.where}", problem.found, problem.expected, problem.fix)
 
 
-def _check_channels(files: CaseFiles, dataset: Dataset, headers: list[Header], report: CaseReport) -> None:
-    found, wanted = sum(h.channels for h in headers), len(dataset.channels)
+def _check_channels(files: CaseFiles, channels: Sequence[Channel], headers: list[Header], report: CaseReport) -> None:
+    found, wanted = sum(h.channels for h in headers), len(channels)
     if found == wanted:
         return
     fix = "Add or remove channels, or correct the channels that the dataset declares."
     stored = (*headers[0].shape, headers[0].channels)
     if len(headers) == 1 and found > wanted and wanted in stored and wanted > 1:
         fix = "The channels seem to lie on another axis: store them on the last one (NIfTI: X, Y, Z, channels)."
-    names = ", ".join(c.name for c in dataset.channels)
+    names = ", ".join(c.name for c in channels)
     report.problems.append(
         Problem("wrong number of channels", f"case '{files.id}', {files.images[0]}", f"{found}", f"{wanted} ({names})", fix)
     )
@@ -189,11 +190,11 @@ def _check_shape(files: CaseFiles, header: Header, report: CaseReport) -> None:
         report.problems.append(Problem("is an image of one row", where, found, "several rows and columns", "Leave the case out."))
 
 
-def _check_voxels(path: Path, image: Image, dataset: Dataset, report: CaseReport, first: int) -> list[tuple[float, ...]]:
+def _check_voxels(path: Path, image: Image, channels: Sequence[Channel], report: CaseReport, first: int) -> list[tuple[float, ...]]:
     where = f"case '{report.id}', {path}"
     features = []
     for i, channel in enumerate(image.array, first):
-        name = f"channel '{dataset.channels[i].name}'" if i < len(dataset.channels) else f"channel {i}"
+        name = f"channel '{channels[i].name}'" if i < len(channels) else f"channel {i}"
         seen = _survey(channel)
         if seen.bad:
             report.problems.append(

@@ -13,7 +13,6 @@ from types import FunctionType
 from typing import Any, NamedTuple, final
 
 import torch
-import torch.fx.experimental.symbolic_shapes  # PyTorch's shape functions do, when they are first called; it takes as long as a plan
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._mode_utils import no_dispatch
@@ -27,6 +26,13 @@ NORMS = {  # of these a CPU keeps the statistics in the type of the input, the m
     torch.ops.aten._native_batch_norm_legit.no_stats,
     torch.ops.aten.native_layer_norm.default,
 }
+
+
+def warm_up() -> None:
+    """Let PyTorch's shape functions import now what they would import when they are first called: a package of symbolic mathematics, which
+    takes longer than a plan."""
+    with Shadows():
+        torch.zeros_like(torch.zeros(1))
 
 
 class UnknownValueError(Exception):

@@ -103,7 +103,8 @@ def _verified(
     files = [*dataset.cases, *dataset.unlabelled]
     work = partial(
         inspect_case,
-        dataset=dataset,
+        channels=dataset.channels,
+        labels=dataset.labels,
         resample_labels=resample_labels,
         scratch=Scratch(memory_per_array(workers or default_workers(), ARRAYS)),
         digests=Digests.of_cache(cache),

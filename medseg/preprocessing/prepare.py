@@ -1,15 +1,16 @@
-"""Prepare every case of a dataset once, so that training only reads windows: parallel, resumable, atomic."""
+"""Prepare every case of a dataset once, so that training only reads windows: parallel, resumable, atomic, for several plans at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from medseg.case import Case
 from medseg.dataset import CaseFiles, Dataset
 from medseg.device import memory_per_array
 from medseg.domains.base import find_domain
@@ -30,11 +31,26 @@ ARRAYS = 4  # large arrays that exist at once while a case is prepared
 
 
 @dataclass(frozen=True)
-class _Done:
-    """What one case came to: bytes on disk, and whether it had been prepared before."""
+class _Target:
+    """How cases are prepared, and where they lie then.
 
-    size: int
-    skipped: bool
+    Attributes:
+        plan: without sections of which only the kind matters here, because their classes would import torch in every process.
+        asked: all that the plan does to a case, as text.
+    """
+
+    plan: Plan
+    asked: str
+    folder: Path
+
+    @classmethod
+    def of(cls, plan: Plan, folder: Path) -> _Target:
+        kinds = {part: Section(kind=getattr(plan, part).kind) for part in ("network", "target")}
+        return cls(plan.model_copy(update=kinds), f"{plan.space.preparation_key()} {plan.data.labels.to_json()}", folder)
+
+    def digest(self, content: str) -> str:
+        """Changes with any byte of a case's files, whose digest is `content`, and with whatever the plan does to them."""
+        return hashlib.blake2b(f"{FORMAT} {content} {self.asked}".encode(), digest_size=8).hexdigest()
 
 
 def prepare(
@@ -45,33 +61,45 @@ def prepare(
     progress: Progress | None = None,
     cache: Path | None = None,
 ) -> Store:
-    """Prepare all labelled cases of `dataset` as `plan` says and keep them in `folder`.
+    """As `prepare_all`, for one plan."""
+    (store,) = prepare_all(dataset, {folder: plan}, workers, progress, cache)
+    return store
+
+
+def prepare_all(
+    dataset: Dataset,
+    plans: Mapping[Path, Plan],
+    workers: int | None = None,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+) -> tuple[Store, ...]:
+    """Prepare all labelled cases of `dataset` as each plan says and keep them in its folder; every case is read once for all of them.
 
     A case whose files and settings are those of an earlier call is skipped, so an interrupted call is continued by repeating it. A case
     that fails does not stop the others; all failures are raised together at the end.
 
     Args:
         dataset: what to prepare.
-        plan: a plan made for this dataset.
-        folder: where prepared cases lie, `Workspace.prepared(plan)`.
+        plans: plans made for this dataset, by the folder where their prepared cases lie, `Workspace.prepared(plan)`.
         workers: processes; None is one per core.
         progress: told about each case.
         cache: folder in which digests of files are remembered (`Workspace.cache`), so that a repeated call reads no file again; None: no
             cache.
 
     Raises:
-        PlanError: the plan was made for other channels, labels or dimensions.
+        PlanError: a plan was made for other channels, labels or dimensions.
         ResourceError: the disk is too small (found out from one case before all others are begun) or cannot be written.
         DatasetError: cases that cannot be prepared, all of them.
     """
     progress = progress or Silent()
-    _check_fit(dataset, plan)
-    store = Store(folder)
-    store.sweep()
-    # Without sections of which only the kind matters here: their classes would import torch in every process.
-    asked = plan.model_copy(update={part: Section(kind=getattr(plan, part).kind) for part in ("network", "target")})
-    work = partial(_prepare_case, plan=asked, folder=folder, scratch=_scratch(workers), digests=Digests.of_cache(cache))
-    begun = set(store.ids())
+    for plan in plans.values():
+        _check_fit(dataset, plan)
+    stores = tuple(map(Store, plans))
+    for store in stores:
+        store.sweep()
+    targets = tuple(_Target.of(plan, folder) for folder, plan in plans.items())
+    work = partial(_prepare_case, targets=targets, scratch=_scratch(workers), digests=Digests.of_cache(cache))
+    begun = set.intersection(*(set(store.ids()) for store in stores))
     fresh = [case for case in dataset.cases if case.id not in begun]
     problems: list[Problem] = []
     trials = _trials(fresh)
@@ -80,7 +108,7 @@ def prepare(
         known.add(trial.id)
         (outcome,) = map_cases(work, [trial], workers)
         if outcome.result is not None:
-            _check_disk(folder, outcome.result.size, trial, [case for case in fresh if case.id not in known])
+            _check_disk(stores[0].folder, outcome.result, trial, [case for case in fresh if case.id not in known])
             break
         problems.extend(_named(trial, outcome.failure))
     rest = [case for case in dataset.cases if case.id not in known]
@@ -91,7 +119,7 @@ def prepare(
         progress.update("prepare", done, len(dataset.cases))
     if problems:
         raise DatasetError(problems)
-    return store
+    return stores
 
 
 def _trials(fresh: Sequence[CaseFiles]) -> list[CaseFiles]:
@@ -101,25 +129,22 @@ def _trials(fresh: Sequence[CaseFiles]) -> list[CaseFiles]:
     return [fresh[i] for i in sorted({0, len(fresh) // 2, len(fresh) - 1}, key=lambda i: abs(2 * i - len(fresh)))]
 
 
-def _prepare_case(files: CaseFiles, plan: Plan, folder: Path, scratch: Scratch, digests: Digests) -> _Done:
-    """Runs in a worker process."""
-    store = Store(folder)
-    digest = preparation_digest(files, plan, digests)
-    if store.has(files.id, digest):
-        return _Done(0, skipped=True)
-    domain = find_domain(plan.domain)(plan)
+def _prepare_case(files: CaseFiles, targets: Sequence[_Target], scratch: Scratch, digests: Digests) -> int:
+    """The bytes on disk that one case came to, 0 where it had been prepared before. Runs in a worker process."""
+    content = digests.case(files)
+    wanted = [(one, digest) for one in targets if not Store(one.folder).has(files.id, digest := one.digest(content))]
+    if not wanted:
+        return 0
     native = read_case(files, scratch=scratch)
+    return sum(_prepare(native, one, digest, scratch) for one, digest in wanted)
+
+
+def _prepare(native: Case, target: _Target, digest: str, scratch: Scratch) -> int:
+    domain = find_domain(target.plan.domain)(target.plan)
     case = domain.prepare(native, scratch)
     locations = domain.locations(case.label) if case.label is not None else ()
-    store.write(case, native.grid, locations, digest)
-    size = case.image.nbytes + (case.label.nbytes if case.label is not None else 0) + sum(index.nbytes for index in locations)
-    return _Done(size, skipped=False)
-
-
-def preparation_digest(files: CaseFiles, plan: Plan, digests: Digests) -> str:
-    """Changes with any byte of the case's files and with whatever the plan does to them."""
-    key = f"{FORMAT} {digests.case(files)} {plan.space.preparation_key()} {plan.data.labels.to_json()}"
-    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    Store(target.folder).write(case, native.grid, locations, digest)
+    return case.image.nbytes + (case.label.nbytes if case.label is not None else 0) + sum(index.nbytes for index in locations)
 
 
 def _scratch(workers: int | None) -> Scratch:
