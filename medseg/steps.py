@@ -18,7 +18,7 @@ from medseg.held_out import predict_held_out, splits_of, with_priors
 from medseg.io.layouts.base import LayoutOptions, open_dataset
 from medseg.io.layouts.splits import with_splits
 from medseg.io.store import Store
-from medseg.parallel import Aside
+from medseg.parallel import Aside, importing
 from medseg.planning.verify import verify_and_measure
 from medseg.plans import Plan
 from medseg.preconditions import check_cascade, check_fold_count, check_memory, check_same_splits, check_workspace
@@ -76,9 +76,10 @@ def plan_of(model: Path) -> Plan:
 
 def warm_up() -> None:
     """Import what `planned` needs: torch, and what that imports when it is first asked for a shape."""
-    from medseg.planning import planner, shadows  # noqa: F401
+    with importing():
+        from medseg.planning import planner, shadows  # noqa: F401
 
-    shadows.warm_up()
+        shadows.warm_up()
 
 
 def planned(
