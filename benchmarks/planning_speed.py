@@ -31,6 +31,7 @@ from medseg.interop.nnunet.folder import import_model
 from medseg.parallel import default_workers
 
 NUMBER = 4  # of the dataset, for nnU-Net
+NEW = Path("NEW")  # stands for a new folder
 
 
 @dataclass
@@ -113,30 +114,29 @@ def main() -> None:
             (work / part).mkdir(exist_ok=True)
             environment[f"nnUNet_{part}"] = str(work / part)
 
+        # A new folder each time, and nothing is removed meanwhile: Linux is slow to make files where others have just been removed.
+        def fresh() -> Path:
+            return Path(tempfile.mkdtemp(dir=work))
+
         def ours(*command: str | Path) -> Callable[[], Seconds]:
-            def once() -> Seconds:
-                shutil.rmtree(work / "plans", ignore_errors=True)
-                return timed([medseg, *command], environment, work / "medseg.log")
+            return lambda: timed([medseg, *(fresh() if part is NEW else part for part in command)], environment, work / "medseg.log")
 
-            return once
-
-        def theirs(*command: str | Path) -> Callable[[], Seconds]:
+        def theirs(program: str, *command: str | Path) -> Callable[[], Seconds]:
             def once() -> Seconds:
-                shutil.rmtree(work / "preprocessed")
-                (work / "preprocessed").mkdir()
-                return timed([bin_ / command[0], *command[1:]], environment, work / "nnunet.log")
+                here = environment | {"nnUNet_preprocessed": str(fresh())}
+                return timed([bin_ / program, *(fresh() if part is NEW else part for part in command)], here, work / "nnunet.log")
 
             return once
 
         rows.append(
             compared(
                 "plan and preprocess, 2D and 3D",
-                ours("plan", arguments.dataset, "-o", work / "plans", "--preprocess"),
+                ours("plan", arguments.dataset, "-o", NEW, "--preprocess"),
                 theirs("nnUNetv2_plan_and_preprocess", "-d", str(NUMBER), "-c", "2d", "3d_fullres"),
                 arguments.repeats,
             )
         )
-        rows.append(compared("plan alone", ours("plan", arguments.dataset, "-o", work / "plans"), None, arguments.repeats))
+        rows.append(compared("plan alone", ours("plan", arguments.dataset, "-o", NEW), None, arguments.repeats))
         if arguments.model is not None:
             images, run = work / "images", work / "run"
             images.mkdir()
@@ -146,9 +146,9 @@ def main() -> None:
             rows.append(
                 compared(
                     f"predict one small case, {len(folds)} folds, on the CPU",
-                    ours("predict", run, images, "-o", work / "plans", "--device", "cpu"),
+                    ours("predict", run, images, "-o", NEW, "--device", "cpu"),
                     theirs(
-                        *("nnUNetv2_predict_from_modelfolder", "-i", images, "-o", work / "preprocessed" / "out", "-m", arguments.model),
+                        *("nnUNetv2_predict_from_modelfolder", "-i", images, "-o", NEW, "-m", arguments.model),
                         *("-f", *names, "-device", "cpu", "--disable_progress_bar"),
                     ),
                     arguments.repeats,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 
 
 def main() -> None:
     """See `medseg.commands.main`; an interrupt while that is still being imported ends in a line, too."""
     try:
-        from medseg.parallel import importing
+        from medseg.garbage import ending, importing, own_process
 
+        own_process()
         with importing():
             from medseg.commands import main as run
     except KeyboardInterrupt:
@@ -19,7 +19,7 @@ def main() -> None:
     try:
         run()
     finally:
-        gc.freeze()  # the process ends: to look for garbage once more in all that torch has imported takes half a second
+        ending()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,7 @@
-"""Work over cases in several processes: spawn-safe, in order, one failing item does not stop the others; and work aside, in a thread.
-
-Imports are most of a short command. Python looks for garbage while they make objects, which all stay: that takes a third of their time.
-"""
+"""Work over cases in several processes: spawn-safe, in order, one failing item does not stop the others; and work aside, in a thread."""
 
 from __future__ import annotations
 
-import gc
 import importlib
 import multiprocessing
 import os
@@ -19,6 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from medseg.errors import MedsegError, Problem, ResourceError
+from medseg.garbage import importing, own_process
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -113,23 +110,10 @@ def _new_pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet_worker)
 
 
-@contextmanager
-def importing() -> Iterator[None]:
-    """Within it nothing looks for garbage, in no thread."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
 def _import(modules: Iterable[str]) -> None:
     with importing():
         for module in modules:
             importlib.import_module(module)
-    gc.freeze()  # nor is it looked for there later, most of all when the process ends
 
 
 class Aside(Generic[R]):
@@ -168,5 +152,6 @@ def _quiet_worker() -> None:
     """One compute thread per worker: the pool already uses every core; Ctrl-C is handled by the parent."""
     import signal
 
+    own_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # read when the worker first imports numpy or torch

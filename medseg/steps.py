@@ -14,14 +14,15 @@ from medseg.dataset import Dataset, Split, Splits
 from medseg.device import Machine, choose_device
 from medseg.errors import ResourceError, UsageError
 from medseg.fingerprint import Fingerprint
+from medseg.garbage import importing
 from medseg.held_out import predict_held_out, splits_of, with_priors
 from medseg.io.layouts.base import LayoutOptions, open_dataset
 from medseg.io.layouts.splits import with_splits
 from medseg.io.store import Store
-from medseg.parallel import Aside, importing
+from medseg.parallel import Aside
 from medseg.planning.verify import verify_and_measure
 from medseg.plans import Plan
-from medseg.preconditions import check_cascade, check_fold_count, check_memory, check_same_splits, check_workspace
+from medseg.preconditions import check_cascade, check_fold_count, check_memory, check_names, check_same_splits, check_workspace
 from medseg.progress import Progress
 from medseg.workspace import RunFolder, Workspace
 
@@ -74,9 +75,10 @@ def plan_of(model: Path) -> Plan:
     return Plan.load(folder.plan_file)
 
 
-def warm_up() -> None:
-    """Import what `planned` needs: torch, and what that imports when it is first asked for a shape."""
+def warm_up(task: str, network: str) -> None:
+    """Import what `planned` needs: torch, and what that imports when it is first asked for a shape. Raises PlanError for an unknown name."""
     with importing():
+        check_names(task, network)
         from medseg.planning import planner, shadows  # noqa: F401
 
         shadows.warm_up()

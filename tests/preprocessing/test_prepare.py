@@ -18,11 +18,12 @@ import pytest
 from medseg.dataset import file_digest
 from medseg.device import Machine
 from medseg.errors import DatasetError, PlanError, ResourceError
+from medseg.io.images import read_case
 from medseg.io.layouts.base import open_dataset
 from medseg.planning.fingerprinting import make_fingerprint
 from medseg.planning.planner import make_plans
 from medseg.plans import Plan
-from medseg.preprocessing.prepare import prepare
+from medseg.preprocessing.prepare import prepare, prepare_all
 
 CASES = 6
 
@@ -107,6 +108,31 @@ def test_processes_give_the_same_bytes(planned, data, tmp_path):
         assert path.read_bytes() == (two.folder / path.relative_to(one.folder)).read_bytes()
 
 
+def test_several_plans_at_a_time(planned, data, tmp_path, monkeypatch):
+    """The arrays are those of one plan after another, and no file is read twice; what one folder has already is not prepared again."""
+    dataset, plan = open_dataset(data), planned[1]
+    coarse = plan.edited({"space.spacing": "[2.0, 2.0, 2.0]"})
+    apart = [prepare(dataset, one, tmp_path / f"apart{i}", workers=1) for i, one in enumerate((plan, coarse))]
+    first = tmp_path / "first"
+    shutil.copytree(apart[0].folder, first, ignore=lambda _, names: {"case2"} & set(names))
+    before = stamps(first)
+    reads: list[str] = []
+
+    def counted(files, **how):
+        reads.append(files.id)
+        return read_case(files, **how)
+
+    monkeypatch.setattr("medseg.preprocessing.prepare.read_case", counted)
+    together = prepare_all(dataset, {first: plan, tmp_path / "second": coarse}, workers=1)
+    assert sorted(reads) == [f"case{i}" for i in range(CASES)]
+    assert {name: stamp for name, stamp in stamps(first).items() if name != "case2"} == before
+    assert [store.folder for store in together] == [first, tmp_path / "second"]
+    for one, other in zip(apart, together, strict=True):
+        files = sorted(path.relative_to(one.folder) for path in one.folder.rglob("*") if path.is_file())
+        assert files == sorted(path.relative_to(other.folder) for path in other.folder.rglob("*") if path.is_file())
+        assert all((one.folder / path).read_bytes() == (other.folder / path).read_bytes() for path in files)
+
+
 def test_all_failures_at_once(planned, data, tmp_path):
     whole = (data / "images" / "case1.nii.gz").read_bytes()
     (data / "images" / "case1.nii.gz").write_bytes(whole[:200])
@@ -151,6 +177,7 @@ def test_plan_of_another_dataset(planned, data, tmp_path):
 SCRIPT = """
 import sys, time
 from pathlib import Path
+from medseg.io.images import read_case
 from medseg.io.layouts.base import open_dataset
 from medseg.io.store import Store
 from medseg.plans import Plan
