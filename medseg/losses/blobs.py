@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from medseg.imaging.components import label_components
@@ -25,6 +24,8 @@ def number_blobs(classes: Tensor) -> Tensor:
     Returns:
         `(N, *spatial)` int16, from 1 on, at most `BLOBS`; 0 outside. Corners touch.
     """
+    from scipy import ndimage
+
     values = classes.to("cpu", torch.int16).clamp_min_(0).numpy()
     numbers = np.zeros(values.shape, dtype=np.int16)
     for window, found in zip(values, numbers, strict=True):

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.special import expit
 from torch import Tensor
 
 from medseg.case import Batch
@@ -205,7 +204,7 @@ class Semantic(Task):
         def chances() -> Iterator[tuple[slice, NDArray[np.float32]]]:
             for rows, slab in dense.slabs():
                 logits = np.asarray(slab, dtype=np.float32)
-                yield rows, _softmax(logits) if self.labels.exclusive else np.asarray(expit(logits), dtype=np.float32)
+                yield rows, _softmax(logits) if self.labels.exclusive else _sigmoid(logits)
 
         return self._decided(chances(), dense.shape, case_id, probabilities, scratch, uncertainty)
 
@@ -381,6 +380,12 @@ def _at(target: Tensor, size: tuple[int, ...]) -> Tensor:
         centres = ((torch.arange(want, device=target.device) + 0.5) * (have / want)).long()
         target = target.index_select(axis, centres)
     return target
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    from scipy.special import expit
+
+    return np.asarray(expit(logits), dtype=np.float32)
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
