@@ -109,17 +109,16 @@ def plan(
         prepare: also prepare the cases for every configuration (see `preprocess`), except cascades, which need a trained model first.
         like: a model folder; the configuration of its kind takes its network, and what the weights of this depend on, and is recommended.
     """
-
     workspace = Workspace(out)
     with shared_workers(workers, READING):
-        found = opened(dataset, options, splits)
+        described = opened(dataset, options, splits)
 
         def asked() -> tuple[Machine, Plan | None]:
-            warm_up(task or found.task, network)
+            warm_up(task or described.task, network)
             return machine(device, memory), plan_of(like) if like is not None else None
 
         aside = Aside(asked)  # torch is imported while other processes read the cases
-        found, fingerprint = measured(found, workspace, workers, resample_labels, progress, aside)
+        found, fingerprint = measured(described, workspace, workers, resample_labels, progress, aside)
         offered, model = aside.result()
         plans = planned(found, fingerprint, workspace, task, network, offered, edits, rules, model)
         if prepare:

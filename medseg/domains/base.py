@@ -107,6 +107,11 @@ class Domain(ABC):
         Large arrays come from `scratch`; with a bounded one memory does not grow with the image (which may itself lie in a file).
         """
 
+    def prepares_like(self, other: Domain, grid: Grid) -> bool:
+        """Whether a case on this native grid comes out of `prepare` exactly as it does of `other`'s, a domain of the same kind with another plan
+        of the same data; then it is prepared once for both."""
+        return False
+
     @abstractmethod
     def locations(self, label: NDArray[Any]) -> tuple[NDArray[np.int32], ...]:
         """Where windows of a prepared label map may be centred: at most a few thousand voxel indices `(n, d)` per entry, chosen by a fixed rule.

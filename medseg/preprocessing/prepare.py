@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medseg.case import Case
 from medseg.dataset import CaseFiles, Dataset
 from medseg.device import memory_per_array
-from medseg.domains.base import find_domain
+from medseg.domains.base import Domain, find_domain
 from medseg.errors import DatasetError, MedsegError, PlanError, Problem, ResourceError
 from medseg.io.digests import Digests
 from medseg.io.images import read_case, read_header
@@ -136,15 +139,35 @@ def _prepare_case(files: CaseFiles, targets: Sequence[_Target], scratch: Scratch
     if not wanted:
         return 0
     native = read_case(files, scratch=scratch)
-    return sum(_prepare(native, one, digest, scratch) for one, digest in wanted)
+    size, last = 0, None
+    for one, digest in wanted:
+        domain = find_domain(one.plan.domain)(one.plan)
+        if last is None or not (type(domain) is type(last.domain) and domain.prepares_like(last.domain, native.grid)):
+            last = None  # or there would be two of it
+            last = _Prepared.by(domain, native, scratch)
+        Store(one.folder).write(last.case, native.grid, last.locations, digest)
+        size += last.size
+    return size
 
 
-def _prepare(native: Case, target: _Target, digest: str, scratch: Scratch) -> int:
-    domain = find_domain(target.plan.domain)(target.plan)
-    case = domain.prepare(native, scratch)
-    locations = domain.locations(case.label) if case.label is not None else ()
-    Store(target.folder).write(case, native.grid, locations, digest)
-    return case.image.nbytes + (case.label.nbytes if case.label is not None else 0) + sum(index.nbytes for index in locations)
+@dataclass(frozen=True)
+class _Prepared:
+    """A prepared case, and the domain that has prepared it."""
+
+    domain: Domain
+    case: Case
+    locations: tuple[NDArray[np.int32], ...]
+
+    @classmethod
+    def by(cls, domain: Domain, native: Case, scratch: Scratch) -> _Prepared:
+        case = domain.prepare(native, scratch)
+        return cls(domain, case, domain.locations(case.label) if case.label is not None else ())
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory, about as many as on the disk."""
+        arrays = (self.case.image, *(() if self.case.label is None else (self.case.label,)), *self.locations)
+        return sum(array.nbytes for array in arrays)
 
 
 def _scratch(workers: int | None) -> Scratch:

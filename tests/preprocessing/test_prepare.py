@@ -17,6 +17,7 @@ import pytest
 
 from medseg.dataset import file_digest
 from medseg.device import Machine
+from medseg.domains.grid.prepare import prepare_case
 from medseg.errors import DatasetError, PlanError, ResourceError
 from medseg.io.images import read_case
 from medseg.io.layouts.base import open_dataset
@@ -131,6 +132,26 @@ def test_several_plans_at_a_time(planned, data, tmp_path, monkeypatch):
         files = sorted(path.relative_to(one.folder) for path in one.folder.rglob("*") if path.is_file())
         assert files == sorted(path.relative_to(other.folder) for path in other.folder.rglob("*") if path.is_file())
         assert all((one.folder / path).read_bytes() == (other.folder / path).read_bytes() for path in files)
+
+
+def test_what_is_prepared_alike_is_prepared_once(planned, data, tmp_path, monkeypatch):
+    """An axis that one plan leaves as it is, and that has another's target spacing already."""
+    dataset, plan = open_dataset(data), planned[1]
+    slices = plan.edited({"space.spacing": "[null, 1.0, 1.0]"})
+    coarser = plan.edited({"space.spacing": "[null, 2.0, 1.0]"})
+    apart = [prepare(dataset, one, tmp_path / f"apart{i}", workers=1) for i, one in enumerate((plan, slices, coarser))]
+    made: list[tuple[float | None, ...]] = []
+
+    def counted(case, settings, scratch):
+        made.append(settings.spacing)
+        return prepare_case(case, settings, scratch)
+
+    monkeypatch.setattr("medseg.domains.grid.domain.prepare_case", counted)
+    together = prepare_all(dataset, {tmp_path / f"together{i}": one for i, one in enumerate((plan, slices, coarser))}, workers=1)
+    assert made == [plan.space.spacing, coarser.space.spacing] * CASES
+    for one, other in zip(apart, together, strict=True):
+        for path in one.folder.glob("*/*"):
+            assert path.read_bytes() == (other.folder / path.relative_to(one.folder)).read_bytes()
 
 
 def test_all_failures_at_once(planned, data, tmp_path):

@@ -16,7 +16,7 @@ from medseg.domains.base import Domain, Draft, Run
 from medseg.domains.grid.drafts import draft_like, make_drafts
 from medseg.domains.grid.maps import MeanMap, ResampledMap
 from medseg.domains.grid.measure import measure_case
-from medseg.domains.grid.prepare import extent, prepare_case, restore_array
+from medseg.domains.grid.prepare import extent, prepare_case, restore_array, spacing_on
 from medseg.domains.grid.sampling import sample_window, source_window, window_locations
 from medseg.domains.grid.settings import Blending, GridSettings, Interpolation
 from medseg.fingerprint import CaseStats, Fingerprint
@@ -81,6 +81,12 @@ class GridDomain(Domain):
     def prepare(self, case: Case, scratch: Scratch = IN_MEMORY) -> Case:
         """See `Domain.prepare`."""
         return prepare_case(case, self.settings, scratch)
+
+    def prepares_like(self, other: Domain, grid: Grid) -> bool:
+        """See `Domain.prepares_like`: where the target spacing of the one is what the other leaves as it is."""
+        assert isinstance(other, GridDomain)
+        ours, theirs = (one.settings.preparing().model_copy(update={"spacing": spacing_on(grid, one.settings)}) for one in (self, other))
+        return ours == theirs and self.plan.data.labels == other.plan.data.labels
 
     def locations(self, label: NDArray[Any]) -> tuple[NDArray[np.int32], ...]:
         """See `Domain.locations`."""

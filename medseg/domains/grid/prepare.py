@@ -73,7 +73,7 @@ def _resampling(grid: Grid, shape: Shape, settings: GridSettings) -> tuple[Resam
     """The step to the prepared grid, and the axis along which the image takes its nearest neighbour."""
     step = Resample(source=grid.shape, shape=shape)
     if settings.interpolation is Interpolation.nnunet:
-        target = tuple(has if wanted is None else wanted for has, wanted in zip(grid.spacing, settings.spacing, strict=True))
+        target = _target(grid, settings)
         return step.model_copy(update={"thick": thick_axis(target, grid.spacing)}), thick_axis(grid.spacing, target)
     apart = coarse_axis(grid.spacing)
     return step, apart if apart is not None else coarse_axis(step.grid(grid).spacing)
@@ -85,6 +85,15 @@ def prepared_shape(grid: Grid, settings: GridSettings) -> Shape:
         n if target is None else max(1, round(spacing / target * n))
         for n, spacing, target in zip(grid.shape, grid.spacing, settings.spacing, strict=True)
     )
+
+
+def spacing_on(grid: Grid, settings: GridSettings) -> tuple[float, ...]:
+    """Target spacing in mm along the prepared axes of a case on a native grid."""
+    return _target(_orient(grid, settings).grid(grid), settings)
+
+
+def _target(grid: Grid, settings: GridSettings) -> tuple[float, ...]:
+    return tuple(has if wanted is None else wanted for has, wanted in zip(grid.spacing, settings.spacing, strict=True))
 
 
 def extent(grid: Grid, settings: GridSettings) -> Shape:

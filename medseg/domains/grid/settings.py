@@ -176,5 +176,10 @@ class GridSettings(SpaceSection):
         return tuple(told)
 
     def preparation_key(self) -> str:
-        """Random changes happen in training and blending in prediction: plans that differ in them share prepared cases."""
-        return self.model_copy(update={"augmentation": Augmentation(), "prior": None, "blending": Blending.centred}).to_json()
+        """See `preparing`."""
+        return self.preparing().to_json()
+
+    def preparing(self) -> Self:
+        """What a prepared case depends on: random changes happen in training and blending in prediction, so plans that differ in them share
+        prepared cases."""
+        return self.model_copy(update={"augmentation": Augmentation(), "prior": None, "blending": Blending.centred})

@@ -44,10 +44,10 @@ class DicomStudies(Layout):
 
     def detect(self, root: Path) -> bool:
         """See `Layout.detect`."""
-        from medseg.io.dicom.reading.sources import open_source, walk
-
         if is_described(root):
             return False
+        from medseg.io.dicom.reading.sources import open_source, walk  # not before: pydicom takes long to import
+
         dicom = 0
         for source in islice(walk([root]), LOOKED_AT):
             if image_suffix(Path(source.member or source.path)):
