@@ -15,14 +15,14 @@ from medseg.dataset import Dataset, file_digest
 from medseg.device import choose_device
 from medseg.errors import ImageError, MedsegError, ModelError, Problem, UsageError
 from medseg.evaluation.records import Evaluation
-from medseg.evaluation.selection import Members, Selection, candidates, case_scores, choose, folder_name
+from medseg.evaluation.selection import Selection, candidates, case_scores, choose, folder_name
 from medseg.held_out import report
 from medseg.plans import Plan
 from medseg.progress import Progress, Silent
 from medseg.record import Record, write_folder
 from medseg.steps import log_model, workspace_of
 from medseg.training.splits import Splits, left_out
-from medseg.workspace import Provenance, RunFolder
+from medseg.workspace import Members, Provenance, RunFolder
 
 SILENT = Silent()
 CANDIDATES = ".candidates"  # folder of their predictions, until one is chosen

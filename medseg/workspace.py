@@ -103,6 +103,10 @@ class Workspace:
         return Splits.load(self.splits_file) if self.splits_file.is_file() else None
 
 
+Members = tuple[str, ...]
+"""Names of the models of an ensemble, that of the model folder itself first; one name is a model alone."""
+
+
 class Provenance(Record):
     """Where a model comes from. No path and no patient identifier."""
 

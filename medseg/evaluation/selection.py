@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 from medseg.evaluation.records import Evaluation, defined
 from medseg.metrics.statistics import FEWEST_CASES, Interval, mean_interval
 from medseg.record import Record
-
-Members = tuple[str, ...]
-"""Names of the models of a candidate, the best one first; one name is a model alone."""
+from medseg.workspace import Members
 
 
 class Candidate(Record):

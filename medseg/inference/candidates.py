@@ -14,9 +14,7 @@ from medseg.inference.ledger import Ledger, PredictedCase
 from medseg.inference.output import Output
 from medseg.inference.predictor import Predictor
 from medseg.record import check_writable
-
-Members = tuple[str, ...]
-"""Names of the models of an ensemble; one name is a model alone."""
+from medseg.workspace import Members
 
 
 @final
