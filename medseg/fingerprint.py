@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
@@ -58,7 +60,10 @@ class CaseStats(Record):
         zeros: fraction of voxels that are zero in every channel.
         channels: one per channel; none in a fingerprint, which holds them pooled.
         classes: one per class, in the order of `Labels.classes`.
+        ignored: number of voxels without annotation; written where there are any.
     """
+
+    seldom: ClassVar[tuple[str, ...]] = ("ignored",)
 
     id: str
     digest: str
@@ -68,6 +73,7 @@ class CaseStats(Record):
     zeros: float
     channels: tuple[Intensities, ...] = ()
     classes: tuple[ClassStats, ...]
+    ignored: int = 0
 
 
 class Fingerprint(Record):

@@ -42,7 +42,7 @@ class SemanticSettings(TargetSection):
 
     kind: Literal["semantic"] = "semantic"
     frequencies: tuple[float, ...] = Field(
-        description="Share of all voxels that each channel of the network stands for; its first guess before anything is learnt."
+        description="Share of annotated voxels that each channel of the network stands for; its first guess before anything is learnt."
     )
     class_weights: tuple[float, ...] = Field(
         description="Weight of each class in the cross entropy, in the order of the network's channels; empty: all alike."
@@ -329,9 +329,9 @@ def _heads(labels: Labels, settings: SemanticSettings) -> tuple[Head, ...]:
 
 
 def _frequencies(fingerprint: Fingerprint) -> tuple[float, ...]:
-    """Share of voxels of each channel over the dataset, bounded away from 0 and 1."""
+    """Share of annotated voxels of each channel over the dataset, bounded away from 0 and 1."""
     voxels = [sum(case.classes[k].voxels for case in fingerprint.cases) for k in range(len(fingerprint.labels.classes))]
-    total = sum(math.prod(case.shape) for case in fingerprint.cases)
+    total = max(1, sum(math.prod(case.shape) - case.ignored for case in fingerprint.cases))
     if fingerprint.labels.exclusive:
         voxels.insert(0, total - sum(voxels))
     return tuple(float(f"{min(max(v / total, FAINTEST), 1 - FAINTEST):.4g}") for v in voxels)

@@ -215,6 +215,11 @@ def test_measure_of_a_known_case():
     assert (a.voxels, a.volume, a.components, a.sizes) == (3, 3.0, 2, (1, 1, 1, 2, 2))
     assert a.box == ((1, 5), (2, 7), (3, 9))
     assert (b.voxels, b.components, b.sizes, b.box) == (0, 0, (), ())
+    assert stats.ignored == 1
+    known = measure_case(Case("c", image, label, Grid.plain((6, 8, 10), (2.0, 1.0, 0.5))), Labels(classes=LABELS.classes), "d1")
+    assert known.ignored == 0
+    assert '"ignored":1' in stats.model_dump_json()
+    assert "ignored" not in known.model_dump_json()  # files of datasets without an ignore value stay what they were
 
 
 @given(case=worlds())

@@ -312,6 +312,11 @@ def test_heads_start_at_the_frequencies() -> None:
     dataset = make_dataset(TWO)
     needs = Semantic.needs(dataset, make_fingerprint_of(dataset, shape=(10, 10, 10), voxels=(100, 0)))
     assert needs.heads[0].prior == pytest.approx((math.log(0.9), math.log(0.1), math.log(1e-4)))
+    dataset = make_dataset(SPARSE)  # of 1000 voxels 200 are annotated, and what is not is no background
+    fingerprint = make_fingerprint_of(dataset, shape=(10, 10, 10), voxels=(100, 20))
+    scribbled = tuple(case.model_copy(update={"ignored": 800}) for case in fingerprint.cases)
+    needs = Semantic.needs(dataset, fingerprint.model_copy(update={"cases": scribbled}))
+    assert needs.heads[0].prior == pytest.approx((math.log(0.4), math.log(0.5), math.log(0.1)))
     dataset = make_dataset(ONE)
     needs = Semantic.needs(dataset, make_fingerprint_of(dataset, shape=(10, 10, 10), voxels=(100,)))
     assert needs.heads[0].channels == 1

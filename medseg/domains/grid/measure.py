@@ -38,6 +38,7 @@ def measure_case(case: Case, labels: Labels, digest: str) -> CaseStats:
             for k, channel in enumerate(image)
         ),
         classes=tuple(_class(label, c.values, float(np.prod(grid.spacing))) for c in labels.classes),
+        ignored=0 if label is None or labels.ignore is None else int(np.count_nonzero(label == labels.ignore)),
     )
 
 
