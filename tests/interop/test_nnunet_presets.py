@@ -37,7 +37,7 @@ def test_plans_of_the_sample(dataset, fingerprint, tmp_path):
     flat, volume = Presets("nnunet", out=tmp_path)(dataset, fingerprint, MACHINE)
     assert (flat.name, flat.recommended, volume.name, volume.recommended) == ("2d", False, "3d_fullres", True)
     assert (volume.window, volume.training.batch_size, volume.space.spacing) == ((40, 56, 40), 2, (1.0, 1.0, 1.0))
-    assert (volume.data.digest, volume.data.labels, volume.space.orientation) == (fingerprint.digest, dataset.labels, "canonical")
+    assert (volume.data.digest, volume.data.labels, volume.space.orientation) == (fingerprint.digest, dataset.labels, "ras")
     assert (volume.memory.budget, volume.memory.device) == (8.0, "cpu")
     theirs = json.loads((tmp_path / "nnUNetPlans.json").read_text())
     assert theirs["configurations"]["3d_fullres"]["patch_size"] == [40, 56, 40]

@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 from test_nnunet_folder import model_folder, record_of
 
 from medseg import workflow
+from medseg.domains.grid.settings import Orientation
 from medseg.evaluation.records import Evaluation
-from medseg.interop.nnunet.folder import import_model
+from medseg.interop.nnunet.folder import export_model, import_model
+from medseg.interop.nnunet.planning import Presets
 from medseg.plans import Plan
 from medseg.training.module import Learner
 from medseg.training.past import Past
+from medseg.workspace import Workspace
 
 
 class Talk:
@@ -55,6 +58,24 @@ def own_dataset(root: Path, record: dict[str, Any], cases: int) -> Path:
         write(root / "labelsTr" / f"case{number}.nii.gz", record["segmentation"].numpy().astype(np.uint8))
     (root / "dataset.json").write_text(json.dumps({**record["dataset"], "numTraining": cases, "file_ending": ".nii.gz"}))
     return root
+
+
+def test_a_model_of_a_preset_can_be_exported(tmp_path: Path) -> None:
+    """nnU-Net's plan, one step of training, nnU-Net's model folder: no option says that it is to be exported."""
+    torch.set_num_threads(1)
+    record = record_of("thick")
+    named = {"background": 0, "a": 1, "b": 2}
+    data = own_dataset(tmp_path / "data", {**record, "dataset": {**record["dataset"], "labels": named}}, 4)
+    edits = {"training.steps": "1", "training.folds": "2", "training.batch_size": "1", "window": "[32, 32, 32]"}
+    plans = workflow.plan(data, tmp_path / "plans", rules=Presets("nnunet"), memory=4.0, device="cpu", workers=1)
+    chosen = next(plan for plan in plans if plan.recommended)
+    assert chosen.space.orientation is Orientation.ras
+    file = Workspace(tmp_path / "plans").plan_file(chosen.name)
+    workflow.train(file, tmp_path / "run", epochs=1, edits=edits, device="cpu", workers=1)
+    (stage,) = export_model(tmp_path / "run", tmp_path / "exported")
+    theirs = json.loads((stage.folder / "plans.json").read_text())
+    assert theirs["image_reader_writer"] == "SimpleITKIOWithReorient"
+    assert (stage.folder / "fold_0" / "checkpoint_final.pth").is_file()
 
 
 def test_an_imported_model_is_where_a_training_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

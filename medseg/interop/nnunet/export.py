@@ -106,7 +106,7 @@ def _obstacles(plan: Plan, ending: str) -> Iterator[Problem]:
     """Why nnU-Net would not predict the same."""
     fix = (
         "A trained model cannot change it. Models that can be exported are imported ones, and those trained with a plan of `medseg plan --preset "
-        "nnunet` and `--set space.orientation=ras`."
+        "nnunet`."
     )
     space, target = plan.space, plan.target
     if not isinstance(space, GridSettings) or not isinstance(target, SemanticSettings):

@@ -167,20 +167,24 @@ def _misfits(planned: Sequence[Plan], offered: Machine, fitting: float | None) -
 
 
 def _for_dataset(plan: Plan, dataset: Dataset, fingerprint: Fingerprint, offered: Machine) -> Plan:
-    """A plan that is trained here, on cases in canonical orientation, within what the machine offers."""
+    """A plan that is trained here, within what the machine offers, on cases whose axes lie as those of the fingerprint."""
     folds = cross_validation(dataset)
-    canonical = "As in every plan of medseg; nnU-Net's own models see images as they are stored."
+    orientation, why = (
+        (Orientation.ras, "The one orientation that both programs can bring images to, so that nnU-Net can run the model.")
+        if fingerprint.ndim == 3
+        else (Orientation.canonical, "Images of two axes have none.")
+    )
     return plan.model_copy(
         update={
             "data": DataPlan(
                 name=dataset.name, digest=fingerprint.digest, ndim=fingerprint.ndim, channels=dataset.channels, labels=dataset.labels
             ),
-            "space": plan.space.model_copy(update={"orientation": Orientation.canonical}),
+            "space": plan.space.model_copy(update={"orientation": orientation}),
             "training": plan.training.model_copy(update={"folds": folds.count}),
             "memory": MemoryPlan(budget=offered.memory, training=plan.memory.training, device=offered.kind),
             "reasons": {
                 **plan.reasons,
-                "space.orientation": canonical,
+                "space.orientation": why,
                 "training.folds": folds.why,
                 "memory.budget": f"What training may use: --memory, or what this machine's {offered.kind.upper()} offers.",
                 "memory.device": "The kind of device that training will run on (--device).",
