@@ -11,15 +11,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from medseg import registry
 from medseg.dataset import Channel, Labels
-from medseg.errors import PlanError
-from medseg.record import Record, Section, section
+from medseg.errors import PlanError, Problem
+from medseg.record import Record, Section, problems_of, section
 
 BY_HAND = "set by hand"  # begins the reason for a value that a person has set
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -196,13 +197,45 @@ class Plan(Record):
             node: Any = data
             for part in parents:
                 node = node[int(part)] if isinstance(node, list) else node[part]
-            try:
-                value = json.loads(text)
-            except json.JSONDecodeError:
-                value = text
-            node[int(leaf) if isinstance(node, list) else leaf] = value
+            node[int(leaf) if isinstance(node, list) else leaf] = _value(text)
             data["reasons"][path] = f"{BY_HAND} ({where} {path}={text})"
         return Plan.parse(data, where=where)
+
+
+def edit_problems(edits: Mapping[str, str], kinds: Mapping[str, str], where: str) -> list[Problem]:
+    """What is wrong with edits whatever the plan: unknown fields and impossible values. Entries of lists are not looked at.
+
+    Args:
+        edits: as in `Plan.edited`.
+        kinds: name of each open section to its `kind`.
+        where: the option that they were given with.
+    """
+    content: dict[str, Any] = {}
+    for path, text in edits.items():
+        parents = path.split(".")
+        leaf = parents.pop()
+        if any(part.isdigit() for part in (*parents, leaf)):
+            continue
+        node = content
+        for depth, part in enumerate(parents):
+            node = node.setdefault(part, {"kind": kinds[part]} if depth == 0 and part in kinds else {})
+            if not isinstance(node, dict):
+                break  # another edit has replaced the whole
+        else:
+            node[leaf] = _value(text)
+    try:
+        Plan.model_validate(content)
+    except ValidationError as error:
+        problems = problems_of(Plan, error, where, tuple(edits))
+        return [replace(one, what="no such field in a plan") if one.what.startswith("Extra inputs") else one for one in problems]
+    return []
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def lookup(record: Any, path: str) -> Any:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from medseg import registry
 from medseg.dataset import Dataset, Split, Splits
-from medseg.errors import ModelError, PlanError, UsageError
+from medseg.errors import ModelError, PlanError, Problem, UsageError
 from medseg.fingerprint import Fingerprint
-from medseg.plans import Plan
+from medseg.plans import Plan, edit_problems
 from medseg.record import check_writable
 from medseg.workspace import RunFolder, Workspace
 
@@ -188,6 +188,28 @@ def check_names(task: str | None, network: str) -> None:
     if task is not None:
         registry.tasks.get(task)
     registry.networks.get(network)
+
+
+def check_wishes(
+    found: Dataset, names: Sequence[str], edits: Mapping[str, str], task: str | None, network: str, prefixed: bool = False
+) -> None:
+    """Refuse configurations that the domain never makes, and edits that no plan could take, before data are read. Raises PlanError.
+
+    Args:
+        names: of configurations.
+        edits: as in `Plan.edited`.
+        task: None is the dataset's own.
+        prefixed: a field may begin with the name of a configuration, as in `planning.editing.edit_plans`.
+    """
+    known = registry.domains.get(found.domain).configurations
+    unknown = ", ".join(f"'{name}'" for name in names if name not in known)
+    problems = [Problem("no such configuration", "--configuration", unknown, f"of {', '.join(known)}")] if unknown else []
+    fields = {path.partition(".")[2] if prefixed and path.partition(".")[0] in known else path: text for path, text in edits.items()}
+    problems += edit_problems(
+        fields, {"space": found.domain, "target": task or found.task, "network": network}, "--edit" if prefixed else "--set"
+    )
+    if problems:
+        raise PlanError(problems)
 
 
 def check_fold_numbers(folds: Sequence[int | None] | str, folder: RunFolder, found: Dataset) -> None:

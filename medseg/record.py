@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -110,8 +110,8 @@ def section(registry: Registry[Any]) -> Any:
     return Annotated[SerializeAsAny[Section], BeforeValidator(resolve)]
 
 
-def problems_of(model: type[BaseModel], error: ValidationError, where: str) -> list[Problem]:
-    """A pydantic error as problems, each with the nearest field name for an unknown key."""
+def problems_of(model: type[BaseModel], error: ValidationError, where: str, only: Collection[str] | None = None) -> list[Problem]:
+    """A pydantic error as problems, each with the nearest field name for an unknown key; `only` those of some dotted fields."""
     problems = []
     items = error.errors(include_url=False)
     for item in items:
@@ -120,6 +120,10 @@ def problems_of(model: type[BaseModel], error: ValidationError, where: str) -> l
         ):
             continue  # entries are missing only because they are wrong, and it is told of each what is wrong
         path = ".".join(str(part) for part in item["loc"])
+        if only is not None and not any(
+            f"{path}.".startswith(f"{one}.") or (item["type"] != "missing" and f"{one}.".startswith(f"{path}.")) for one in only
+        ):
+            continue
         fix = ""
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(item["loc"][-1]), _field_names(model), n=1)

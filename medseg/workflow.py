@@ -33,6 +33,7 @@ from medseg.preconditions import (
     check_folds,
     check_length,
     check_names,
+    check_wishes,
 )
 from medseg.pretraining import pretrain as pretrain
 from medseg.progress import Progress, Silent
@@ -118,6 +119,8 @@ def plan(
             return machine(device, memory), plan_of(like) if like is not None else None
 
         aside = Aside(asked)  # torch is imported while other processes read the cases
+        if edits and rules is None:
+            check_wishes(described, (), edits, task, plan_of(like).network.kind if like is not None else network, prefixed=True)
         found, fingerprint = measured(described, workspace, workers, resample_labels, progress, aside)
         offered, model = aside.result()
         plans = planned(found, fingerprint, workspace, task, network, offered, edits, rules, model)
@@ -305,6 +308,7 @@ def run(
     like = plan_of(init) if init is not None else None
     found = opened(dataset, options, splits)
     check_continued(folder, workspace, found.splits)
+    check_wishes(found, names, edits, task, like.network.kind if like else network)
     if "training.folds" not in edits:
         check_fold_numbers(folds, folder, found)
     found, fingerprint = measured(found, workspace, workers, resample_labels, progress)

@@ -89,12 +89,16 @@ def test_run_trains_every_fold_and_reports_on_those_that_leave_cases_out(steps, 
     ("options", "words"),
     [
         ({"folds": (0, 5)}, "--folds: there is no such fold; found 5, expected 0 to 4, or none."),
+        ({"configuration": "3d_hi"}, "--configuration: no such configuration; found '3d_hi', expected of 3d, 3d_low, 3d_cascade, 2d"),
+        ({"edits": {"training.sed": "1"}}, "--set, field 'training.sed': no such field in a plan. Did you mean 'seed'?"),
+        ({"edits": {"training.seed": "x"}}, "--set, field 'training.seed': Input should be a valid integer"),
+        ({"edits": {"network.nonesuch": "1"}}, "--set, field 'network.nonesuch': no such field in a plan."),
         ({"network": "unett"}, "unknown name in 'medseg.networks'; found 'unett', expected one of"),
         ({"task": "panoptic?"}, "unknown name in 'medseg.tasks'; found 'panoptic?', expected one of"),
     ],
 )
 def test_what_cannot_be_is_refused_before_data_are_read(steps, monkeypatch, options, words):
-    monkeypatch.setattr(workflow, "verify_dataset", None)
+    monkeypatch.setattr(workflow, "measured", None)
     with pytest.raises((UsageError, PlanError)) as caught:
         steps([], **options)
     assert words in str(caught.value)

@@ -69,6 +69,8 @@ class Domain(ABC):
     """A domain, registered in `medseg.domains`."""
 
     Settings: ClassVar[type[SpaceSection]]
+    configurations: ClassVar[tuple[str, ...]]
+    """Names of all drafts that it may make; which of them depends on the data."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan

@@ -58,7 +58,7 @@ def test_differences_for_machines(data: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_wrong_edits_write_no_plan(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="did you mean 'training'"):
+    with pytest.raises(PlanError, match="Did you mean 'training'"):
         workflow.plan(data, tmp_path / "out", memory=4, device="cuda", edits={"trainin.seed": "1"}, workers=1)
     assert not list((tmp_path / "out").glob("[23]d*.json"))
     run = CliRunner().invoke(app, ["plan", str(data), "-o", str(tmp_path / "out"), "--edit", "training.seed"])
