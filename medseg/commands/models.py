@@ -68,7 +68,9 @@ def predict(
     ] = None,
     series: Annotated[
         list[str] | None,
-        typer.Option("--series", help="Which DICOM series serves as a channel, e.g. T1=3 (its number) or 'T1=mprage' (repeatable)."),
+        typer.Option(
+            "--series", help="Which DICOM series serves as a channel, e.g. T1=3 (its number), 'T1=mprage' or DWI=5@b800 (repeatable)."
+        ),
     ] = None,
     dry_run: Annotated[
         bool,

@@ -29,6 +29,7 @@ def find_cases(
     settings: DicomSettings = NOTHING_CHOSEN,
     ndim: int | None = None,
     progress: Progress = SILENT,
+    damaged: bool = False,
 ) -> tuple[CaseFiles, ...]:
     """The cases behind `inputs`, sorted by id.
 
@@ -43,7 +44,8 @@ def find_cases(
 
     DICOM is a folder, a file, a zip archive or a DICOMDIR, or the name of a volume; of all of them together those series become cases that
     serve as the model's channels (`medseg.io.dicom.choice`), by its own rules or those in `settings`, with warnings to `progress`. In a
-    folder with DICOM files, images of other formats are left aside. A time series is not a case.
+    folder with DICOM files, images of other formats are left aside. A time series is not a case. With `damaged`, series that would serve if
+    they could be used are cases, too, beside others; they fail when they are read.
 
     Raises:
         UsageError: inputs that do not exist, hold no image, lack a channel, or share a case id; all problems at once.
@@ -51,7 +53,7 @@ def find_cases(
     found = chosen(inputs, channels, settings, ndim, progress)
     for warning in found.warnings():
         progress.say(f"warning: {warning}")
-    return found.cases()
+    return found.cases(damaged)
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,11 @@ class Chosen:
         said = [f"DICOM beside images of other formats is left aside: {file.parent}; name it to predict on it" for file in self.aside]
         return (*(self.studies.warnings() if self.studies is not None else ()), *said)
 
-    def cases(self) -> tuple[CaseFiles, ...]:
-        """All cases, sorted by id. Raises UsageError with all problems."""
+    def cases(self, damaged: bool = False) -> tuple[CaseFiles, ...]:
+        """All cases, sorted by id; `damaged` as in `Studies.cases`. Raises UsageError with all problems."""
         problems, cases = list(self.problems), list(self.files)
         try:
-            cases += self.studies.cases() if self.studies is not None else ()
+            cases += self.studies.cases(damaged) if self.studies is not None else ()
         except UsageError as error:
             problems += error.problems
         first: dict[str, CaseFiles] = {}

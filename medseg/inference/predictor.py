@@ -228,7 +228,7 @@ class Predictor:
         """
         progress = progress or Silent()
         given = [inputs] if isinstance(inputs, (Path, CaseFiles)) else list(inputs)
-        cases = find_cases(given, self.plan.data.channels, self.dicom, self.plan.data.ndim, progress)
+        cases = find_cases(given, self.plan.data.channels, self.dicom, self.plan.data.ndim, progress, damaged=True)
         new = [case for case in cases if case not in given]  # of a dataset's cases `verify` has told
         for warning in (left_aside(new, self.plan.data.channels), resampled(new, self.plan.data.channels)):
             if warning is not None:

@@ -45,19 +45,25 @@ class Studies:
         """All volumes."""
         return tuple(volume for study in self.studies for volume in study.volumes)
 
-    def cases(self) -> tuple[CaseFiles, ...]:
+    def cases(self, damaged: bool = False) -> tuple[CaseFiles, ...]:
         """The cases, with the files of each channel.
+
+        Args:
+            damaged: also cases of which a volume is damaged, beside others: they cannot be read, which is told when their turn comes.
 
         Raises:
             UsageError: a study lacks channels, or it is not clear what serves as them; or nothing is left at all. All problems at once.
         """
-        problems = [problem for study in self.studies for problem in study.problems]
         chosen = [case for study in self.studies for case in study.cases]
+        beside = [case for study in self.studies for case in study.damaged] if damaged and chosen else []
+        problems = [problem for study in self.studies if not (beside and study.damaged) for problem in study.problems]
+        chosen += beside
         if not chosen and not problems:
             problems = self._nothing()
         if problems:
             raise UsageError(problems)
-        names = case_names(chosen, Scan(self.volumes))
+        parts = {volume.whole for case in chosen for volume in case if volume.whole != volume.key}
+        names = case_names(chosen, Scan(tuple(volume for volume in self.volumes if volume.key not in parts)))
         return tuple(CaseFiles(id=name, images=tuple(v.path for v in case), group=name) for case, name in zip(chosen, names, strict=True))
 
     def _nothing(self) -> list[Problem]:
@@ -90,7 +96,8 @@ class Studies:
         said = list(self.oddities())
         said += [str(_placed(problem, volume)) for volume in self.volumes for problem in volume.errors]
         said += [str(problem) for other in self.broken for problem in other.problems]
-        aside = sum(not volume.errors for volume in self.volumes) - len(self.taken)
+        used = {key for volume in self.taken for key in (volume.key, volume.whole)}
+        aside = sum(not volume.errors and volume.key not in used for volume in self.volumes)
         if aside:
             does = "volume does not serve as a channel and is" if aside == 1 else "volumes do not serve as a channel and are"
             said.append(f"{aside} DICOM {does} left aside; --dry-run tells why")

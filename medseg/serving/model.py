@@ -45,7 +45,7 @@ class Model:
 
         def handle(images: Path, out: Path) -> Results:
             found = chosen([images], data.channels, predictor.dicom, data.ndim)
-            predicted = predictor.predict(found.cases(), out, formats=self.formats)
+            predicted = predictor.predict(found.cases(damaged=True), out, formats=self.formats)
             files = dicom_files(predicted, out)
             problems = [problem for failure in predicted.failures for problem in failure.problems]
             if not files:

@@ -103,6 +103,26 @@ def test_what_is_odd_about_a_volume_is_said(cli, runs, tmp_path):
         assert "): is a single slice." in " ".join((out + err).split())
 
 
+def test_a_damaged_series_is_a_failed_case(cli, runs, study, tmp_path):
+    """The model takes every MR series that is no localizer; of one a slice is lost."""
+    series = study / "t2_tse_sag"
+    sorted(series.iterdir())[5].unlink()
+    out = tmp_path / "out"
+    code, _, err = cli("predict", runs[1], study, "-o", out, "--device", "cpu", "--format", "labels")
+    told = " ".join(err.split())
+    assert code == 1, told
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == ["ep2d_ADC.nii.gz", "t2_tse_tra.nii.gz"]
+    assert "5_004.dcm: a slice is missing" in told
+    (failure,) = json.loads((out / "predictions.json").read_text())["failures"]
+    assert failure["id"] == "t2_tse_sag"
+    code, told, _ = cli("predict", runs[1], study, "--dry-run")
+    assert code == 0
+    assert "2 cases would be predicted: ep2d_ADC, t2_tse_tra" in " ".join(told.split())
+    assert cli("predict", runs[1], study, "-o", tmp_path / "objects", "--device", "cpu", "--format", "seg,sr")[0] == 1
+    assert len(list((tmp_path / "objects").rglob("*.dcm"))) == 4
+    assert cli("predict", runs[1], series, "-o", tmp_path / "alone", "--device", "cpu")[0] == 2
+
+
 def test_an_archive_that_was_cut(cli, runs, study, tmp_path):
     whole = Path(shutil.make_archive(str(tmp_path / "study"), "zip", study)).read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])

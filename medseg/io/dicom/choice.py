@@ -26,10 +26,14 @@ SHORT = 24  # characters of a pattern that is shown
 
 @dataclass(frozen=True)
 class Rating:
-    """How a volume does as a channel: 0 does not serve, and the highest is chosen; with the reason."""
+    """How a volume does as a channel: 0 does not serve, and the highest is chosen; with the reason.
+
+    `damaged`: it does not serve only because it cannot be used.
+    """
 
     score: int
     reason: str
+    damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,14 @@ class Study:
         ratings: name of the channel -> a rating for each volume.
         cases: for each case one volume per channel, in their order; or one volume that holds all channels.
         problems: why there is no case although some volume would serve.
+        damaged: cases that there would be, if a volume of theirs were not damaged.
     """
 
     volumes: tuple[Volume, ...]
     ratings: Mapping[str, tuple[Rating, ...]]
     cases: tuple[tuple[Volume, ...], ...]
     problems: tuple[Problem, ...] = ()
+    damaged: tuple[tuple[Volume, ...], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -86,8 +92,10 @@ def choose(
         ndim: dimensions of the model's cases; None for any.
     """
     studies: dict[str, list[Volume]] = defaultdict(list)
+    weights = sorted({rule.b_value for rule in rules.values() if rule.b_value is not None})
     for volume in volumes:
-        studies[volume.series.study or volume.key].append(volume)
+        parts = [volume.weighted(b) for b in weights if len(volume.frames) > 1 and volume.weights.count(b) == 1]
+        studies[volume.series.study or volume.key] += [volume, *parts]
     return tuple(_of_study(tuple(several), channels, rules, ndim) for several in studies.values())
 
 
@@ -96,13 +104,19 @@ def _of_study(volumes: tuple[Volume, ...], channels: Sequence[Channel], rules: M
     first = ratings[channels[0].name]
     whole = [(volume,) for volume, rating in zip(volumes, first, strict=True) if rating.score and volume.samples == len(channels)]
     if whole or len(channels) == 1:
-        return Study(volumes, ratings, tuple(whole))
+        damaged = [(v,) for v, rating in zip(volumes, first, strict=True) if rating.damaged and v.samples == len(channels)]
+        return Study(volumes, ratings, tuple(whole), damaged=tuple(damaged))
     candidates = {name: [v for v, rating in zip(volumes, rated, strict=True) if rating.score] for name, rated in ratings.items()}
     if not any(candidates.values()):
         return Study(volumes, ratings, ())
     lacking = [name for name, found in candidates.items() if not found]
     if lacking:
-        return Study(volumes, ratings, (), tuple(_none_serves(name, volumes, ratings[name]) for name in lacking))
+        problems = tuple(_none_serves(name, volumes, ratings[name]) for name in lacking)
+        several = {
+            name: found or [v for v, rating in zip(volumes, ratings[name], strict=True) if rating.damaged]
+            for name, found in candidates.items()
+        }
+        return Study(volumes, ratings, (), problems, (tuple(found[0] for found in several.values()),) if all(several.values()) else ())
     worlds = dict.fromkeys(volume.series.world for volume in candidates[channels[0].name])
     complete = [world for world in worlds if all(any(v.series.world == world for v in found) for found in candidates.values())]
     if not complete:
@@ -121,13 +135,20 @@ def _best(name: str, world: str, volumes: Sequence[Volume], ratings: Mapping[str
 
 def rate(volume: Volume, name: str, rule: SeriesRule, ndim: int | None = None, channels: int = 1) -> Rating:
     """How a volume does as the channel of that name with this rule, in a model of so many channels."""
+    rating = _rate(volume, name, rule, ndim, channels)
+    return Rating(0, f"cannot be used: {volume.errors[0].what}", rating.score > 0) if volume.errors else rating
+
+
+def _rate(volume: Volume, name: str, rule: SeriesRule, ndim: int | None, channels: int) -> Rating:
+    """How it would do if nothing were wrong with it."""
     series = volume.series
-    if volume.errors:
-        return Rating(0, f"cannot be used: {volume.errors[0].what}")
     if ndim is not None and volume.grid.ndim != ndim:
         return Rating(0, f"is {volume.grid.ndim}D, and the model takes {ndim}D")
     if len(volume.frames) > 1:
-        return Rating(0, f"is a time series of {len(volume.frames)} volumes, and a channel is one")
+        several = "" if rule.b_value is None else f", {volume.weights.count(rule.b_value) or 'none'} of them with b = {rule.b_value:g}"
+        return Rating(0, f"is a time series of {len(volume.frames)} volumes{several}, and a channel is one")
+    if rule.b_value is not None and volume.weights != (rule.b_value,):
+        return Rating(0, f"has {f'b = {volume.weights[0]:g}' if volume.weights else 'no b value'}, not b = {rule.b_value:g}")
     if volume.samples not in (1, channels):
         return Rating(0, f"has {volume.samples} values per voxel")
     if rule.modality and series.modality not in rule.modality:
@@ -136,7 +157,7 @@ def rate(volume: Volume, name: str, rule: SeriesRule, ndim: int | None = None, c
         return Rating(0, f"is series {'without number' if series.number is None else series.number}, not {rule.number}")
     told = texts(volume)
     for pattern in rule.include:
-        if pattern != volume.key and not re.search(pattern, told, re.IGNORECASE):
+        if pattern not in (volume.key, volume.whole) and not re.search(pattern, told, re.IGNORECASE):
             return Rating(0, f"its texts do not say '{pattern}'" if len(pattern) <= SHORT else f"its texts do not say that it is {name}")
     for pattern in rule.exclude:
         if found := re.search(pattern, told, re.IGNORECASE):
@@ -191,5 +212,5 @@ def _fix(name: str, example: Volume) -> str:
     numbered = "" if example.series.number is None else f"'{name}={example.series.number}' (number of the series), "
     return (
         f"Say which one with a rule in dicom.json of the model (`medseg dicom`), or for one call of `medseg predict` with --series "
-        f"{numbered}'{name}={example.key}' (one volume) or '{name}=PATTERN' (a regular expression for its description)."
+        f"{numbered}'{name}={example.whole}' (one volume) or '{name}=PATTERN' (a regular expression for its description)."
     )

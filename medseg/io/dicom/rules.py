@@ -105,7 +105,7 @@ def effective(settings: DicomSettings, channels: Sequence[Channel], labels: Labe
 
 def with_series(settings: DicomSettings, texts: Iterable[str], channels: Sequence[Channel]) -> DicomSettings:
     """Settings with rules that were said on the command line: `T1=3` (number of the series), `T1=PATTERN` (of its texts), `T1=KEY` (a volume);
-    without a name for a model of one channel.
+    without a name for a model of one channel. `@b800` behind any of them, or alone, is the diffusion weighting.
 
     Raises:
         UsageError: no such channel, one that is named twice, or no pattern; all at once.
@@ -124,9 +124,12 @@ def with_series(settings: DicomSettings, texts: Iterable[str], channels: Sequenc
         elif name in rules:
             problems.append(Problem("a channel is given twice", "--series", f"'{text}'", "each channel once"))
         else:
+            weight = re.search(r"@b(\d+(?:\.\d+)?)$", value)
+            b, value = (float(weight[1]), value[: weight.start()]) if weight else (None, value)
             try:
                 re.compile(value)
-                rules[name] = SeriesRule(number=int(value)) if re.fullmatch(r"\d{1,9}", value) else SeriesRule(include=(value,))
+                number = int(value) if re.fullmatch(r"\d{1,9}", value) else None
+                rules[name] = SeriesRule(number=number, include=(value,) if value and number is None else (), b_value=b)
             except re.error as error:
                 problems.append(Problem("not a regular expression", "--series", f"'{text}'", fix=f"Mend it: {error}."))
     if problems:

@@ -51,14 +51,16 @@ class SeriesRule(Record):
             whatever the case of letters. The key of a volume, as `medseg inspect` shows it, is that volume alone.
         exclude: regular expressions none of which may be found in them.
         number: Series Number; None for any.
+        b_value: diffusion weighting in s/mm2 (`medseg inspect` tells them); of a series with several, the volume that has it. None for any.
     """
 
-    seldom = ("number",)
+    seldom = ("number", "b_value")
 
     modality: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     number: int | None = None
+    b_value: float | None = Field(default=None, ge=0)
 
     @field_validator("include", "exclude")
     @classmethod

@@ -6,14 +6,16 @@ Nothing of this is written to logs, MLflow or reports: series and their descript
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medseg.errors import Problem
+from medseg.errors import ImageError, Problem
 from medseg.geometry import Grid
 
 SUFFIX = ".series"
 """The name of a volume is `<folder or zip of its files>/<key>.series`: no file, but what stands for one wherever an image's path is asked."""
+WEIGHTED = "_b"
+"""Between the key of a volume of several diffusion weightings and the one that is meant, in its name."""
 LABELS = ".labels"
 """The end of the name of a label map that exists only as SEG or RTSTRUCT (see `medseg.io.dicom.reading.labels`)."""
 
@@ -92,6 +94,7 @@ class Volume:
         spaced: whether the files say where in the patient the voxels lie; images in 2D, and some broken files, do not.
         frames: `frames[t][z]`, in the order of the array.
         times: one per time point, in seconds where the files tell the time, else 0, 1, ...
+        weights: the diffusion weighting (b value) of each time point in s/mm2; empty where the files do not say it of all.
         samples: values per voxel: 1, or 3 for colour.
         dtype: numpy name of the type of the values as they are read, after rescaling.
         tilted: the grid of the slices as they were acquired, where a gantry tilt shears it; `grid` is then an orthogonal one onto which
@@ -112,6 +115,28 @@ class Volume:
     tilted: Grid | None = None
     warnings: tuple[Problem, ...] = ()
     errors: tuple[Problem, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    def weighted(self, b: float) -> Volume:
+        """Of diffusion weightings, the volume with this one, under a name of its own.
+
+        Raises:
+            ImageError: none has it, or several have.
+        """
+        if self.weights.count(b) != 1:
+            raise ImageError.of(
+                "is no single diffusion weighting",
+                where=str(self.path),
+                found=f"b = {', '.join(f'{weight:g}' for weight in self.weights)}" if self.weights else "no b values",
+                expected=f"one volume of b = {b:g}",
+            )
+        t = self.weights.index(b)
+        return replace(self, key=f"{self.key}{WEIGHTED}{b:g}", frames=(self.frames[t],), times=(0.0,), weights=(b,))
+
+    @property
+    def whole(self) -> str:
+        """The key of all weightings, where this is one of them; else its own."""
+        return self.key.partition(WEIGHTED)[0]
 
     @property
     def path(self) -> Path:

@@ -18,7 +18,7 @@ FRAME = Frame(Source(Path("/d/1.dcm")), "class", "uid")
 
 
 def volume(description, modality="MR", number=1, world="w", study="s", kind="ORIGINAL\\PRIMARY", **more):
-    fields = {"ndim": 3, "times": 1, "errors": (), "sequence": "", "protocol": "", "samples": 1} | more
+    fields = {"ndim": 3, "times": 1, "errors": (), "sequence": "", "protocol": "", "samples": 1, "weights": ()} | more
     series = Series(f"{study}{number}", study, world, modality, number, description, fields["protocol"], fields["sequence"], "", kind)
     return Volume(
         key=f"{number or 9:016x}",
@@ -29,6 +29,7 @@ def volume(description, modality="MR", number=1, world="w", study="s", kind="ORI
         frames=((FRAME,),) * fields["times"],
         samples=fields["samples"],
         errors=fields["errors"],
+        weights=fields["weights"],
     )
 
 
@@ -158,6 +159,42 @@ def test_what_does_not_serve_and_why():
     assert rate(volume("x", "CT", 2), "CT", rule).reason == "is series 2, not 3"
     assert rate(volume("x", "", 3), "CT", rule).reason == "is of no modality, not CT"
     assert rate(volume("x", "CT", 3), "CT", rule).reason == "as acquired"
+
+
+def test_a_diffusion_weighting_is_chosen_by_its_b_value():
+    """Of a series with several, by number, pattern or alone; never one that several volumes share, and never for another b."""
+    wanted = channels("HBV")
+    series = volume("ep2d_diff", number=5, times=4, weights=(0.0, 50.0, 800.0, 800.0))
+    single = volume("ep2d_diff b50", number=6, weights=(50.0,))
+
+    def taken(text):
+        study = chosen([series, single], wanted, with_series(NOTHING_CHOSEN, [text], wanted))
+        return [case[0].key for case in study.cases], {v.key: study.told(v) for v in study.volumes}
+
+    part = f"{series.key}_b50"
+    assert taken("HBV=5@b50")[0] == [part]
+    assert taken("HBV=ep2d@b50")[0] == taken("@b50")[0] == [part, single.key]
+    assert taken(f"HBV={series.key}@b50")[0] == [part]
+    keys, told = taken("HBV=@b800")
+    assert keys == []
+    assert told[series.key] == "is a time series of 4 volumes, 2 of them with b = 800, and a channel is one"
+    assert told[single.key] == "has b = 50, not b = 800"
+    assert taken("HBV=@b1000")[1][series.key] == "is a time series of 4 volumes, none of them with b = 1000, and a channel is one"
+    assert taken("HBV=5")[0] == []
+    plain = volume("t2_tse", number=7)
+    assert chosen([plain], wanted, with_series(NOTHING_CHOSEN, ["@b50"], wanted)).told(plain) == "has no b value, not b = 50"
+
+
+def test_what_is_damaged_and_would_serve_is_a_case_that_fails():
+    wanted, broken = channels("T2"), (Problem("misses slices"),)
+    good, bad, other = (volume("t2_tse", number=n, errors=e) for n, e in ((1, ()), (2, broken), (3, broken)))
+    study = chosen([good, bad, volume("t1_mprage", number=4, errors=broken)], wanted)
+    assert (study.cases, study.damaged) == (((good,),), ((bad,),))
+    both = channels("T2", "ADC")
+    adc = volume("ep2d_ADC", number=5)
+    assert chosen([bad, adc], both).damaged == ((bad, adc),)
+    assert chosen([bad, adc], both).problems[0].what == "no series serves as channel 'T2'"
+    assert chosen([good, other, adc], both).damaged == ()
 
 
 def test_an_image_in_colour_holds_all_channels():

@@ -18,7 +18,7 @@ from medseg.io.dicom.reading.copies import without_copies
 from medseg.io.dicom.reading.places import STACKED
 from medseg.io.dicom.reading.planes import Plane
 from medseg.io.dicom.reading.stacking import SAME_PLACE, Stack, heights_of, stack_up
-from medseg.io.dicom.reading.timing import Timed, in_time, times_of
+from medseg.io.dicom.reading.timing import Timed, in_time, times_of, weights_of
 from medseg.io.dicom.volume import Other, Volume
 
 PARALLEL = 1e-3  # how far components of directions may differ within a volume
@@ -204,6 +204,7 @@ def _volume(planes: list[Plane], timed: Timed, stack: Stack, part: int = 0) -> V
         spaced=not first.place.guessed,
         frames=frames,
         times=times_of(timed.slices),
+        weights=weights_of(timed.slices),
         samples=first.samples,
         dtype=common_type(plane.dtype for plane in used),
         tilted=stack.grid if stack.level is not None else None,

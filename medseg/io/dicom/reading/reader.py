@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from medseg.io.dicom.reading.sources import read_dataset
 from medseg.io.dicom.reading.suv import TIMES, is_uptake, scan_start, uptake_factor
 from medseg.io.dicom.reading.tilt import level, to_acquired
 from medseg.io.dicom.reading.values import scaling, values_of
-from medseg.io.dicom.volume import SUFFIX, Frame, Scan, Source, Volume
+from medseg.io.dicom.volume import SUFFIX, WEIGHTED, Frame, Scan, Source, Volume
 from medseg.progress import Progress
 from medseg.scratch import IN_MEMORY, Scratch, release
 
@@ -66,6 +67,9 @@ def find_volume(path: Path) -> Volume:
         except OSError:
             pass  # a file is gone: looked for below
         del _known[path.absolute()]
+    name, separator, b = path.name.removesuffix(SUFFIX).partition(WEIGHTED)
+    if separator and re.fullmatch(r"\d+(\.\d+)?", b):
+        return find_volume(path.with_name(f"{name}{SUFFIX}")).weighted(float(b))
     found = scan(path.parent).volumes if path.parent.exists() else ()
     for volume in found:
         if volume.path.name == path.name:

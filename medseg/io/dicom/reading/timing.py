@@ -169,6 +169,13 @@ def _unequal(counts: Sequence[int]) -> Problem:
     )
 
 
+def weights_of(slices: Sequence[Sequence[Plane]]) -> tuple[float, ...]:
+    """The diffusion weighting of each time point, where all images say one and those of a time point agree; else empty."""
+    found = [{images[t].clock.get("b") for images in slices} for t in range(len(slices[0]))]
+    weights = [one.pop() for one in found if len(one) == 1]
+    return tuple(weight for weight in weights if weight is not None) if len(weights) == len(found) and None not in weights else ()
+
+
 def times_of(slices: Sequence[Sequence[Plane]]) -> tuple[float, ...]:
     """Seconds of time points from the first on, where headers tell; else 0, 1, ..."""
     count = len(slices[0])

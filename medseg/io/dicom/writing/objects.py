@@ -10,8 +10,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID
 
 from medseg.dataset import CaseFiles, Labels
-from medseg.errors import MedsegError, Problem
-from medseg.io.dicom.reading.reader import find_volume
+from medseg.errors import Problem
+from medseg.io.dicom.reading.reader import find_volume, usable
 from medseg.io.dicom.terms import unknown_classes
 from medseg.io.dicom.volume import SUFFIX, Frame
 from medseg.io.dicom.writing.origin import Origin, no_place, origin_of
@@ -28,10 +28,7 @@ class DicomExport(Export):
         if first.suffix != SUFFIX:
             fix = "Predict from the DICOM files, or ask for --format nifti."
             return (Problem("is no DICOM series, so no DICOM object can refer to it", str(first), fix=fix),)
-        try:
-            return no_place(find_volume(first))
-        except MedsegError as error:
-            return error.problems
+        return no_place(usable(find_volume(first)))
 
     def warnings(self, files: CaseFiles, labels: Labels, maker: Maker) -> tuple[Problem, ...]:
         """See `Export.warnings`: codes of classes, and elements that its images lack."""

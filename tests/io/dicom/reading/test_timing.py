@@ -10,7 +10,8 @@ import pydicom
 import pytest
 from pydicom import Dataset
 
-from medseg.io.dicom.reading.reader import read_voxels, scan
+from medseg.errors import ImageError
+from medseg.io.dicom.reading.reader import find_volume, read_voxels, scan
 from tests.io.dicom.phantoms import grid_of, write_enhanced, write_series
 
 SHAPE = (6, 5, 4)
@@ -237,6 +238,13 @@ def test_diffusion_weightings_stay_one_volume_and_are_named(tmp_path: Path, edit
     (volume,) = scan(tmp_path).volumes
     assert np.array_equal(read_voxels(volume), array)
     assert "time points are diffusion weightings; found b = 0, 500 (2 times) s/mm2" in _said(volume.warnings)
+    assert volume.weights == (0.0, 500.0, 500.0)
+    part = find_volume(volume.path.with_name(f"{volume.key}_b0.series"))
+    assert (part.key, part.whole, part.weights, part.times) == (f"{volume.key}_b0", volume.key, (0.0,), (0.0,))
+    assert np.array_equal(read_voxels(part), array[:1])
+    for b, found in (("500", "b = 0, 500, 500"), ("1000", "b = 0, 500, 500")):
+        with pytest.raises(ImageError, match=f"is no single diffusion weighting; found {found}, expected one volume of b = {b}"):
+            find_volume(volume.path.with_name(f"{volume.key}_b{b}.series"))
 
 
 def test_phases_of_the_heart_are_ordered_and_named(tmp_path: Path) -> None:
