@@ -107,7 +107,7 @@ def test_identifiers_stay_in_dicom(medseg, tmp_path):
         medseg("verify", data, "--workers", 1),
         medseg("run", data, "-o", work / "run", *tiny),
         medseg("predict", work / "run", new, "-o", work / "dry", "--dry-run"),
-        medseg("predict", work / "run", new, "-o", work / "out", "--format", "seg,rtstruct,sr,preview,nifti", "--device", "cpu"),
+        medseg("predict", work / "run", new, "-o", work / "out", "--format", "seg,rtstruct,sr,preview,nifti", "--device", "cpu", code=1),
         medseg("predict", work / "run", new / "gap", "-o", work / "none", "--device", "cpu", code=2),
         medseg("predict", work / "run", data, "-o", work / "labels", "--format", "labels", "--device", "cpu"),
         medseg("evaluate", work / "labels", data, "-o", work / "report", "--run", work / "run", "--workers", 1),
