@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 Kind = Literal["cpu", "cuda", "mps"]
 CPU_SHARE = 0.5  # of the physical memory: other programs, the page cache and the data workers need the rest
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
+"""What RuntimeErrors say when memory ran out where there is no type for it: Apple's backend, the CPU's allocator, ITK, cuDNN and cuBLAS."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,27 @@ def machine(device: str = "auto", memory: float | None = None) -> Machine:
     if chosen.type == "mps":
         return Machine("mps", max(1.0, float(torch.mps.recommended_max_memory() // 2**30)))
     return Machine("cpu", max(1.0, float(int(physical_memory() * CPU_SHARE) // 2**30)))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM  # of a file that cannot be mapped
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def release_cache(device: torch.device) -> None:
+    """Give back what the device's allocator keeps for later, before something is tried again with less memory."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def physical_memory() -> int:

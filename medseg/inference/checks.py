@@ -10,8 +10,8 @@ import numpy as np
 
 from medseg.case import Case
 from medseg.dataset import CaseFiles
+from medseg.device import out_of_memory
 from medseg.errors import ImageError, MedsegError, ModelError, Problem
-from medseg.inference.ensemble import out_of_memory
 from medseg.plans import DataPlan, Plan
 from medseg.scratch import release, row_slabs
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.case import Batch
-from medseg.device import autocast_dtype, machine
+from medseg.device import autocast_dtype, machine, out_of_memory, release_cache
 from medseg.errors import ResourceError
 from medseg.models.blocks import memory_format
 from medseg.tasks.base import Task
@@ -20,8 +20,6 @@ from medseg.tasks.base import Task
 LOG = logging.getLogger(__name__)
 LARGEST_BATCH = {"cpu": 4, "mps": 8, "cuda": 16}  # beyond it a device gains nothing
 LARGEST_OUTPUTS = 2**28  # bytes of a batch's outputs on a CPU: of a hundred classes one window's are as many
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-"""What RuntimeErrors say when memory ran out where torch has no type for it: Apple's backend, the CPU's allocator, cuDNN and cuBLAS."""
 
 
 class Ensemble:
@@ -57,10 +55,7 @@ class Ensemble:
             if not out_of_memory(error):
                 raise
             # freed by leaving the handler: the exception's traceback holds the activations
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self.device.type == "mps":
-            torch.mps.empty_cache()
+        release_cache(self.device)
         if len(windows) * min(len(views), self.batch_size) == 1:
             raise ResourceError.of(
                 "one window does not fit on the device",
@@ -99,13 +94,6 @@ class Ensemble:
 def _views(mirror: Sequence[int]) -> list[tuple[int, ...]]:
     """Axes of a batch to flip, for each of the views."""
     return [tuple(axis + 2 for axis in axes) for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
-    )
 
 
 def batch_size(task: Task, device: torch.device, memory: float) -> int:

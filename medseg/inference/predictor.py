@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from medseg.case import Batch, Case, PreparedCase
 from medseg.dataset import CaseFiles, file_digest
-from medseg.device import CPU_SHARE, choose_device, physical_memory
+from medseg.device import CPU_SHARE, choose_device, out_of_memory, physical_memory
 from medseg.domains.base import Run, find_domain
 from medseg.errors import ModelError, Problem
 from medseg.geometry import Grid, Step
 from medseg.inference.checks import case_problems, check_fit, check_partners, check_voxels
-from medseg.inference.ensemble import Ensemble, batch_size, out_of_memory
+from medseg.inference.ensemble import Ensemble, batch_size
 from medseg.inference.estimate import ready, retreated
 from medseg.inference.inputs import find_cases, left_aside, resampled
 from medseg.inference.ledger import FailedCase, Ledger, PredictedCase

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +12,17 @@ from lightning.pytorch import LightningModule
 from torch import Generator, Tensor, nn
 
 from medseg.case import Batch
+from medseg.device import out_of_memory, release_cache
 from medseg.domains.base import find_domain
-from medseg.errors import ModelError
+from medseg.errors import ModelError, ResourceError
 from medseg.models.blocks import memory_format
 from medseg.plans import Plan
+from medseg.progress import Progress, Silent
 from medseg.tasks.base import find_objective
 from medseg.training.budget import Clock
 from medseg.training.data import fold_key, stream
 from medseg.training.optim import make_optimizer, schedule
+from medseg.training.portions import Portions, independent
 from medseg.training.start import Start
 
 SHORTEST = 10.0  # steps: below this horizon averaging would only add noise
@@ -29,9 +33,21 @@ class Learner(LightningModule):
 
     `average` is the model that is delivered: an exponential moving average whose horizon grows with the steps (a constant fraction of them,
     `TrainingPlan.ema`), so that it suits short and long trainings (cf. Karras et al. 2024, power-function averaging).
+
+    A step that runs out of memory is taken again in smaller portions (`Portions`), and so are all later ones; `portion` is the number of windows
+    in one, None while the whole batch fits. Several devices would have to agree on it, so there it ends the training.
     """
 
-    def __init__(self, plan: Plan, fold: int | None, clock: Clock, device: torch.device, rank: int = 0, start: Start | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        fold: int | None,
+        clock: Clock,
+        device: torch.device,
+        rank: int = 0,
+        start: Start | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         super().__init__()
         self.plan, self.fold, self.clock, self.rank, self.start = plan, fold, clock, rank, start
         self.objective = find_objective(plan.task)(plan)
@@ -42,6 +58,9 @@ class Learner(LightningModule):
         self.average.eval()
         self.sums: dict[str, Tensor] = {}
         self.summed = 0
+        self.portion: int | None = None
+        self._portions: Portions | None = None
+        self._talk = progress or Silent()
 
     def _new(self, number: int) -> nn.Module:
         torch.manual_seed(self._seed(2, number))
@@ -77,20 +96,67 @@ class Learner(LightningModule):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Augmentation, forward and loss."""
         augmented = self.augmented(*batch)
-        outputs = self.network(self.objective.inputs(augmented).contiguous(memory_format=self.layout))
+        image = self.objective.inputs(augmented).contiguous(memory_format=self.layout)
+        if self.portion is not None:
+            self._portions = Portions(self.network, image, self.portion, self._seed(4, self.global_step, self.rank))
+        outputs = self.network(image) if self._portions is None else self._portions.forward()
         terms = self.objective.loss(outputs, self.objective.targets(augmented))
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
         self.summed += 1
         return torch.stack(list(terms.values())).sum()
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Gradients of the weights."""
+        super().backward(loss, *args, **kwargs)
+        if self._portions is not None:
+            with self.trainer.precision_plugin.forward_context():
+                self._portions.backward()
+            self._portions = None
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None) -> None:
         """Set the learning rate by progress, step, and average."""
         factor = schedule(self.progress(), self.plan.training.warmup)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        super().optimizer_step(epoch, batch_idx, optimizer, partial(self._retried, optimizer_closure))
         self._average()
+
+    def _retried(self, closure: Callable[[], Any] | None) -> Any:
+        """Forward and backward; where memory runs out, again in smaller portions. Nothing has been learned from the step by then."""
+        assert closure is not None  # Lightning's own loop always has one
+        sums, summed = dict(self.sums), self.summed
+        while True:
+            try:
+                return closure()
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or not self._smaller(error):
+                    raise
+                # what the exception's traceback holds is freed by leaving the handler
+            self.sums, self.summed, self._portions = dict(sums), summed, None
+            self.network.zero_grad()
+            release_cache(self.device)
+
+    def _smaller(self, error: Exception) -> bool:
+        """Halve the portion. False where a step cannot be taken in portions; raises ResourceError where it cannot be smaller."""
+        whole = self.plan.training.batch_size
+        size = self.portion or whole
+        if self.trainer.world_size > 1 or not independent(self.network):
+            return False
+        if size == 1:
+            raise ResourceError.of(
+                "one window at a time does not fit into memory",
+                where=str(self.device),
+                found=first_line(error),
+                fix="Close other programs that use the device, plan again with a smaller --memory, or use a smaller window (--edit window=...).",
+            ) from error
+        self.portion = (size + 1) // 2
+        self._talk.say(
+            f"warning: out of memory on {self.device} with {size} window{'s' if size > 1 else ''} at once: from now on the {whole} of a step go "
+            f"through the network {self.portion} at a time. The gradient is the same; a step takes about a third longer. A plan for less memory "
+            "(`medseg plan --memory`) would train faster"
+        )
+        return True
 
     def progress(self) -> float:
         """From 0 to 1, the same on every rank."""
@@ -135,10 +201,20 @@ class Learner(LightningModule):
         return {name: float(v) for name, v in zip(names, means, strict=True)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the sums of an unfinished epoch."""
-        checkpoint["sums"], checkpoint["summed"] = dict(self.sums), self.summed
+        """Keep the sums of an unfinished epoch, and how many windows fit at once."""
+        checkpoint["sums"], checkpoint["summed"], checkpoint["portion"] = dict(self.sums), self.summed, self.portion
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `on_save_checkpoint`."""
         self.sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
         self.summed = int(checkpoint["summed"])
+        self.portion = checkpoint.get("portion")
+        if self.portion is not None:
+            self._talk.say(
+                f"as before, {self.portion} of {self.plan.training.batch_size} windows go through the network at once, for want of memory"
+            )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, or, where it says nothing, what it is."""
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -315,10 +315,10 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
         stack.callback(supervisor.stop.remove)
         stack.callback(peak.stop)
         stack.enter_context(quiet())
-        stack.enter_context(memory_told(device))
+        stack.enter_context(memory_told(device, job.devices))
         if courier is not None:
             stack.enter_context(courier)
-        learner = Learner(plan, job.fold, clock, device, rank, job.start)
+        learner = Learner(plan, job.fold, clock, device, rank, job.start, progress)
         if compiles(device, clock):
             learner.network.compile()
         trainer = make_trainer(plan, job.folder, device, job.devices, clock, supervisor, rank, port)

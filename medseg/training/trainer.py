@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from medseg.device import autocast_dtype
+from medseg.device import autocast_dtype, out_of_memory
 from medseg.errors import ResourceError
 from medseg.plans import Plan
 from medseg.training.budget import Clock
 from medseg.training.checkpoint import PlainCheckpointIO
 from medseg.training.environment import LocalRanks
+from medseg.training.module import first_line
 from medseg.training.supervisor import Supervisor
 
 COMPILE_SECONDS, COMPILE_STEPS = 600.0, 5000  # shorter trainings end before compiling has paid for itself
@@ -88,16 +89,19 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def memory_told(device: torch.device) -> Iterator[None]:
+def memory_told(device: torch.device, devices: int = 1) -> Iterator[None]:
     """Running out of the device's memory is the user's to mend, and becomes a ResourceError."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         raise ResourceError.of(
             "the device ran out of memory",
             where=str(device),
-            found=str(error).splitlines()[0],
-            fix="Plan again with a smaller --memory, or train with a smaller batch (--set training.batch_size=N).",
+            found=first_line(error),
+            fix="Plan again with a smaller --memory, or train with a smaller batch (--set training.batch_size=N)"
+            + (", or on one device, where a step that does not fit is taken in portions." if devices > 1 else "."),
         ) from error
 
 
