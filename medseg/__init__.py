@@ -7,7 +7,7 @@
     medseg.Predictor.load(Path("RUN")).predict([Path("scan.nii.gz")], Path("OUT"))
 
 Each verb of the command line is a function here (`verify`, `plan`, `explain`, `preprocess`, `train`, `pretrain`, `predict`, `evaluate`,
-`compare`, `select`, `run`, `demo`), documented in `medseg.workflow`. Names are imported on first use, so `import medseg` is quick.
+`compare`, `select`, `run`, `demo`, `benchmark`), documented in `medseg.workflow`. Names are imported on first use, so `import medseg` is quick.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medseg.inference.predictor import Predictor
-    from medseg.workflow import compare, demo, evaluate, explain, plan, predict, preprocess, pretrain, run, select, train, verify
+    from medseg.workflow import benchmark, compare, demo, evaluate, explain, plan, predict, preprocess, pretrain, run, select, train, verify
 
 __all__ = [
     "Predictor",
+    "benchmark",
     "compare",
     "demo",
     "evaluate",

@@ -32,8 +32,12 @@ class Outcome(Generic[A, R]):
 
 def default_workers() -> int:
     """One process per usable core, at most 16."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, 16)
+    return min(usable_cores(), 16)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_cases(function: Callable[[A], R], items: Sequence[A], workers: int | None = None) -> Iterator[Outcome[A, R]]:

@@ -231,6 +231,7 @@ def train_prepared(
         progress=how.progress,
         licence=workspace.dataset().licence,
         source=source,
+        workers=how.workers,
     )
     if result.memory is not None and result.finished and how.devices == 1 and not trained_before:
         how.progress.say(f"memory at the peak of a training step: {result.memory:.2f} GiB; predicted {predicted:.2f} GiB")

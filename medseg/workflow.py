@@ -3,7 +3,7 @@
     dataset -> fingerprint -> plan -> prepared cases -> windows -> network -> stitched output -> decoded prediction
             -> restored to the native geometry -> written and scored
 
-Each verb of the command line is one call here; `pretrain`, `select`, and those that only tell (`explain`, `compare`) have files of their own.
+Each verb of the command line is one call here; `pretrain`, `select`, `benchmark`, and those that only tell (`explain`, `compare`) have files of their own.
 Nothing on this page knows a task or a domain by name.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from medseg.answers import compare as compare
 from medseg.answers import explain as explain
+from medseg.benchmarking import benchmark as benchmark
 from medseg.configurations import begin, begun, train_all
 from medseg.device import Machine, choose_device, machine
 from medseg.evaluation.records import Evaluation

@@ -50,6 +50,7 @@ for verb in (
     dicom.inspect,
     dicom.convert,
     dicom.dicom,
+    training.benchmark,
     machine.doctor,
     data.tasks,
     data.schema,

@@ -56,7 +56,9 @@ Network = Annotated[str, typer.Option("--network", help="Network family, see `me
 Memory = Annotated[float | None, typer.Option(min=0.1, help="GiB of memory to plan for or to stay within. Default: what the machine has.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Devices = Annotated[int, typer.Option(min=1, help="Number of devices (processes) to train on.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes for work over cases. Default: one per core.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes for work over cases, and for cutting the windows of a GPU. Default: one per core.")
+]
 Time = Annotated[str | None, typer.Option("--time", help="Length of the training itself, e.g. 20m, 90s, 1h30m.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Length of the training in epochs. Default: the plan's.")]
 Patience = Annotated[

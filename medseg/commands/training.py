@@ -1,4 +1,4 @@
-"""Verbs that train a plan: train, pretrain."""
+"""Verbs that train a plan: train, pretrain, benchmark."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medseg.commands.console import Bars, answer, ok, say, shown
+from medseg.commands.console import Bars, answer, ok, say, shown, table
 from medseg.commands.options import (
     Device,
     Devices,
@@ -27,6 +27,7 @@ from medseg.commands.options import (
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
+    from medseg.benchmarking import Benchmark
     from medseg.training.train import TrainingResult
 
 
@@ -114,6 +115,86 @@ def pretrain(
     say(f"Next: medseg train {shown(plan)} --init {shown(out)} -o RUN")
 
 
+def benchmark(
+    target: Annotated[Path, typer.Argument(help="A plan file, e.g. PLANS/3d.json, or a model folder, trained or not.")],
+    plans: Annotated[
+        Path | None, typer.Option("--plans", help="The folder of plans of a model folder. Default: the workspace in it.")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="How long to measure, about; slow steps take longer.")] = 60.0,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Measure so many training steps instead.")] = None,
+    edits: Set = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    out: Annotated[Path | None, out_option("A JSON file for the result.")] = None,
+) -> None:
+    """Measure how fast a plan trains and predicts on this machine, and say what limits it. Keeps nothing."""
+    from medseg import workflow
+    from medseg.record import check_writable
+
+    if out is not None:
+        if out.is_dir():
+            raise UsageError.of("is a folder", where=str(out), expected="a file for the result, e.g. speed.json")
+        check_writable(out.parent)
+    with Bars() as progress:
+        found = workflow.benchmark(
+            target, plans=plans, seconds=seconds, steps=steps, edits=parse_edits(edits), device=device, workers=workers, progress=progress
+        )
+    if out is not None:
+        found.save(out)
+    answer(found)
+    _tell(found)
+
+
+def _tell(found: Benchmark) -> None:
+    speed, used = found.training, found.prediction
+    total = sum(speed.phases.values())
+    where = f"{found.device}, {found.precision}" + (f", {found.threads} threads" if found.kind == "cpu" else "")
+    window = " x ".join(map(str, found.window))
+    plain = ", which is for float32" if found.kind == "cpu" and found.precision != "float32" else ""
+    rows: list[tuple[str, str]] = [
+        ("training", f"{speed.steps_per_second:.3g} steps/s, {speed.windows_per_second:.3g} windows/s, {speed.steps} steps measured"),
+        *((f"  {phase}", f"{1e3 * spent:.1f} ms, {spent / total:.0%} of a step") for phase, spent in speed.phases.items()),
+        ("  waiting for data", f"{speed.waiting:.0%}, with {_processes(speed.workers)}"),
+        ("  memory", f"{_gib(speed.memory)} at the peak; predicted {speed.memory_predicted:.2f} GiB{plain}"),
+        ("  arithmetic", f"{speed.flops / 1e9:.4g} GFLOP per step, {speed.rate / 1e9:.4g} GFLOP/s"),
+        ("  utilisation", f"{speed.utilisation:.0%} of a large matrix product, {speed.peak_rate / 1e9:.4g} GFLOP/s"),
+    ]
+    if speed.float32_steps_per_second is not None:
+        ratio = speed.steps_per_second / speed.float32_steps_per_second
+        rows.append(("  in float32", f"{speed.float32_steps_per_second:.3g} steps/s; {found.precision} is {ratio:.2g} times as fast"))
+    rows.append(("  an epoch", _lasting(speed.epoch_seconds)))
+    rows.append(("  the plan's training", f"{_lasting(speed.plan_seconds)}, or as --time says; validation adds a few percent"))
+    if used is not None:
+        views = f" of {used.views} mirrored views" if used.views > 1 else ""
+        networks = f", {used.networks} networks" if used.networks > 1 else ""
+        rows.append(("prediction", f"{used.windows_per_second:.3g} windows/s{views}{networks}"))
+        part = "" if used.case_whole else ", by the pace of windows; reading, resampling and writing apart"
+        shape = " x ".join(map(str, used.case_shape))
+        rows.append(("  a typical case", f"{_lasting(used.case_seconds)}: {shape} voxels, {used.case_windows} window{'s' if used.case_windows > 1 else ''}{part}"))
+        device = f"; on the device {_gib(used.device_memory)}{'' if used.measured else ', estimated'}" if used.device_memory else ""
+        rows.append(("  memory", f"{_gib(used.memory)}, estimated{device}"))
+    table(f"Plan {found.plan}: window {window}, batch {found.batch_size}; {where}", ("what", "measured"), rows)
+    ok(found.verdict.sentence)
+    for advice in found.verdict.advice:
+        say(f"  {advice}")
+
+
+def _processes(workers: int) -> str:
+    if workers == 0:
+        return "windows cut by the training itself"
+    return f"{workers} process{'es' if workers > 1 else ''} that cut windows"
+
+
+def _gib(memory: float | None) -> str:
+    return "unknown" if memory is None else f"{memory:.2f} GiB"
+
+
+def _lasting(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+
+
 def _stopped(result: TrainingResult) -> None:
     """The answer of a training; one that was interrupted ends the verb."""
     answer(result)
@@ -122,4 +203,4 @@ def _stopped(result: TrainingResult) -> None:
         raise typer.Exit(1)
 
 
-NEED_ARGUMENTS = (train, pretrain)
+NEED_ARGUMENTS = (train, pretrain, benchmark)

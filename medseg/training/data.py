@@ -186,10 +186,22 @@ def collate(windows: list[Window] | MedsegError) -> tuple[Tensor, ...] | MedsegE
 class TrainingData(LightningDataModule):
     """Feeds one rank of one fold. On a CPU windows are cut in the training process itself: workers would compete with it for the cores."""
 
-    def __init__(self, plan: Plan, folder: Path, ids: Sequence[str], fold: int | None, device: Kind, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        ids: Sequence[str],
+        fold: int | None,
+        device: Kind,
+        rank: int = 0,
+        ranks: int = 1,
+        workers: int | None = None,
+    ) -> None:
+        """`workers`: processes that cut windows for a GPU, of all ranks together; None: one per core but the ranks' own, at most `GPU_WORKERS` each."""
         super().__init__()
         self.windows = Windows(plan, folder, ids, fold)
-        self.workers = 0 if device == "cpu" else max(1, min(GPU_WORKERS, default_workers() // ranks - 1))
+        share = min(GPU_WORKERS, default_workers() // ranks - 1) if workers is None else workers // ranks
+        self.workers = 0 if device == "cpu" else max(1, share)
         self.pin = device == "cuda"
         training = plan.training
         self.batches = Steps(training.steps, training.batch_size, rank, ranks, self._position)

@@ -25,6 +25,7 @@ from medseg.training.optim import make_optimizer, schedule
 from medseg.training.portions import Portions, independent
 from medseg.training.start import Start
 
+AUGMENTATION = "augmentation"  # what a profiler is told
 SHORTEST = 10.0  # steps: below this horizon averaging would only add noise
 
 
@@ -90,7 +91,7 @@ class Learner(LightningModule):
         """Windows to an augmented batch, on their device, in float32; a repeated step repeats it."""
         seed = self._seed(3, self.global_step, self.rank)
         torch.manual_seed(seed)  # for dropout and the like
-        with torch.autocast(image.device.type, enabled=False):
+        with self.trainer.profiler.profile(AUGMENTATION), torch.autocast(image.device.type, enabled=False):
             return self.domain.augment(Batch(image, label, prior), Generator().manual_seed(seed))
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:

@@ -110,6 +110,7 @@ class Job:
     journal: FoldRun | None
     save_every: float
     start: Start | None = None
+    workers: int | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -154,6 +155,7 @@ def train(
     licence: str = "",
     save_every: float = SAVE_EVERY,
     source: Source | None = None,
+    workers: int | None = None,
 ) -> TrainingResult:
     """Train one fold into a model folder.
 
@@ -179,6 +181,7 @@ def train(
         licence: of the data, for the provenance.
         save_every: seconds between checkpoints.
         source: the model with whose weights networks begin; None: anew, or as the model folder says. A training goes on without it.
+        workers: processes that cut windows for a GPU; None: see `TrainingData`.
 
     Raises:
         UsageError: the fold exists already and `resume` is off, or there is no such fold, or the devices do not fit.
@@ -191,7 +194,7 @@ def train(
     split = choose_split(splits, fold)
     chosen = choose_device(device)
     folder = run.fold(fold)
-    job = Job(plan, store.folder, split, fold, folder, budget, patience, resume, device, devices, None, save_every)
+    job = Job(plan, store.folder, split, fold, folder, budget, patience, resume, device, devices, None, save_every, workers=workers)
     check_devices(chosen, devices, plan.training.batch_size)
     check_patience(patience, split)
     check_prepared(store, split)
@@ -309,7 +312,7 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
         save_every=job.save_every,
         patience=job.patience,
     )
-    data = TrainingData(plan, job.prepared, job.split.train, job.fold, device.type, rank, job.devices)  # type: ignore[arg-type]
+    data = TrainingData(plan, job.prepared, job.split.train, job.fold, device.type, rank, job.devices, job.workers)  # type: ignore[arg-type]
     supervisor.stop.install()
     with contextlib.ExitStack() as stack:
         stack.callback(supervisor.stop.remove)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.profilers import Profiler
 
 from medseg.device import autocast_dtype, out_of_memory
 from medseg.errors import ResourceError
@@ -20,16 +21,25 @@ from medseg.training.budget import Clock
 from medseg.training.checkpoint import PlainCheckpointIO
 from medseg.training.environment import LocalRanks
 from medseg.training.module import first_line
-from medseg.training.supervisor import Supervisor
 
 COMPILE_SECONDS, COMPILE_STEPS = 600.0, 5000  # shorter trainings end before compiling has paid for itself
 
 
 def make_trainer(
-    plan: Plan, folder: Path, device: torch.device, devices: int, clock: Clock, supervisor: Supervisor, rank: int = 0, port: int = 0
+    plan: Plan,
+    folder: Path,
+    device: torch.device,
+    devices: int,
+    clock: Clock,
+    supervisor: Callback,
+    rank: int = 0,
+    port: int = 0,
+    full_precision: bool = False,
+    profiler: Profiler | None = None,
 ) -> Trainer:
-    """Lightning's trainer of one rank."""
-    precision: Any = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed", None: "32-true"}[autocast_dtype(device)]
+    """Lightning's trainer of one rank; `full_precision` keeps float32 where the device has something faster."""
+    dtype = None if full_precision else autocast_dtype(device)
+    precision: Any = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed", None: "32-true"}[dtype]
     several = devices > 1
     plugins: list[Any] = [PlainCheckpointIO(plan.trained_digest())]
     if several:
@@ -52,6 +62,7 @@ def make_trainer(
         benchmark=device.type == "cuda",
         default_root_dir=folder,
         callbacks=[supervisor],
+        profiler=profiler,
     )
 
 
