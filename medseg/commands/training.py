@@ -170,7 +170,12 @@ def _tell(found: Benchmark) -> None:
         rows.append(("prediction", f"{used.windows_per_second:.3g} windows/s{views}{networks}"))
         part = "" if used.case_whole else ", by the pace of windows; reading, resampling and writing apart"
         shape = " x ".join(map(str, used.case_shape))
-        rows.append(("  a typical case", f"{_lasting(used.case_seconds)}: {shape} voxels, {used.case_windows} window{'s' if used.case_windows > 1 else ''}{part}"))
+        rows.append(
+            (
+                "  a typical case",
+                f"{_lasting(used.case_seconds)}: {shape} voxels, {used.case_windows} window{'s' if used.case_windows > 1 else ''}{part}",
+            )
+        )
         device = f"; on the device {_gib(used.device_memory)}{'' if used.measured else ', estimated'}" if used.device_memory else ""
         rows.append(("  memory", f"{_gib(used.memory)}, estimated{device}"))
     table(f"Plan {found.plan}: window {window}, batch {found.batch_size}; {where}", ("what", "measured"), rows)

@@ -32,6 +32,7 @@ class Ensemble:
         self.task = task
         self.device = device
         self.batch_size = batch_size
+        self.summed_on_device = True  # over views and networks; False after that ran out of memory
         self.layout = memory_format(device, len(task.plan.window))
         self.networks = tuple(network.to(device).to(memory_format=self.layout).eval() for network in networks)  # type: ignore[call-overload]
         self.dtype = autocast_dtype(device)
@@ -51,26 +52,42 @@ class Ensemble:
     def _average(self, windows: Batch, views: Sequence[tuple[int, ...]], networks: Sequence[nn.Module]) -> dict[str, Tensor]:
         try:
             return self._forward(windows, views, networks)
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
+            if not self._retreats(len(windows), len(views)):
+                if self.device.type == "cpu":
+                    raise  # its memory is that of the case's maps, too, which can go into files: the case is predicted again with less
+                raise ResourceError.of(
+                    "one window does not fit on the device",
+                    where=str(self.device),
+                    found=f"window {' x '.join(map(str, windows.image.shape[2:]))}",
+                    fix="Close other programs that use it, or predict on another device (--device cpu).",
+                ) from error
             # freed by leaving the handler: the exception's traceback holds the activations
         release_cache(self.device)
-        if len(windows) * min(len(views), self.batch_size) == 1:
-            raise ResourceError.of(
-                "one window does not fit on the device",
-                where=str(self.device),
-                found=f"window {' x '.join(map(str, windows.image.shape[2:]))}",
-                fix="Close other programs, or predict on another device (--device).",
-            )
-        if len(windows) == 1:
+        parts: list[dict[str, Tensor]] = []
+        done = 0
+        while done < len(windows):
+            part = windows[done : done + self.batch_size]
+            parts.append(self._average(part, views, networks))
+            done += len(part)
+        return parts[0] if len(parts) == 1 else {name: torch.cat([one[name] for one in parts]) for name in parts[0]}
+
+    def _retreats(self, windows: int, views: int) -> bool:
+        """Less at once from now on, after so much ran out of memory; False where there is nothing less."""
+        if windows > 1:
+            self.batch_size = (windows + 1) // 2
+            LOG.warning("out of memory on %s with %d windows at once: %d from now on", self.device, windows, self.batch_size)
+        elif min(views, self.batch_size) > 1:
             self.batch_size = 1
             LOG.warning("out of memory on %s: mirrored views of a window go one by one", self.device)
-            return self._average(windows, views, networks)
-        self.batch_size = half = (len(windows) + 1) // 2
-        LOG.warning("out of memory on %s with %d windows at once: %d from now on", self.device, len(windows), half)
-        halves = [self._average(part, views, networks) for part in (windows[:half], windows[half:])]
-        return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+        elif self.device.type != "cpu" and self.summed_on_device:
+            self.summed_on_device = False
+            LOG.warning("out of memory on %s with one window: outputs are summed up in main memory", self.device)
+        else:
+            return False
+        return True
 
     @torch.inference_mode()
     def _forward(self, windows: Batch, views: Sequence[tuple[int, ...]], networks: Sequence[nn.Module]) -> dict[str, Tensor]:
@@ -84,7 +101,8 @@ class Ensemble:
                 with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
                     outputs = network(stacked)
                 for name, maps in outputs.items():
-                    for view, part in zip(some, maps[0].float().chunk(len(some)), strict=True):
+                    values = maps[0].float() if self.summed_on_device else maps[0].cpu().float()
+                    for view, part in zip(some, values.chunk(len(some)), strict=True):
                         back = part.flip(view) if view else part
                         total[name] = total[name].add_(back) if name in total else back
         count = len(views) * len(networks)

@@ -419,7 +419,7 @@ class Predictor:
         while True:
             try:
                 return model._attempted(files, probabilities, uncertainty, mirror, progress)
-            except (MemoryError, RuntimeError) as error:
+            except (MemoryError, RuntimeError, OSError) as error:
                 if not out_of_memory(error):
                     raise
                 # what the exception's traceback holds is freed by leaving the handler

@@ -7,13 +7,16 @@ import logging
 import numpy as np
 import pytest
 import torch
-from thresholding import blobs, thresholding, write_nifti
+from thresholding import Threshold, blobs, thresholding, write_nifti
 
+from medseg.case import Batch
 from medseg.dataset import CaseFiles
+from medseg.errors import ResourceError
 from medseg.inference import estimate
 from medseg.inference.ensemble import Ensemble
 from medseg.inference.estimate import Estimate, estimated, largest
 from medseg.progress import Silent
+from medseg.tasks.base import find_task
 
 
 class Heard(Silent):
@@ -116,15 +119,11 @@ class Small(torch.nn.Module):
 
 
 def test_smaller_batches_are_told(plan3d, caplog):
-    from medseg.case import Batch
-    from medseg.tasks.base import find_task
-
     ensemble = Ensemble(find_task(plan3d.task)(plan3d), (Small(),), torch.device("cpu"), 8)
     with caplog.at_level(logging.WARNING):
         ensemble.runner(())(Batch(torch.randn(8, 1, 4, 4, 4)))
     assert [record.message for record in caplog.records] == [
         "out of memory on cpu with 8 windows at once: 4 from now on",
-        "out of memory on cpu with 4 windows at once: 2 from now on",
         "out of memory on cpu with 4 windows at once: 2 from now on",
     ]
 
@@ -134,3 +133,86 @@ def test_batches_of_many_classes_are_bounded_by_their_outputs(plan3d, monkeypatc
     outputs = 4 * int(np.prod(plan3d.window)) * model.task.heads[0].channels
     monkeypatch.setattr("medseg.inference.ensemble.LARGEST_OUTPUTS", 2 * outputs)
     assert thresholding(plan3d, 4.0).ensemble.batch_size == min(2, model.ensemble.batch_size)
+
+
+class Tight(torch.nn.Module):
+    """Runs out of memory on a device while something else of a window's outputs lies there, and now and then anyway."""
+
+    def __init__(self, most, error):
+        super().__init__()
+        self.most, self.error, self.seen = most, error, []
+
+    def forward(self, image):
+        self.seen.append(len(image))
+        if len(image) > self.most:
+            raise self.error
+        return {"segmentation": [torch.cat([image, -image], 1)]}
+
+
+@pytest.fixture
+def gpu(monkeypatch, plan3d):
+    """`gpu(network, batch)`: an ensemble on what it takes for a GPU."""
+
+    def made(network, batch):
+        ensemble = Ensemble(find_task(plan3d.task)(plan3d), (network,), torch.device("cpu"), batch)
+        ensemble.device, ensemble.dtype = torch.device("cuda", 0), None
+        return ensemble
+
+    monkeypatch.setattr(Batch, "to", lambda self, device: self)
+    monkeypatch.setattr("medseg.inference.ensemble.release_cache", lambda device: None)
+    return made
+
+
+@pytest.mark.parametrize("views", [(), (0,), (0, 2)])
+def test_sums_go_to_main_memory_where_one_window_does_not_fit_with_them(gpu, views, caplog):
+    class Once(Tight):
+        """Holds one window when it is asked for the third time that it is alone."""
+
+        def forward(self, image):
+            self.most = 1 if self.seen.count(1) >= 1 else 0
+            return super().forward(image)
+
+    network = Once(0, torch.OutOfMemoryError("CUDA out of memory"))
+    ensemble, windows = gpu(network, 4), torch.randn(2, 1, 6, 5, 4)
+    with caplog.at_level(logging.WARNING):
+        found = ensemble.runner(views)(Batch(windows))["segmentation"]
+    torch.testing.assert_close(found, torch.cat([windows, -windows], 1))
+    assert caplog.records[-1].message == "out of memory on cuda:0 with one window: outputs are summed up in main memory"
+    assert caplog.records[0].message == "out of memory on cuda:0 with 2 windows at once: 1 from now on"
+    assert (ensemble.summed_on_device, ensemble.batch_size) == (False, 1)
+
+
+def test_a_window_that_no_gpu_holds_says_what_to_do(gpu):
+    with pytest.raises(ResourceError) as failed:
+        gpu(Tight(0, RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")), 4).runner((0,))(Batch(torch.randn(3, 1, 6, 5, 4)))
+    assert str(failed.value) == (
+        "cuda:0: one window does not fit on the device; found window 6 x 5 x 4. Close other programs that use it, or predict on another device "
+        "(--device cpu)."
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_on_a_cpu_a_window_that_does_not_fit_makes_the_maps_give_way(plan3d, scan, tmp_path, monkeypatch, error, caplog):
+    """The window fits once the case's maps are in files."""
+    expected = thresholding(plan3d, 4.0).predict(scan, tmp_path / "first").cases[0].content
+    model, real = thresholding(plan3d, 4.0), Threshold.forward
+    limits, stitch = [], type(model.domain).stitch
+
+    def watched(self, case, run, heads, batch_size, memory):
+        limits.append(memory)
+        return stitch(self, case, run, heads, batch_size, memory)
+
+    def forward(self, image):
+        if limits[-1] > 2**28:
+            raise error
+        return real(self, image)
+
+    monkeypatch.setattr(type(model.domain), "stitch", watched)
+    monkeypatch.setattr(Threshold, "forward", forward)
+    with caplog.at_level(logging.WARNING):
+        (case,) = model.predict(scan, tmp_path / "again").cases
+    assert limits == [2**30, 2**28]
+    assert case.content == expected
+    assert "out of memory: the case is predicted again within 1 GiB" in caplog.text
