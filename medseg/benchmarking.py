@@ -117,8 +117,9 @@ def benchmark(
     from medseg.training.preflight import check_kind
     from medseg.training.probe import cutting_pace, product_rate, train_pace
 
-    if not seconds > 0 or (steps is not None and steps < 1):
-        raise UsageError.of("nothing would be measured", where="--seconds, --steps", expected="more than 0")
+    for option, value in (("--seconds", seconds), ("--steps", steps)):
+        if value is not None and not value > 0:
+            raise UsageError.of("nothing would be measured", where=option, found=f"{value:g}", expected="more than 0")
     plan, workspace, model = _opened(target, plans)
     plan = plan.edited(dict(edits or {}))
     chosen = choose_device(device)

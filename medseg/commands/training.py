@@ -116,7 +116,7 @@ def pretrain(
 
 
 def benchmark(
-    target: Annotated[Path, typer.Argument(help="A plan file, e.g. PLANS/3d.json, or a model folder, trained or not.")],
+    target: Annotated[Path, typer.Argument(metavar="PLAN|RUN", help="A plan file, e.g. PLANS/3d.json, or a model folder, trained or not.")],
     plans: Annotated[
         Path | None, typer.Option("--plans", help="The folder of plans of a model folder. Default: the workspace in it.")
     ] = None,

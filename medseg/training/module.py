@@ -91,7 +91,7 @@ class Learner(LightningModule):
         """Windows to an augmented batch, on their device, in float32; a repeated step repeats it."""
         seed = self._seed(3, self.global_step, self.rank)
         torch.manual_seed(seed)  # for dropout and the like
-        with self.trainer.profiler.profile(AUGMENTATION), torch.autocast(image.device.type, enabled=False):
+        with self.trainer.profiler.profile(AUGMENTATION), torch.autocast(image.device.type, enabled=False):  # type: ignore[attr-defined]
             return self.domain.augment(Batch(image, label, prior), Generator().manual_seed(seed))
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:

@@ -68,10 +68,12 @@ def make_trainer(
 
 def compiles(device: torch.device, clock: Clock) -> bool:
     """Whether compiling the network pays: on GPUs with Triton, in long trainings."""
+    long = clock.seconds >= COMPILE_SECONDS if clock.seconds is not None else (clock.epochs or 0) * clock.steps >= COMPILE_STEPS
+    if device.type != "cuda" or not long:
+        return False
     from torch.utils._triton import has_triton
 
-    long = clock.seconds >= COMPILE_SECONDS if clock.seconds is not None else (clock.epochs or 0) * clock.steps >= COMPILE_STEPS
-    return device.type == "cuda" and long and bool(has_triton())
+    return bool(has_triton())
 
 
 @contextlib.contextmanager
