@@ -6,13 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, final
+from typing import Any, Self, final
+
+from numpy.typing import NDArray
 
 from medseg.dataset import CaseFiles
 from medseg.inference.checks import check_voxels
 from medseg.inference.ledger import Ledger, PredictedCase
 from medseg.inference.output import Output
-from medseg.inference.predictor import Predictor
+from medseg.inference.predictor import Predictor, stages_first
 from medseg.record import check_writable
 from medseg.workspace import Members
 
@@ -76,13 +78,19 @@ class Candidates:
         check_voxels(case)
         reading = time.monotonic() - start
         alone, seconds = {}, {}
-        for name, member in members.items():
+        maps: dict[str, NDArray[Any]] = {}
+        names = list(members)
+        for place in stages_first(list(members.values())):
             start = time.monotonic()
-            alone[name] = member.alone(case, True, True, smallest)
-            seconds[name] = time.monotonic() - start
+            alone[names[place]] = members[names[place]].alone(case, True, True, smallest, known=maps)
+            seconds[names[place]] = time.monotonic() - start
+        # A cascade whose earlier stage is a member here did not predict by it again; alone it would have.
+        stages = {
+            name: {other for other in names if (one := members[name].previous) and one.weights == members[other].weights} for name in names
+        }
         done = {}
         for candidate, one in joined.items():
-            start = time.monotonic() - reading - sum(seconds[name] for name in candidate)
+            start = time.monotonic() - reading - sum(seconds[name] for name in {*candidate}.union(*(stages[name] for name in candidate)))
             prediction = one.together([alone[name] for name in candidate], case)
             done[candidate] = one.write(prediction, files, case.grid, Output(self._folders[candidate]), sources[candidate], start)
             self._ledgers[candidate].add(done[candidate])

@@ -58,6 +58,11 @@ class Predicted(Record):
     skipped: int
 
 
+def stages_first(members: Sequence[Predictor]) -> list[int]:
+    """The places of members in the order in which they predict a case: what may be the stage before a cascade goes before cascades."""
+    return sorted(range(len(members)), key=lambda place: members[place].previous is not None)
+
+
 class Predictor:
     """A trained model, ready to predict. Make one with `Predictor.load`.
 
@@ -319,10 +324,14 @@ class Predictor:
         check_voxels(case)
         members = (self, *self.partners)
         several = len(members) > 1
-        predictions = [
-            member.alone(case, probabilities or several, mirror, self.scratch, progress, uncertainty and not several) for member in members
-        ]
-        return self.together(predictions, case, probabilities, uncertainty)
+        known: dict[str, NDArray[Any]] = {}
+        said = {
+            place: members[place].alone(
+                case, probabilities or several, mirror, self.scratch, progress, uncertainty and not several, known if several else None
+            )
+            for place in stages_first(members)
+        }
+        return self.together([said[place] for place in range(len(members))], case, probabilities, uncertainty)
 
     def alone(
         self,
@@ -332,10 +341,15 @@ class Predictor:
         scratch: Scratch,
         progress: Progress | None = None,
         uncertainty: bool = False,
+        known: dict[str, NDArray[Any]] | None = None,
     ) -> Prediction:
-        """What this member says of a case on its native grid, before anything is combined or finished."""
+        """What this member says of a case on its native grid, before anything is combined or finished.
+
+        `known` holds label maps of the case by the `weights` of members that have predicted it, and gets this one: the stage before a
+        cascade may be such a member.
+        """
         native = case.grid
-        earlier = self.previous.predict_case(case, mirror=mirror, progress=progress).labels if self.previous is not None else None
+        earlier = self._earlier(case, mirror, progress, known or {})
         prepared = self.domain.prepare(dataclasses.replace(case, label=None, prior=earlier), scratch)
         del earlier
         trail = prepared.trail
@@ -344,8 +358,18 @@ class Predictor:
         decoded = self.task.decode(self.domain.native(maps, trail), case.id, probabilities, scratch, uncertainty)
         del maps
         labels = self.domain.restore(decoded.labels, trail, scratch=scratch)
+        if known is not None:
+            known[self.weights] = labels
         chances = None if decoded.probabilities is None else self._restored_maps(decoded.probabilities, trail, native.shape, scratch)
         return Prediction(case.id, labels, chances, decoded.uncertainty)
+
+    def _earlier(self, case: Case, mirror: bool, progress: Progress | None, known: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
+        """Of a cascade, the prediction that is a further input."""
+        if self.previous is None:
+            return None
+        if (raw := known.get(self.previous.weights)) is not None:
+            return self.previous.task.finish(raw.copy(), case.grid.spacing)
+        return self.previous.predict_case(case, mirror=mirror, progress=progress).labels
 
     def together(self, predictions: Sequence[Prediction], case: Case, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
         """The prediction of the ensemble from those of its members, this one's first."""

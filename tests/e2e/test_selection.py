@@ -168,11 +168,11 @@ def test_interrupted_anywhere_and_continued(trained, runs, tmp_path, monkeypatch
     calls = []
     real = Predictor.alone
 
-    def alone(self, case, *arguments):
+    def alone(self, case, *arguments, **options):
         calls.append((self.plan.name, case.id))
         if len(calls) == 8:  # the second member of the fourth case
             raise KeyboardInterrupt
-        return real(self, case, *arguments)
+        return real(self, case, *arguments, **options)
 
     monkeypatch.setattr(Predictor, "alone", alone)
     with pytest.raises(KeyboardInterrupt):

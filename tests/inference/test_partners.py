@@ -12,6 +12,7 @@ from test_predictor import save_run, scans
 from thresholding import Threshold, blobs, tiny_plan, write_nifti
 
 from medseg import workflow
+from medseg.domains.grid.settings import PriorChanges
 from medseg.errors import ModelError
 from medseg.inference.candidates import Candidates
 from medseg.inference.inputs import find_cases
@@ -60,6 +61,35 @@ def test_an_ensemble_is_the_mean_of_its_members(runs, plan3d):
     shutil.rmtree(runs[0] / "partners" / "2d" / "fold_1")
     with pytest.raises(ModelError, match=r"2d.fold_1: this fold has not been trained; expected one of fold_0"):
         Predictor.load(runs[0], "cpu", folds=[1])
+
+
+@pytest.mark.parametrize("root", ["low", "cascade"])
+def test_a_member_that_is_also_the_stage_before_another_predicts_once(plan3d, tmp_path, monkeypatch, root):
+    """What a cascade takes is that member's label map, finished by what the stage itself has learned."""
+    low = save_run(tmp_path / "low", plan3d, (0,))
+    labels = plan3d.data.labels
+    prior = plan3d.space.model_copy(update={"prior": PriorChanges()})
+    plan = plan3d.model_copy(update={"name": "cascade", "previous": plan3d.name, "space": prior})
+    cascade = save_run(tmp_path / "cascade", plan, (0,))
+    shutil.copytree(low, cascade / "previous")
+    cleaned(plan3d, Cleaning(cls=labels.names[0], smallest=1e9)).save(cascade / "previous" / "plan.json")  # learned there, and only there
+    names = (low, cascade) if root == "low" else (cascade, low)
+    whole = shutil.copytree(names[0], tmp_path / "whole")
+    shutil.copytree(names[1], whole / "partners" / names[1].name)
+    model = Predictor.load(whole, "cpu")
+    parts = [Predictor.load(one, "cpu").predict_array(IMAGE, probabilities=True) for one in names]
+    expected = (parts[0].probabilities.astype(np.float64) + parts[1].probabilities) / 2
+    stitched: list[str] = []
+    real = Predictor._stitched
+
+    def counted(self, *arguments, **options):
+        stitched.append(self.plan.name)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Predictor, "_stitched", counted)
+    together = model.predict_array(IMAGE, probabilities=True)
+    assert stitched == [plan3d.name, "cascade"]
+    assert np.array_equal(together.probabilities, expected.astype(np.float16))
 
 
 def test_what_was_learned_is_the_root_s(runs, plan3d, flat):
@@ -147,7 +177,7 @@ def test_candidates_are_predicted_as_each_would_alone(runs, tmp_path):
     seen = []
     for name, member in members.items():
         real = member.alone
-        member.alone = lambda *arguments, real=real, name=name: (seen.append(name), real(*arguments))[1]
+        member.alone = lambda *arguments, real=real, name=name, **options: (seen.append(name), real(*arguments, **options))[1]
     with Candidates(folders, cases) as contest:
         contest.predict(members, cases[0])
     assert seen == ["3d", "2d"]  # each once
