@@ -8,22 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medseg.commands.console import Bars, answer, ok, say, shown, table
-from medseg.commands.options import (
-    Device,
-    Devices,
-    Epochs,
-    Init,
-    Patience,
-    PlanFile,
-    Resume,
-    Set,
-    Time,
-    Workers,
-    out_option,
-    parse_edits,
-    parse_folds,
-    parse_time,
-)
+from medseg.commands.groups import Course, spread
+from medseg.commands.options import Device, Init, Patience, PlanFile, Set, Workers, out_option, parse_edits, parse_folds
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,19 +17,14 @@ if TYPE_CHECKING:
     from medseg.training.train import TrainingResult
 
 
+@spread
 def train(
     plan: PlanFile,
     out: Annotated[Path, out_option("Folder of the model.")],
+    course: Course,
     fold: Annotated[str, typer.Option("--fold", help="Fold to leave out for validation: 0, 1, ..., or none to train on every case.")] = "0",
-    time: Time = None,
-    epochs: Epochs = None,
     patience: Patience = None,
-    resume: Resume = False,
     init: Init = None,
-    edits: Set = None,
-    device: Device = "auto",
-    devices: Devices = 1,
-    workers: Workers = None,
 ) -> None:
     """Train one fold of a plan (prepares the cases first where that has not been done)."""
     from medseg import workflow
@@ -54,21 +35,7 @@ def train(
             "one fold at a time", where="--fold", found=f"'{fold}'", fix="Use `medseg run --folds all` for cross-validation."
         )
     with Bars() as progress:
-        result = workflow.train(
-            plan,
-            out,
-            fold=folds[0],
-            seconds=parse_time(time),
-            epochs=epochs,
-            patience=patience,
-            resume=resume,
-            init=init,
-            edits=parse_edits(edits),
-            device=device,
-            devices=devices,
-            workers=workers,
-            progress=progress,
-        )
+        result = workflow.train(plan, out, fold=folds[0], patience=patience, init=init, progress=progress, **course.arguments())
     _stopped(result)
     networks = f", {result.networks} networks" if result.networks > 1 else ""
     ok(f"trained {result.epochs} epochs{networks} in {result.seconds / 60:.1f} minutes; model in {out}")
@@ -78,38 +45,20 @@ def train(
     say(f"Next: medseg predict {shown(out)} IMAGES -o OUT")
 
 
+@spread
 def pretrain(
     plan: PlanFile,
     images: Annotated[list[Path] | None, typer.Argument(help="Further images: files, folders or datasets.")] = None,
     *,
     out: Annotated[Path, out_option("Folder of the result, for --init.")],
-    time: Time = None,
-    epochs: Epochs = None,
+    course: Course,
     objective: Annotated[str, typer.Option("--objective", help="What is learned without annotations, see `medseg tasks`.")] = "masked",
-    resume: Resume = False,
-    edits: Set = None,
-    device: Device = "auto",
-    devices: Devices = 1,
-    workers: Workers = None,
 ) -> None:
     """Train a plan's network without annotations, on all images of its dataset and further ones; trainings begin with it by --init."""
     from medseg import workflow
 
     with Bars() as progress:
-        result = workflow.pretrain(
-            plan,
-            out,
-            images or [],
-            objective=objective,
-            seconds=parse_time(time),
-            epochs=epochs,
-            resume=resume,
-            edits=parse_edits(edits),
-            device=device,
-            devices=devices,
-            workers=workers,
-            progress=progress,
-        )
+        result = workflow.pretrain(plan, out, images or [], objective=objective, progress=progress, **course.arguments())
     _stopped(result)
     ok(f"pre-trained {result.epochs} epochs in {result.seconds / 60:.1f} minutes; weights in {out}")
     say(f"Next: medseg train {shown(plan)} --init {shown(out)} -o RUN")
