@@ -40,6 +40,7 @@ SECONDS = 60.0  # that measuring takes, about
 FEW = 8  # cases that are prepared where the workspace has none
 SHARES = {"training": 0.45, "float32": 0.2, "prediction": 0.3}  # of the time
 CUTTING = 1.0  # seconds
+PRODUCTS = 0.5  # seconds of matrix products, twice
 WEIGHED = 32  # prepared cases whose files are looked at for the size of all
 GIB = 2**30
 
@@ -128,18 +129,22 @@ def benchmark(
     dataset = workspace.dataset()
     here = plan.model_copy(update={"memory": plan.memory.model_copy(update={"device": chosen.type})})
     cost = training_cost(here)
+    dtype = autocast_dtype(chosen)
     with ExitStack() as stack:
         store, ids, own = _prepared(plan, workspace, dataset, model, workers, progress, stack)
         gib = _gib(store, ids) * len(dataset.cases)
         cut = cutting_pace(plan, store.folder, ids, CUTTING)
         pace = train_pace(plan, store.folder, ids, chosen, SHARES["training"] * seconds, steps, workers, progress)
-        dtype = autocast_dtype(chosen)
         plain: Pace | None = None
         if chosen.type == "cpu" and dtype is not None:
             progress.say("the same in float32")
             limit = SHARES["float32"] * seconds
             plain = train_pace(plan, store.folder, ids, chosen, limit, steps, workers, progress, full_precision=True)
-    peak = product_rate(chosen, dtype or _float32())
+    peak = product_rate(chosen, dtype or _float32(), PRODUCTS)
+    prediction = None
+    if issubclass(find_objective(plan.task), Task):
+        prediction = _prediction(plan, workspace, dataset, model, chosen, device, SHARES["prediction"] * seconds, progress)
+    peak = max(peak, product_rate(chosen, dtype or _float32(), PRODUCTS))  # other programs may have held up either
     training = TrainingSpeed(
         steps=pace.steps,
         steps_per_second=1 / pace.step,
@@ -161,9 +166,6 @@ def benchmark(
         epoch_seconds=plan.training.steps * pace.step,
         plan_seconds=plan.training.epochs * plan.training.steps * pace.step,
     )
-    prediction = None
-    if issubclass(find_objective(plan.task), Task):
-        prediction = _prediction(plan, workspace, dataset, model, chosen, device, SHARES["prediction"] * seconds, progress)
     threads, cores = _threads(), usable_cores()
     return Benchmark(
         plan=plan.name,
@@ -306,7 +308,14 @@ def _typical(workspace: Workspace, dataset: Dataset) -> tuple[CaseFiles, tuple[i
 def _device_name(device: torch.device) -> str:
     import torch
 
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []  # no Linux
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def _float32() -> torch.dtype:

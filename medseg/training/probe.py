@@ -233,7 +233,7 @@ def cutting_pace(plan: Plan, prepared: Path, ids: Sequence[str], seconds: float)
     return Cutting(spent / count, min(1.0, (time.thread_time() - computed) / spent))
 
 
-def product_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+def product_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
     """FLOP/s of a large matrix product, the best of those that fit into so many seconds: what a device gives when nothing holds it up."""
     size, wait = SIZES[device.type], synchroniser(device)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

@@ -14,6 +14,7 @@ from medseg.models.unet import UNet
 from medseg.tasks.base import find_task
 from medseg.training.module import Learner
 from medseg.training.portions import Portions, independent
+from medseg.training.trainer import memory_told
 
 WINDOWS = 5
 EDITS = {
@@ -253,3 +254,19 @@ def test_a_network_that_normalises_over_the_batch_is_not_taken_in_portions(tiny,
 )
 def test_what_running_out_of_memory_looks_like(error, known):
     assert out_of_memory(error) is known
+
+
+@pytest.mark.parametrize(
+    ("devices", "end"),
+    [
+        (1, "(--set training.batch_size=N)."),
+        (2, "(--set training.batch_size=N), or on one device, where a step that does not fit is taken in portions."),
+    ],
+)
+def test_what_to_do_where_there_are_no_portions(devices, end):
+    with pytest.raises(ResourceError) as failed, memory_told(torch.device("cpu"), devices):
+        raise MemoryError
+    assert str(failed.value).startswith("cpu: the device ran out of memory; found MemoryError. Plan again with a smaller --memory")
+    assert str(failed.value).endswith(end)
+    with pytest.raises(RuntimeError, match="another"), memory_told(torch.device("cpu"), devices):
+        raise RuntimeError("another")
