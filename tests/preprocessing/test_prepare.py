@@ -198,7 +198,6 @@ def test_plan_of_another_dataset(planned, data, tmp_path):
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from medseg.io.images import read_case
 from medseg.io.layouts.base import open_dataset
 from medseg.io.store import Store
 from medseg.plans import Plan
