@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from medseg.case import Batch
 from medseg.device import autocast_dtype, machine, out_of_memory, release_cache
 from medseg.errors import ResourceError
+from medseg.heap import kept
 from medseg.models.blocks import memory_format
 from medseg.tasks.base import Task
 
@@ -94,17 +95,17 @@ class Ensemble:
         images = self.task.inputs(windows.to(self.device))
         total: dict[str, Tensor] = {}
         together = max(1, self.batch_size // len(windows))  # a few windows alone leave a device idle, their mirrored views fill it
-        for start in range(0, len(views), together):
-            some = views[start : start + together]
-            stacked = torch.cat([images.flip(view) if view else images for view in some]).contiguous(memory_format=self.layout)
-            for network in networks:
-                with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-                    outputs = network(stacked)
-                for name, maps in outputs.items():
-                    values = maps[0].float() if self.summed_on_device else maps[0].cpu().float()
-                    for view, part in zip(some, values.chunk(len(some)), strict=True):
-                        back = part.flip(view) if view else part
-                        total[name] = total[name].add_(back) if name in total else back
+        # Within one block weights are rounded to 16 bits once for all views.
+        with kept(), torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            for start in range(0, len(views), together):
+                some = views[start : start + together]
+                stacked = torch.cat([images.flip(view) if view else images for view in some]).contiguous(memory_format=self.layout)
+                for network in networks:
+                    for name, maps in network(stacked).items():
+                        values = maps[0].float() if self.summed_on_device else maps[0].cpu().float()
+                        for view, part in zip(some, values.chunk(len(some)), strict=True):
+                            back = part.flip(view) if view else part
+                            total[name] = total[name].add_(back) if name in total else back
         count = len(views) * len(networks)
         return {name: maps.div_(count).cpu() for name, maps in total.items()}
 

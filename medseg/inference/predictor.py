@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from medseg.case import Batch, Case, PreparedCase
 from medseg.dataset import CaseFiles, file_digest
-from medseg.device import CPU_SHARE, choose_device, out_of_memory, physical_memory
+from medseg.device import CPU_SHARE, autocast_dtype, choose_device, out_of_memory, physical_memory
 from medseg.domains.base import Run, find_domain
 from medseg.errors import ModelError, Problem
 from medseg.geometry import Grid, Step
+from medseg.heap import given_back
 from medseg.inference.checks import case_problems, check_fit, check_partners, check_voxels
 from medseg.inference.ensemble import Ensemble, batch_size
 from medseg.inference.estimate import ready, retreated
@@ -34,6 +35,7 @@ from medseg.io.dicom.settings import NOTHING_CHOSEN, DicomSettings
 from medseg.io.digests import image_digest
 from medseg.io.exports import Maker, Result
 from medseg.io.images import image_stem, read_case, read_header
+from medseg.models.base import find_network
 from medseg.models.weights import load_weights
 from medseg.plans import Plan
 from medseg.prediction import DenseMap, Prediction
@@ -160,6 +162,8 @@ class Predictor:
         digest = plan.trained_digest()
         task = find_task(plan.task)(plan)
         networks = [load_weights(task.network(), file, digest) for file in files]
+        for network in networks:
+            find_network(plan.network.kind).freeze(network, chosen, autocast_dtype(chosen))
         dicom = settings_of(folder.dicom_file, plan.data.channels, plan.data.labels.names)
         previous = cls.load(folder.previous.root, device, memory, folder.folds_before(folds)) if plan.previous else None
         key = _digest(digest, *(file_digest(file) for file in files), previous.key if previous is not None else "")
@@ -384,7 +388,10 @@ class Predictor:
         runs = self.ensemble.runners(axes) if self.domain.blends_each_network else (self.ensemble.runner(axes),)
         memory = self.limit_of_maps / len(runs)
         counted = self._counted(runs, case.shape, progress)
-        parts = [self.domain.stitch(case, run, self.task.heads, self.ensemble.batch_size, memory) for run in counted]
+        try:
+            parts = [self.domain.stitch(case, run, self.task.heads, self.ensemble.batch_size, memory) for run in counted]
+        finally:
+            given_back()
         return self.domain.mean(parts) if len(parts) > 1 else parts[0]
 
     def _counted(self, runs: Sequence[Run], shape: tuple[int, ...], progress: Progress | None) -> Sequence[Run]:

@@ -12,6 +12,7 @@ from medseg.geometry import Shape
 from medseg.record import Section
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 Outputs: TypeAlias = "dict[str, list[Tensor]]"
@@ -63,6 +64,11 @@ class NetworkFamily(ABC):
     @abstractmethod
     def build(settings: Any, channels: int, heads: tuple[Head, ...]) -> nn.Module:
         """The network with `channels` input channels. Weights are initialised with torch's global generator."""
+
+    @staticmethod
+    def freeze(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+        """Rearrange a trained network that will only predict, on this device in this type (None: float32), so that it does so faster."""
+        return  # most families leave it as it is
 
 
 def find_network(name: str) -> type[NetworkFamily]:

@@ -91,11 +91,15 @@ def convolution(channels: int, out: int, kernel: Shape, stride: Shape | None = N
 
 
 def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
-    """A convolution `layer` with kernel 1 as a matrix product: torch's own takes 10 times as long for volumes in float32 on CPUs."""
+    """A convolution `layer` with kernel 1 as a matrix product: torch's own takes 10 times as long for volumes in float32 on CPUs.
+
+    It is computed in float32: outputs of 16 bits would decide close calls by rounding.
+    """
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
-    return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.movedim(1, -1).float(), weight.flatten(1), bias).movedim(-1, 1)
 
 
 def upsampling(channels: int, out: int, stride: Shape, bias: bool = False) -> nn.Module:

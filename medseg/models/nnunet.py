@@ -21,6 +21,7 @@ from medseg.device import Machine
 from medseg.geometry import Shape
 from medseg.models.base import Configured, Head, NetworkFamily, Outputs
 from medseg.models.blocks import SLOPE, ConvBlock, InstanceNorm, convolution, memory_format, pointwise, upsampling
+from medseg.models.composed import Composed, worth
 from medseg.models.topology import CLOSE_SPACING, SMALLEST_MAP, misfit, topology
 from medseg.record import Section
 
@@ -122,6 +123,7 @@ class NnUNet(nn.Module):
             nn.Sequential(*(_biased((2 if i == 0 else 1) * widths[s], widths[s], kernels[s]) for i in range(settings.decoder[s])))
             for s in lower
         )
+        self.composed = nn.ModuleDict()  # see `freeze`
         self.heads = nn.ModuleDict(
             {head.name: nn.ModuleList(_head(widths[s], head, self.axes) for s in range(self.supervised + 1)) for head in heads}
         )
@@ -142,7 +144,7 @@ class NnUNet(nn.Module):
         skips.pop()
         maps: dict[int, Tensor] = {}
         for s in reversed(range(len(skips))):
-            x = self.decoder[s](torch.cat([self.up[s](x), skips.pop()], 1))
+            x = self._joined(s, x, skips.pop())
             maps[s] = x
         levels = self.supervised + 1 if self.training else 1
         outputs: Outputs = {}
@@ -150,6 +152,26 @@ class NnUNet(nn.Module):
             assert isinstance(stages, nn.ModuleList)
             outputs[name] = [stages[s](maps[s]) if self.training else pointwise(stages[s], maps[s]) for s in range(levels)]
         return outputs
+
+    def _joined(self, s: int, x: Tensor, skip: Tensor) -> Tensor:
+        """Decoder stage `s`: from the stage below and the skip connection."""
+        if str(s) not in self.composed:
+            joined: Tensor = self.decoder[s](torch.cat([self.up[s](x), skip], 1))
+            return joined
+        stage = self.decoder[s]
+        assert isinstance(stage, nn.Sequential)
+        first, rest = stage[0], stage[1:]
+        assert isinstance(first, ConvBlock)
+        y: Tensor = rest(F.leaky_relu(first.norm(self.composed[str(s)](x, skip)), SLOPE, inplace=True))
+        return y
+
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Compose upsampling with the convolution after it where that saves a lot: for weights that change no more."""
+        for s, (up, stage) in enumerate(zip(self.up, self.decoder, strict=True)):
+            assert isinstance(stage, nn.Sequential)
+            weights = (up.weight, up.bias, stage[0].conv.weight)  # type: ignore[union-attr]
+            if worth(weights[0], weights[2]):  # type: ignore[arg-type]
+                self.composed[str(s)] = Composed(*weights, dtype)  # type: ignore[arg-type]
 
 
 class NnUNetFamily(NetworkFamily):
@@ -197,6 +219,13 @@ class NnUNetFamily(NetworkFamily):
     def build(settings: Any, channels: int, heads: tuple[Head, ...]) -> nn.Module:
         """See `NetworkFamily.build`."""
         return NnUNet(settings, channels, heads)
+
+    @staticmethod
+    def freeze(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+        """See `NetworkFamily.freeze`. Sums are rounded elsewhere, so 32 bits, which equal nnU-Net's, are left alone; GPUs gain nothing."""
+        assert isinstance(network, NnUNet)
+        if device.type == "cpu" and dtype is not None and not network.full:
+            network.freeze(dtype)
 
 
 def _biased(channels: int, out: int, kernel: Shape, stride: Shape | None = None) -> ConvBlock:
