@@ -47,6 +47,7 @@ from medseg.workspace import RunFolder
 
 GIB = 2**30
 SHARE_OF_MAPS = 0.25  # of the memory for blended maps of all heads; beyond it they lie in temporary files
+LARGEST_MAPS = 2**29  # bytes of them in memory, at most: files are hardly slower, and memory does not grow with the number of classes
 SHARE_OF_ARRAY = 0.08  # of the memory for each other array of a case; up to five exist at once, the rest is for the network
 LOG = logging.getLogger(__name__)
 MANY_WINDOWS = 64  # cases of fewer are quick, and a progress bar for each would only flicker
@@ -111,7 +112,7 @@ class Predictor:
         self.weights = key
         learned = "" if plan.target.to_json() == plan.target.training_key() else plan.target.to_json()
         self.key = _digest(learned, *sorted([key, *(partner.weights for partner in self.partners)]))
-        self.limit_of_maps = self.memory * GIB * SHARE_OF_MAPS
+        self.limit_of_maps = min(self.memory * GIB * SHARE_OF_MAPS, LARGEST_MAPS)
         self.task = find_task(plan.task)(plan)
         self.domain = find_domain(plan.domain)(plan)
         self.ensemble = Ensemble(self.task, networks, device, batch_size(self.task, device, self.memory))

@@ -95,7 +95,7 @@ def test_a_case_that_ran_out_of_memory_is_predicted_again_with_less(plan3d, scan
     monkeypatch.setattr(type(model.domain), "stitch", full)
     with caplog.at_level(logging.WARNING):
         (case,) = model.predict(scan, tmp_path / "again").cases
-    assert limits == [2**30, 2**28, 2**26]
+    assert limits == [2**29, 2**28, 2**26]
     assert case.content == expected
     assert [record.message.partition(" with maps")[0] for record in caplog.records] == [
         "out of memory: the case is predicted again within 1 GiB,",

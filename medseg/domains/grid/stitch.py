@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -24,7 +25,9 @@ Run = Callable[[Batch], Mapping[str, Tensor]]
 HALF_SCALE = 10  # the peak of nnU-Net's Gaussian: its smallest weights would underflow sooner
 
 TOGETHER = 16  # channels that are brought into order at once
-RESIDENT = 2**29  # bytes of windows after which pages are let go
+RESIDENT = 2**27  # bytes of files that are touched before pages are let go
+Add = Callable[[tuple[int, ...], str, int, Tensor], None]
+"""Takes the start of a window, a head, a channel and what the network said of it, `(*window)` in one piece."""
 
 
 def layout(shape: Shape, window: Shape, overlap: float) -> tuple[Shape, tuple[tuple[int, ...], ...]]:
@@ -52,9 +55,12 @@ def stitch_case(
     importance = torch.from_numpy(outer([gaussian_weights(w) for w in full]))
     totals = _sums(heads, shape, np.float32, memory)
     sums = {name: torch.from_numpy(total) for name, total in totals.items()}
-    for start, outputs in _predicted(case, run, window, full, starts, batch_size, memory, totals):
-        for head in heads:
-            _add(sums[head.name], outputs[head.name].reshape(head.channels, *full), importance, start)
+
+    def add(start: tuple[int, ...], name: str, channel: int, value: Tensor) -> None:
+        inside, part = _overlap(start, full, shape)
+        sums[name][channel][inside].addcmul_(value[part], importance[part])
+
+    _predict(case, run, window, full, starts, batch_size, totals, add)
     return {name: BlendedMap(total, weights) for name, total in totals.items()}
 
 
@@ -75,13 +81,14 @@ def stitch_as_nnunet(
     totals = _sums(heads, shape, np.float16, memory)
     sums = {name: torch.from_numpy(total) for name, total in totals.items()}
     weights = torch.from_numpy(Scratch(memory).zeros(shape, np.float16))
-    for start, outputs in _predicted(case, run, window, full, starts, batch_size, memory, totals):
-        pairs = [overlap_slices(s, w, n) for s, w, n in zip(start, full, shape, strict=True)]
-        inside, part = tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
-        weights[inside] += importance[part]
-        for head in heads:
-            for total, channel in zip(sums[head.name], _channels(outputs[head.name].reshape(head.channels, *full)), strict=True):
-                total[inside] += channel[part] * importance[part]
+
+    def add(start: tuple[int, ...], name: str, channel: int, value: Tensor) -> None:
+        inside, part = _overlap(start, full, shape)
+        if channel == 0 and name == heads[0].name:
+            weights[inside] += importance[part]
+        sums[name][channel][inside] += value[part] * importance[part]
+
+    _predict(case, run, window, full, starts, batch_size, totals, add)
     for name, total in sums.items():
         for channel in total:
             channel /= weights
@@ -94,46 +101,53 @@ def _sums(heads: Sequence[Head], shape: Shape, dtype: Any, memory: float) -> dic
     return {head.name: scratch.zeros((head.channels, *shape), dtype) for head in heads}
 
 
-def _predicted(
+def _predict(
     case: PreparedCase,
     run: Run,
     window: Shape,
     full: Shape,
     starts: tuple[tuple[int, ...], ...],
     batch_size: int,
-    memory: float,
     totals: Mapping[str, NDArray[Any]],
-) -> Iterator[tuple[tuple[int, ...], dict[str, Tensor]]]:
-    """Each window's start and outputs `(channels, *window)`, in order; lets go of the pages of `totals` and of the case now and then."""
+    add: Add,
+) -> None:
+    """Give each channel of each window's outputs to `add`, in order, and let go of the pages of `totals` and of the case now and then.
+
+    The outputs of a hundred classes are large: those of one batch are gone before the next is predicted.
+    """
     touched = 0
+    row = math.prod(full[:-1]) * case.shape[-1]  # a page of a file holds several rows of the case
     with torch.inference_mode():
         for group in _groups(positions(starts), max(1, batch_size)):
-            batch = Batch(torch.from_numpy(np.stack([cut(case.image, start, full, np.float32).reshape(-1, *window) for start in group])))
-            if case.prior is not None:
-                batch.prior = torch.from_numpy(np.stack([cut(case.prior, start, full, np.int16).reshape(window) for start in group]))
-            outputs = {name: values.detach().to("cpu", torch.float32) for name, values in run(batch).items()}
-            for index, start in enumerate(group):
-                yield start, {name: values[index] for name, values in outputs.items()}
-            touched += sum(values.nbytes for values in outputs.values())
-            # Pages read and written stay in memory until they are let go, and coming back to them costs time.
-            if touched > min(memory / 2, RESIDENT):
-                touched = 0
-                for array in (case.image, *totals.values()):
-                    release(array)
+            outputs = run(_batch(case, group, window, full))
+            for name, total in totals.items():
+                maps = outputs[name].to("cpu", torch.float32).reshape(len(group), len(total), *full)
+                for start, value in zip(group, maps, strict=True):
+                    for first in range(0, len(total), TOGETHER):
+                        # Networks leave channels last: to take them one by one would read everything for each.
+                        some = value[first : first + TOGETHER].contiguous()
+                        for k, channel in enumerate(some, first):
+                            add(start, name, k, channel)
+                        touched += len(some) * row * total.itemsize
+                        # Pages read and written stay in memory until they are let go, and coming back to them costs time.
+                        if touched > RESIDENT:
+                            touched = 0
+                            for array in (case.image, *totals.values()):
+                                release(array)
+            del outputs, maps, value
 
 
-def _add(total: Tensor, value: Tensor, importance: Tensor, start: tuple[int, ...]) -> None:
-    """One pass over the window without a temporary, channel by channel: `addcmul_` is 20 times slower when it broadcasts."""
-    pairs = [overlap_slices(s, w, n) for s, w, n in zip(start, importance.shape, total.shape[1:], strict=True)]
-    inside, part = tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
-    for sums, channel in zip(total, _channels(value), strict=True):
-        sums[inside].addcmul_(channel[part], importance[part])
+def _batch(case: PreparedCase, group: Sequence[tuple[int, ...]], window: Shape, full: Shape) -> Batch:
+    batch = Batch(torch.from_numpy(np.stack([cut(case.image, start, full, np.float32).reshape(-1, *window) for start in group])))
+    if case.prior is not None:
+        batch.prior = torch.from_numpy(np.stack([cut(case.prior, start, full, np.int16).reshape(window) for start in group]))
+    return batch
 
 
-def _channels(value: Tensor) -> Iterator[Tensor]:
-    """The channels of `(C, *window)`, each in one piece: networks leave them last, and to take them one by one would read everything for each."""
-    for some in torch.split(value, TOGETHER):
-        yield from some.contiguous()
+def _overlap(start: tuple[int, ...], full: Shape, shape: Shape) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where a window lies within the case, and which part of it does."""
+    pairs = [overlap_slices(s, w, n) for s, w, n in zip(start, full, shape, strict=True)]
+    return tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
 
 
 def _groups(items: Iterator[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
