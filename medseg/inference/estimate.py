@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 SHARE_OF_FREE = 0.9  # of the memory that is free now: other programs may ask for some, too
 SMALLEST = 2**-6  # of the memory that was allowed; a case that does not fit within this fails
-COPIES = 2  # of a batch's outputs: as the network gives them, and their sum over views
-RESIDENT = 2**29  # bytes of maps in files that are in memory at a time, about
+RESIDENT = 2**28  # bytes of maps in files that are in memory at a time, about
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,8 @@ def estimated(predictor: Predictor, files: CaseFiles) -> Estimate | None:
         prepared = math.prod(shape) * 4 * len(plan.data.channels)
         maps = [member.domain.footprint(shape, head) for head in member.task.heads for _ in range(networks)]
         count = min(ensemble.batch_size, member.domain.windows(shape))
-        outputs = COPIES * count * 4 * math.prod(plan.window) * sum(head.channels for head in member.task.heads)
+        copies = 2 if plan.inference.mirror else 1  # as the network gives them, and their sum over mirrored views
+        outputs = copies * count * 4 * math.prod(plan.window) * sum(head.channels for head in member.task.heads)
         one = plan.memory.training / plan.training.batch_size / 3
         kept = [size for size in (*arrays, prepared) if size <= predictor.scratch.limit]
         limit = member.limit_of_maps / max(1, len(maps))
