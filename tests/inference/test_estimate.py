@@ -213,6 +213,6 @@ def test_on_a_cpu_a_window_that_does_not_fit_makes_the_maps_give_way(plan3d, sca
     monkeypatch.setattr(Threshold, "forward", forward)
     with caplog.at_level(logging.WARNING):
         (case,) = model.predict(scan, tmp_path / "again").cases
-    assert limits == [2**30, 2**28]
+    assert limits == [2**29, 2**28]
     assert case.content == expected
     assert "out of memory: the case is predicted again within 1 GiB" in caplog.text
