@@ -56,10 +56,13 @@ def test_predictions_keep_32_bits_where_the_plan_says_so(precision: str) -> None
     settings = NnUNetFamily.configure((16, 16), (1.0, 1.0), Machine("cpu", 8)).settings.model_copy(update={"precision": precision})
     network = NnUNetFamily.build(settings, 1, (HEAD,)).eval()
     image = torch.randn(1, 1, 16, 16)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        found = network(image)[HEAD.name][0]
-        trained = network.train()(image)[HEAD.name][0]
-    assert found.dtype == (torch.float32 if precision == "full" else torch.bfloat16)
+    with torch.inference_mode():
+        exact = network(image)[HEAD.name][0]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = network(image)[HEAD.name][0]
+            trained = network.train()(image)[HEAD.name][0]
+    assert found.dtype == torch.float32  # the last layer always
+    assert torch.equal(found, exact) == (precision == "full")
     assert trained.dtype == torch.bfloat16
 
 
