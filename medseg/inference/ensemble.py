@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medseg.case import Batch
 from medseg.device import autocast_dtype, machine, out_of_memory, release_cache
 from medseg.errors import ResourceError
-from medseg.heap import kept
+from medseg.pages import kept_pages
 from medseg.models.blocks import memory_format
 from medseg.tasks.base import Task
 
@@ -96,7 +96,7 @@ class Ensemble:
         total: dict[str, Tensor] = {}
         together = max(1, self.batch_size // len(windows))  # a few windows alone leave a device idle, their mirrored views fill it
         # Within one block weights are rounded to 16 bits once for all views.
-        with kept(), torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+        with kept_pages(), torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             for start in range(0, len(views), together):
                 some = views[start : start + together]
                 stacked = torch.cat([images.flip(view) if view else images for view in some]).contiguous(memory_format=self.layout)

@@ -23,7 +23,7 @@ from medseg.device import CPU_SHARE, autocast_dtype, choose_device, out_of_memor
 from medseg.domains.base import Run, find_domain
 from medseg.errors import ModelError, Problem
 from medseg.geometry import Grid, Step
-from medseg.heap import given_back
+from medseg.pages import given_back
 from medseg.inference.checks import case_problems, check_fit, check_partners, check_voxels
 from medseg.inference.ensemble import Ensemble, batch_size
 from medseg.inference.estimate import ready, retreated

@@ -103,7 +103,26 @@ def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def upsampling(channels: int, out: int, stride: Shape, bias: bool = False) -> nn.Module:
-    """A transposed convolution whose kernel is its stride: every input voxel becomes a block of output voxels."""
+    """A transposed convolution whose kernel is its stride: every input voxel becomes a block of output voxels. Applied by `upsample`."""
     layer = TRANSPOSED[len(stride)](channels, out, stride, stride, bias=bias)
     nn.init.kaiming_normal_(layer.weight, a=SLOPE, mode="fan_out")  # type: ignore[arg-type]
     return layer
+
+
+def upsample(layer: nn.Module, x: Tensor) -> Tensor:
+    """A transposed convolution `layer` whose kernel is its stride, `(N, C, *spatial)` to `(N, out, *larger)`.
+
+    Where a CPU trains, as a matrix product: torch's own takes 3 times as long for the gradients, 4 times where it must first copy the
+    gradient of a concatenation. The same to rounding.
+    """
+    if x.device.type != "cpu" or not torch.is_grad_enabled():
+        larger: Tensor = layer(x)
+        return larger
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    assert bias is None or isinstance(bias, Tensor)
+    stride, spatial, axes = weight.shape[2:], x.shape[2:], weight.ndim - 2
+    blocks = F.linear(x.movedim(1, -1), weight.movedim(1, -1).flatten(1).mT, None if bias is None else bias.repeat(stride.numel()))
+    blocks = blocks.view(len(x), *spatial, *stride, -1)
+    turns = [place for axis in range(1, axes + 1) for place in (axis, axis + axes)]
+    return blocks.permute(0, *turns, -1).reshape(len(x), *(n * s for n, s in zip(spatial, stride, strict=True)), -1).movedim(-1, 1)

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812  (PyTorch's own name)
 from medseg.device import Machine
 from medseg.geometry import Shape
 from medseg.models.base import Configured, Head, NetworkFamily, Outputs
-from medseg.models.blocks import SLOPE, ConvBlock, InstanceNorm, convolution, memory_format, pointwise, upsampling
+from medseg.models.blocks import SLOPE, ConvBlock, InstanceNorm, convolution, memory_format, pointwise, upsample, upsampling
 from medseg.models.composed import Composed, worth
 from medseg.models.topology import CLOSE_SPACING, SMALLEST_MAP, misfit, topology
 from medseg.record import Section
@@ -156,7 +156,7 @@ class NnUNet(nn.Module):
     def _joined(self, s: int, x: Tensor, skip: Tensor) -> Tensor:
         """Decoder stage `s`: from the stage below and the skip connection."""
         if str(s) not in self.composed:
-            joined: Tensor = self.decoder[s](torch.cat([self.up[s](x), skip], 1))
+            joined: Tensor = self.decoder[s](torch.cat([upsample(self.up[s], x), skip], 1))
             return joined
         stage = self.decoder[s]
         assert isinstance(stage, nn.Sequential)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medseg.device import Machine
 from medseg.geometry import Shape
 from medseg.models.base import Configured, Head, NetworkFamily, Outputs
-from medseg.models.blocks import ConvBlock, ResidualBlock, convolution, memory_format, upsampling
+from medseg.models.blocks import ConvBlock, ResidualBlock, convolution, memory_format, upsample, upsampling
 from medseg.models.topology import CLOSE_SPACING, SMALLEST_MAP, misfit, topology
 from medseg.record import Section
 
@@ -81,7 +81,7 @@ class UNet(nn.Module):
             skips.append(x)
         maps = {len(skips) - 1: skips.pop()}
         for s in reversed(range(len(skips))):
-            x = self.up[s](x)
+            x = upsample(self.up[s], x)
             x = self.fuse[s](torch.cat([skips[s], x], 1)) if self.concat else skips[s] + x
             x = self.decoder[s](x)
             maps[s] = x

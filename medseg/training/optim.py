@@ -69,7 +69,7 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     product = identity
     for step in range(steps):
         factor = a * identity + b * gram + c * (gram @ gram)
-        product = factor @ product
+        product = factor @ product if step else factor
         if step < steps - 1:
             gram = factor @ gram @ factor
             gram = (gram + gram.mT) / 2  # rounding would make it drift from symmetry
@@ -117,7 +117,9 @@ class Muon(torch.optim.Optimizer):
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, gradient, buffer in zip(params, gradients, buffers, strict=True):
-            update = orthogonalise(gradient.lerp(buffer, group["momentum"]).flatten(1)).reshape(p.shape)
+            # Channels last, as convolutions keep them in memory, so that nothing is copied; the order of columns plays no part.
+            momentum = gradient.lerp(buffer, group["momentum"]).movedim(1, -1)
+            update = orthogonalise(momentum.flatten(1)).reshape(momentum.shape).movedim(-1, 1)
             # Keeps the size of an update per entry alike for wide and tall matrices.
             p.add_(update, alpha=-group["lr"] * max(1.0, p.shape[0] / p[0].numel()) ** 0.5)
 

@@ -20,6 +20,7 @@ from medseg.device import choose_device
 from medseg.errors import ModelError, UsageError
 from medseg.io.store import Store
 from medseg.models.weights import load_weights, save_weights
+from medseg.pages import kept_pages
 from medseg.parallel import default_workers
 from medseg.peak import PeakMemory
 from medseg.plans import Plan
@@ -317,6 +318,8 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
     with contextlib.ExitStack() as stack:
         stack.callback(supervisor.stop.remove)
         stack.callback(peak.stop)
+        if device.type == "cpu":
+            stack.enter_context(kept_pages())
         stack.enter_context(quiet())
         stack.enter_context(memory_told(device, job.devices))
         if courier is not None:

@@ -107,3 +107,21 @@ def test_schedule_rises_then_falls_to_zero():
     assert schedule(0.55, 0.1) == pytest.approx(0.5)
     assert math.isclose(schedule(1, 0.1), 0, abs_tol=1e-12)
     assert schedule(0, 0) == 1
+
+
+@pytest.mark.parametrize("shape", [(16, 5, 3, 3, 3), (20, 32)])
+def test_muon_steps_alike_whatever_the_layout_of_weights(shape):
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(shape), torch.randn(shape)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last_3d if len(shape) == 5 else torch.contiguous_format):
+        parameter = nn.Parameter(weight.clone().to(memory_format=layout))
+        parameter.grad = gradient.clone().to(memory_format=layout)
+        Muon([{"params": [parameter], "orthogonal": True, "lr": 0.1}]).step()
+        assert parameter.is_contiguous(memory_format=layout)
+        found.append(parameter.detach().contiguous())
+    assert torch.allclose(*found, atol=2e-3)
+    momentum = gradient.lerp(0.05 * gradient, 0.95).flatten(1)  # bfloat16 in its last product
+    assert torch.allclose(
+        found[0], weight - 0.1 * max(1, shape[0] / weight[0].numel()) ** 0.5 * orthogonalise(momentum).view(shape), atol=2e-3
+    )
