@@ -9,6 +9,7 @@ CPU every plan is measured twice: in float32, which the planner predicts because
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import subprocess
@@ -29,6 +30,7 @@ from medseg.geometry import Grid
 from medseg.io.layouts.base import open_dataset
 from medseg.models.base import find_network
 from medseg.models.blocks import memory_format
+from medseg.pages import kept_pages
 from medseg.peak import PeakMemory
 from medseg.planning.fingerprinting import make_fingerprint
 from medseg.planning.memory import UNSEEN, training_memory
@@ -65,7 +67,9 @@ def main() -> None:
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
     if arguments.measure:
-        print(json.dumps(measured(Plan.load(arguments.measure), device, arguments.float32)))
+        keeps = device.type == "cpu" and not arguments.float32 and autocast_dtype(device) is not None
+        with kept_pages() if keeps else contextlib.nullcontext():
+            print(json.dumps(measured(Plan.load(arguments.measure), device, arguments.float32)))
         return
     rows = []
     for plan in plans(device.type, arguments.networks):

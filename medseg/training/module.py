@@ -29,6 +29,19 @@ AUGMENTATION = "augmentation"  # what a profiler is told
 SHORTEST = 10.0  # steps: below this horizon averaging would only add noise
 
 
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the generators of the CPU and of a device.
+
+    `torch.manual_seed` also seeds all other kinds of device. For those that are not used it notes the call, with its stack, until they are:
+    milliseconds and memory for every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 class Learner(LightningModule):
     """Augments on the device, sums the objective's loss terms, follows the clock with the learning rate, and averages the weights.
 
@@ -90,7 +103,7 @@ class Learner(LightningModule):
     def augmented(self, image: Tensor, label: Tensor, prior: Tensor | None = None) -> Batch:
         """Windows to an augmented batch, on their device, in float32; a repeated step repeats it."""
         seed = self._seed(3, self.global_step, self.rank)
-        torch.manual_seed(seed)  # for dropout and the like
+        seed_device(image.device, seed)  # for dropout and the like
         with self.trainer.profiler.profile(AUGMENTATION), torch.autocast(image.device.type, enabled=False):  # type: ignore[attr-defined]
             return self.domain.augment(Batch(image, label, prior), Generator().manual_seed(seed))
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from medseg.claim import Claim
-from medseg.device import choose_device
+from medseg.device import autocast_dtype, choose_device
 from medseg.errors import ModelError, UsageError
 from medseg.io.store import Store
 from medseg.models.weights import load_weights, save_weights
-from medseg.pages import kept_pages
+from medseg.pages import given_back, kept_pages
 from medseg.parallel import default_workers
 from medseg.peak import PeakMemory
 from medseg.plans import Plan
@@ -318,8 +318,9 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
     with contextlib.ExitStack() as stack:
         stack.callback(supervisor.stop.remove)
         stack.callback(peak.stop)
-        if device.type == "cpu":
-            stack.enter_context(kept_pages())
+        if device.type == "cpu" and autocast_dtype(device) is not None:
+            stack.callback(given_back)
+            stack.enter_context(kept_pages())  # the gaps take memory, which is planned for 32 bits
         stack.enter_context(quiet())
         stack.enter_context(memory_told(device, job.devices))
         if courier is not None:

@@ -22,7 +22,7 @@ from medseg.plans import Plan
 from medseg.tasks.base import find_task
 from medseg.training import signals
 from medseg.training.budget import Budget, Clock
-from medseg.training.module import Learner
+from medseg.training.module import Learner, seed_device
 from medseg.training.preflight import check_kind, write_provenance
 from medseg.training.ranks import run_ranks
 from medseg.training.train import Job, TrainingResult
@@ -569,3 +569,12 @@ def test_a_batch_that_cannot_be_shared(tiny):
     with pytest.raises(UsageError, match=r"found 3 devices for 2 windows per step. .*training.batch_size=3"):
         tiny.run("three", epochs=2, devices=3)
     assert not (tiny.root / "three").exists()
+
+
+def test_seeding_every_step_leaves_nothing_behind():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    queued = len(torch.cuda._queued_calls)
+    seed_device(torch.device("cpu"), 5)
+    assert torch.equal(torch.rand(3), expected)
+    assert len(torch.cuda._queued_calls) == queued
