@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from medseg.case import Batch
 from medseg.device import autocast_dtype, machine, out_of_memory, release_cache
 from medseg.errors import ResourceError
-from medseg.pages import kept_pages
 from medseg.models.blocks import memory_format
+from medseg.pages import kept_pages
 from medseg.tasks.base import Task
 
 LOG = logging.getLogger(__name__)

@@ -23,7 +23,6 @@ from medseg.device import CPU_SHARE, autocast_dtype, choose_device, out_of_memor
 from medseg.domains.base import Run, find_domain
 from medseg.errors import ModelError, Problem
 from medseg.geometry import Grid, Step
-from medseg.pages import given_back
 from medseg.inference.checks import case_problems, check_fit, check_partners, check_voxels
 from medseg.inference.ensemble import Ensemble, batch_size
 from medseg.inference.estimate import ready, retreated
@@ -37,6 +36,7 @@ from medseg.io.exports import Maker, Result
 from medseg.io.images import image_stem, read_case, read_header
 from medseg.models.base import find_network
 from medseg.models.weights import load_weights
+from medseg.pages import given_back
 from medseg.plans import Plan
 from medseg.prediction import DenseMap, Prediction
 from medseg.progress import Progress, Silent

@@ -21,7 +21,7 @@ from medseg.training.budget import Budget, Clock
 from medseg.training.data import TrainingData, Windows
 from medseg.training.module import AUGMENTATION, Learner
 from medseg.training.signals import StopRequest
-from medseg.training.trainer import compiles, make_trainer, memory_told, quiet, synchroniser
+from medseg.training.trainer import compiles, make_trainer, memory_kept, memory_told, quiet, synchroniser
 
 PHASES = ("data", "augmentation", "network", "optimiser")
 WARM = 3  # steps that are not typical: kernels are chosen and compiled, memory is reserved
@@ -195,6 +195,7 @@ def train_pace(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medseg-")))
         stack.callback(stop.remove)
+        stack.enter_context(memory_kept(device, full_precision))
         stack.enter_context(quiet())
         stack.enter_context(memory_told(device))
         peak = PeakMemory(device)

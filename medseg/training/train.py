@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from medseg.claim import Claim
-from medseg.device import autocast_dtype, choose_device
+from medseg.device import choose_device
 from medseg.errors import ModelError, UsageError
 from medseg.io.store import Store
 from medseg.models.weights import load_weights, save_weights
-from medseg.pages import given_back, kept_pages
 from medseg.parallel import default_workers
 from medseg.peak import PeakMemory
 from medseg.plans import Plan
@@ -38,7 +37,7 @@ from medseg.training.signals import StopRequest, requeue, requeued
 from medseg.training.splits import Split, choose_split
 from medseg.training.start import KEPT, Source, Start, adopt_start, check_start
 from medseg.training.supervisor import Supervisor
-from medseg.training.trainer import compiles, make_trainer, memory_told, quiet, synchroniser
+from medseg.training.trainer import compiles, make_trainer, memory_kept, memory_told, quiet, synchroniser
 from medseg.training.validation import Agenda, Validator, mean_scores
 from medseg.workspace import RunFolder, network_file
 
@@ -318,9 +317,7 @@ def _fit(rank: int, port: int, progress: Progress, stop: StopRequest, job: Job) 
     with contextlib.ExitStack() as stack:
         stack.callback(supervisor.stop.remove)
         stack.callback(peak.stop)
-        if device.type == "cpu" and autocast_dtype(device) is not None:
-            stack.callback(given_back)
-            stack.enter_context(kept_pages())  # the gaps take memory, which is planned for 32 bits
+        stack.enter_context(memory_kept(device))
         stack.enter_context(quiet())
         stack.enter_context(memory_told(device, job.devices))
         if courier is not None:

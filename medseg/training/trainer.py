@@ -16,6 +16,7 @@ from lightning.pytorch.profilers import Profiler
 
 from medseg.device import autocast_dtype, out_of_memory
 from medseg.errors import ResourceError
+from medseg.pages import given_back, kept_pages
 from medseg.plans import Plan
 from medseg.training.budget import Clock
 from medseg.training.checkpoint import PlainCheckpointIO
@@ -99,6 +100,19 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def memory_kept(device: torch.device, full_precision: bool = False) -> Iterator[None]:
+    """See `kept_pages`: where a CPU trains in 16 bits. The gaps take memory, and a plan's memory is that of 32 bits."""
+    if full_precision or device.type != "cpu" or autocast_dtype(device) is None:
+        yield
+        return
+    try:
+        with kept_pages():
+            yield
+    finally:
+        given_back()
 
 
 @contextlib.contextmanager
