@@ -15,6 +15,7 @@ costs anything, while every miss and every false alarm costs the worst value the
 counted apart by `medseg.evaluation`. Voxels whose reference is the ignore value are taken out of the reference and of the prediction.
 """
 
-from medseg.metrics.classes import METRICS, TOLERANCE, Better, Metric, describe, score_classes
+from medseg.metrics.classes import score_classes
+from medseg.metrics.descriptions import METRICS, TOLERANCE, Better, Metric, describe
 
 __all__ = ["METRICS", "TOLERANCE", "Better", "Metric", "describe", "score_classes"]

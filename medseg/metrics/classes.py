@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
@@ -15,78 +14,11 @@ from numpy.typing import NDArray
 from medseg.dataset import Labels
 from medseg.errors import UsageError
 from medseg.imaging.crop import union, value_boxes
+from medseg.metrics.descriptions import METRICS, describe, tolerance
 from medseg.metrics.lesions import lesion_f1
 from medseg.metrics.overlap import Counts, Mask
 from medseg.metrics.surface import Surfaces
 from medseg.prediction import Scores
-
-TOLERANCE = 2.0
-"""Millimetres (pixels where an image has no spacing) that `nsd` allows; `nsd@1` asks for another tolerance."""
-
-
-class Better(StrEnum):
-    """Which values of a metric are good."""
-
-    up = "higher"
-    down = "lower"
-    zero = "zero"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What a metric is, for tables and reports.
-
-    Attributes:
-        name: as in `Scores`.
-        title: heading.
-        better: which values are good.
-        unit: `mm`, or empty for shares.
-        meaning: one sentence.
-    """
-
-    name: str
-    title: str
-    better: Better
-    unit: str
-    meaning: str
-
-
-METRICS: dict[str, Metric] = {
-    m.name: m
-    for m in (
-        Metric("dice", "Dice", Better.up, "", "Overlap: twice the common voxels over the sum of both."),
-        Metric("iou", "IoU", Better.up, "", "Overlap: common voxels over the union."),
-        Metric("nsd", "NSD", Better.up, "", "Share of both surfaces within the stated tolerance of the other one."),
-        Metric("hd95", "HD95", Better.down, "mm", "Distance within which 95 % of either surface lies of the other one."),
-        Metric("assd", "ASSD", Better.down, "mm", "Mean distance between the two surfaces."),
-        Metric("volume_error", "Volume error", Better.zero, "", "(Predicted - reference volume) / reference volume, signed."),
-        Metric("lesion_f1", "Lesion F1", Better.up, "", "F1 over connected components; found means 10 % is covered."),
-        Metric("sensitivity", "Sensitivity", Better.up, "", "Share of the reference that was found."),
-        Metric("precision", "Precision", Better.up, "", "Share of the prediction that is right."),
-    )
-}
-"""What `score_classes` can compute, by name. `nsd@X` is `nsd` at a tolerance of X mm."""
-
-
-def describe(name: str) -> Metric:
-    """The metric called `name`, with the tolerance of an `nsd` in its title.
-
-    Raises:
-        UsageError: there is no such metric, or its tolerance is not a positive number.
-    """
-    base, at, text = name.partition("@")
-    metric = METRICS.get(base)
-    if metric is None or (at and base != "nsd"):
-        raise UsageError.of("unknown metric", found=f"'{name}'", expected=f"one of {', '.join(METRICS)}, or nsd@MILLIMETRES")
-    if base != "nsd":
-        return metric
-    try:
-        tolerance = float(text) if at else TOLERANCE
-    except ValueError:
-        tolerance = math.nan
-    if not 0 < tolerance < math.inf:
-        raise UsageError.of("impossible tolerance", found=f"'{name}'", expected="a positive number of millimetres, as in nsd@1.5")
-    return Metric(name, f"NSD at {tolerance:g} mm", metric.better, metric.unit, metric.meaning)
 
 
 def score_classes(
@@ -155,8 +87,10 @@ class _Pair:
 
 def _computation(name: str) -> Callable[[_Pair], float]:
     describe(name)
-    base, _, text = name.partition("@")
-    tolerance = float(text) if text else TOLERANCE
+    base = name.partition("@")[0]
+    if base not in METRICS:
+        raise UsageError.of("a metric of objects", found=f"'{name}'", expected=f"one of {', '.join(METRICS)}, or nsd@MILLIMETRES")
+    near = tolerance(name) if base == "nsd" else 0.0
     return {
         "dice": lambda p: p.counts.dice,
         "iou": lambda p: p.counts.iou,
@@ -164,7 +98,7 @@ def _computation(name: str) -> Callable[[_Pair], float]:
         "precision": lambda p: p.counts.precision,
         "volume_error": lambda p: p.counts.volume_error,
         "lesion_f1": lambda p: lesion_f1(p.prediction, p.truth),
-        "nsd": lambda p: p.surface(0.0, lambda s: s.dice(tolerance)),
+        "nsd": lambda p: p.surface(0.0, lambda s: s.dice(near)),
         "hd95": lambda p: p.surface(p.diagonal, lambda s: s.hausdorff(95)),
         "assd": lambda p: p.surface(p.diagonal, lambda s: s.average),
     }[base]

@@ -18,7 +18,7 @@ from medseg.dataset import Dataset, Labels
 from medseg.fingerprint import Fingerprint
 from medseg.losses.blobs import number_blobs
 from medseg.losses.dice import IGNORED, Form, exclusive_loss, region_loss
-from medseg.metrics.classes import METRICS, score_classes
+from medseg.metrics import METRICS, score_classes
 from medseg.models.base import Head, Outputs
 from medseg.plans import TargetSection
 from medseg.prediction import DenseMap, Prediction, Scores

@@ -1,0 +1,81 @@
+"""Free-response receiver operating characteristic: sensitivity by false positives per case (Bunch et al. 1978; Setio et al. 2017, Med. Image
+Anal. 42:1-13, with the operating points of LUNA16)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medseg.metrics.contingency import Floats
+from medseg.metrics.instances.detections import Detections
+
+RATES: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
+"""False positives per case."""
+
+HIT = 0.1
+"""IoU at which a detection finds a lesion, as in nnDetection (Baumgartner et al. 2021, MICCAI, arXiv:2106.00817): where lesions are small,
+what matters is that they are found."""
+
+
+@dataclass(frozen=True)
+class Froc:
+    """The curve of a dataset, from the surest detection on; empty arrays where nothing is detected.
+
+    Attributes:
+        cases: how many.
+        lesions: objects of the truth; without one every sensitivity is NaN.
+        scores: `(n,)` thresholds, falling.
+        false_positives: `(n,)` per case, among detections of at least that score.
+        sensitivity: `(n,)` share of lesions that one of them finds.
+    """
+
+    cases: int
+    lesions: int
+    scores: Floats
+    false_positives: Floats
+    sensitivity: Floats
+
+    def at(self, rate: float) -> float:
+        """Sensitivity at so many false positives per case: linear between the points of the curve, constant beyond the last one."""
+        if not self.lesions:
+            return math.nan
+        return float(np.interp(rate, np.append(0.0, self.false_positives), np.append(0.0, self.sensitivity)))
+
+    @property
+    def mean(self) -> float:
+        """Mean sensitivity at `RATES`, LUNA16's score (competition performance metric)."""
+        return math.fsum(self.at(rate) for rate in RATES) / len(RATES)
+
+
+def froc(cases: Sequence[Detections], cls: int | None = None, hit: float = HIT) -> Froc:
+    """The curve over the cases of a dataset, of one class or of all together.
+
+    A detection that reaches an IoU of `hit` with a lesion of its class finds it. Of several that find the same lesion the surest counts and
+    none is false. What finds nothing and lies by more than half within a crowd, or where the truth is ignored, is not false, either.
+
+    Raises:
+        ValueError: there is no case, or an impossible `hit`.
+    """
+    if not cases or not 0 < hit <= 1:
+        raise ValueError(f"no curve of {len(cases)} cases at IoU {hit}")
+    wrong: list[Floats] = []
+    right: list[Floats] = []
+    lesions = 0
+    for case in cases:
+        lesion = ~case.crowd & ((case.truth_classes == cls) if cls is not None else True)
+        akin = case.classes[:, None] == case.truth_classes
+        finds = akin & (case.iou >= hit) & lesion
+        excused = (akin & (case.iou > 0.5) & case.crowd).any(1)
+        chosen = np.ones(len(case.scores), bool) if cls is None else case.classes == cls
+        wrong.append(case.scores[chosen & ~excused & ~finds.any(1)])
+        surest = np.where(finds, case.scores[:, None], -np.inf).max(0, initial=-np.inf)
+        right.append(surest[np.isfinite(surest)])
+        lesions += int(np.count_nonzero(lesion))
+    fp, tp = np.sort(np.concatenate(wrong)), np.sort(np.concatenate(right))
+    scores = np.unique(np.concatenate([fp, tp]))[::-1]
+    false = (len(fp) - np.searchsorted(fp, scores)) / len(cases)
+    found = (len(tp) - np.searchsorted(tp, scores)) / lesions if lesions else np.full(len(scores), np.nan)
+    return Froc(len(cases), lesions, scores, false, found)
