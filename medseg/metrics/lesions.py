@@ -35,7 +35,7 @@ def covered_f1(contingency: Contingency) -> float:
         return float("nan")
     if not found.any() or not real.any():
         return 0.0
-    sensitivity, precision = np.count_nonzero(found) / lesions, np.count_nonzero(real) / claimed
+    sensitivity, precision = float(np.count_nonzero(found) / lesions), float(np.count_nonzero(real) / claimed)
     return 2 * sensitivity * precision / (sensitivity + precision)
 
 

@@ -1,0 +1,93 @@
+"""COCO's run lengths: strings and boxes made by pycocotools 2.0.11, round trips, damage."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from medseg.errors import ImageError
+from medseg.io.rle import Rle, shared
+
+GRID = np.indices((9, 7))
+BALL = (GRID[0] - 4) ** 2 + (GRID[1] - 3) ** 2 <= 9
+WIDE = np.pad(np.ones((40, 50), bool), ((1000, 3), (2, 400)))
+
+# pycocotools.mask.encode(...)["counts"] and toBbox (x, y, width, height)
+GOLDEN = [
+    (np.zeros((3, 4)), "<", (0, 0, 0, 0)),
+    (np.ones((3, 4)), "0<", (0, 0, 4, 3)),
+    (GRID.sum(0)[:3, :4] == 0, "01;", (0, 0, 1, 1)),
+    (np.indices((6, 5))[0] % 2, "111" + "0" * 27, (0, 1, 5, 5)),
+    (BALL, "4164N0O20N102LN", (0, 1, 7, 7)),
+    (WIDE, "^P3X1[o0" + "0" * 97 + "X^f<", (2, 1000, 50, 40)),
+]
+
+
+@pytest.mark.parametrize(("mask", "text", "box"), GOLDEN)
+def test_equal_to_pycocotools(mask, text, box):
+    rle = Rle.encode(mask)
+    assert rle.to_string() == text
+    assert rle.area == np.count_nonzero(mask)
+    x, y, width, height = box
+    assert rle.box.tolist() == [[y, x], [y + height, x + width]]
+    for given_text in (text, text.encode()):
+        np.testing.assert_array_equal(Rle.of_string(given_text, mask.shape).decode(), mask != 0)
+
+
+def test_an_annotation_of_coco():
+    """A person of image 142238 in the sample of panopticapi, with the area and box that are published with it."""
+    rle = Rle.of_string("b7\\1P<VOi001O1O1O4L2N3LokV8", (427, 640))
+    assert rle.area == 153
+    assert rle.box.tolist() == [[242, 0], [286, 9]]
+    assert Rle.encode(rle.decode()).to_string() == "b7\\1P<VOi001O1O1O4L2N3LokV8"
+
+
+MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=1, max_dims=3, max_side=6))
+
+
+@settings(max_examples=150, deadline=None)
+@given(MASKS)
+def test_round_trip(mask):
+    rle = Rle.encode(mask)
+    again = Rle.of_string(rle.to_string(), mask.shape)
+    assert again.counts.tolist() == rle.counts.tolist()
+    np.testing.assert_array_equal(again.decode(), mask)
+    assert rle.area == mask.sum()
+    if mask.any():
+        low, high = rle.box.astype(int)
+        inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        assert mask[inside].sum() == mask.sum()
+        if mask.ndim == 1:
+            assert (low[0], high[0]) == (np.flatnonzero(mask)[0], np.flatnonzero(mask)[-1] + 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(hnp.array_shapes(min_dims=1, max_dims=3, max_side=6).flatmap(lambda s: st.tuples(*[hnp.arrays(bool, s)] * 2)))
+def test_shared_voxels(pair):
+    a, b = pair
+    assert shared(Rle.encode(a), Rle.encode(b)) == (a & b).sum()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=12))
+def test_numbers_of_any_length(counts):
+    rle = Rle((sum(counts),), np.array(counts))
+    assert Rle.of_string(rle.to_string(), rle.shape).counts.tolist() == counts
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "message"),
+    [
+        ("0<", (3, 5), "run lengths do not fill their image; found 12 voxels, expected 15 for 3 x 5"),
+        ("4Y", (3, 3), "not a string of run lengths"),  # ends within a number
+        ("0 <", (3, 4), "not a string of run lengths"),
+        ("0é", (3, 4), "run lengths do not fill"),
+        ("o" * 13 + "0", (3, 4), "more than 60 bits"),
+        ("O=", (3, 4), "with negative counts"),
+        ("", (3, 4), "found 0 voxels, expected 12"),
+    ],
+)
+def test_damaged_strings(text, shape, message):
+    with pytest.raises(ImageError, match=message):
+        Rle.of_string(text, shape)
