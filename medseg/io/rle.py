@@ -6,17 +6,19 @@ varies fastest, likewise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from medseg.errors import ImageError
 
 Integers = NDArray[np.int64]
+_FINER = 5  # polygons are drawn on a grid so many times as fine
 _LONGEST = 13  # characters of 5 bits that one number of 64 bits takes at most
 
 
@@ -71,6 +73,31 @@ class Rle:
             values[first::2] = np.cumsum(values[first::2])
         return cls(shape, values)
 
+    @classmethod
+    def of_polygon(cls, points: ArrayLike, shape: tuple[int, int]) -> Rle:
+        """The pixels of a polygon `(n, 2)` of COCO's points (x, y), drawn as `pycocotools` draws it: its outline on a grid five times as fine.
+
+        An object of several polygons is the `union` of them.
+
+        Raises:
+            ImageError: fewer than three points, or numbers that are not finite.
+        """
+        xy = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+        if len(xy) < 3 or not np.isfinite(xy).all():
+            raise ImageError.of(
+                "no polygon", found=f"{len(xy)} points" + ("" if np.isfinite(xy).all() else ", not all finite"), expected="at least 3"
+            )
+        u, v = _outline((_FINER * xy + 0.5).astype(np.int64))
+        steps = np.flatnonzero(u[1:] != u[:-1]) + 1  # where the outline moves on to another fine column
+        columns = (np.where(u[steps] < u[steps - 1], u[steps], u[steps] - 1) + 0.5) / _FINER - 0.5
+        height, width = shape
+        rows = np.ceil(np.clip((np.minimum(v[steps], v[steps - 1]) + 0.5) / _FINER - 0.5, 0, height))
+        centres = (np.floor(columns) == columns) & (columns >= 0) & (columns <= width - 1)
+        ends = np.sort(columns[centres].astype(np.int64) * height + rows[centres].astype(np.int64))
+        flips, times = np.unique(ends, return_counts=True)  # where inside and outside change an even number of times, nothing changes
+        flips = flips[(times % 2 == 1) & (flips < height * width)]
+        return cls(shape, np.diff(flips, prepend=0, append=height * width))
+
     def to_string(self) -> str:
         """COCO's compressed string."""
         values = self.counts.copy()
@@ -121,6 +148,36 @@ class Rle:
             crossed = low != high
             box[:, axis] = (0, size) if crossed.any() else (a.min(), b.max() + 1)
         return box
+
+
+def union(parts: Sequence[Rle]) -> Rle:
+    """The voxels of any of several masks of one shape, of which there is at least one."""
+    starts, stops = (np.concatenate(ends) for ends in zip(*(part.runs for part in parts), strict=True))
+    places, at = np.unique(np.concatenate([starts, stops]), return_inverse=True)
+    steps = np.repeat([1, -1], len(starts))
+    inside = np.cumsum(np.bincount(at, weights=steps, minlength=len(places))) > 0
+    flips = places[np.diff(inside, prepend=False)]
+    size = prod(parts[0].shape)
+    return Rle(parts[0].shape, np.diff(flips[flips < size], prepend=0, append=size))
+
+
+def _outline(points: Integers) -> tuple[Integers, Integers]:
+    """Columns and rows of the grid points along the closed line through `points` `(n, 2)`, corners twice."""
+    ends = np.roll(points, -1, axis=0)
+    extent = np.abs(ends - points)
+    steep = extent[:, 0] < extent[:, 1]
+    long = np.where(steep, 1, 0)
+    edge = np.arange(len(points))
+    flip = points[edge, long] > ends[edge, long]  # lines are drawn upwards along their longer axis, so both directions give the same points
+    low, high = np.where(flip[:, None], ends, points), np.where(flip[:, None], points, ends)
+    length = extent[edge, long]
+    slope = (high - low)[edge, 1 - long] / np.maximum(length, 1)
+    of = np.repeat(edge, length + 1)
+    step = np.arange(len(of)) - np.repeat(np.cumsum(length + 1) - length - 1, length + 1)
+    step = np.where(flip[of], length[of] - step, step)
+    along = step + low[of, long[of]]
+    across = (low[of, 1 - long[of]] + slope[of] * step + 0.5).astype(np.int64)
+    return np.where(steep[of], across, along), np.where(steep[of], along, across)
 
 
 def shared(a: Rle, b: Rle) -> int:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from medseg.errors import ImageError
-from medseg.io.rle import Rle, shared
+from medseg.io.rle import Rle, shared, union
 
 GRID = np.indices((9, 7))
 BALL = (GRID[0] - 4) ** 2 + (GRID[1] - 3) ** 2 <= 9
@@ -43,6 +43,30 @@ def test_an_annotation_of_coco():
     assert Rle.encode(rle.decode()).to_string() == "b7\\1P<VOi001O1O1O4L2N3LokV8"
 
 
+# pycocotools.mask.merge(frPyObjects(...)): string and area
+@pytest.mark.parametrize(
+    ("shape", "parts", "text", "area"),
+    [
+        ((9, 12), [[1.5, 1, 10.2, 3.3, 4, 8]], "c0371N2NO1O2N100O`0", 27),
+        ((9, 12), [[1, 1, 6, 1, 6, 6, 1, 6], [4, 3, 9.5, 3, 9.5, 8, 4, 8]], ":5400002N02N000000?", 49),
+        ((6, 8), [[-3, -3, 20, 2, 5, 11]], "0332No0", 44),
+        ((9, 12), [[1, 1, 10, 7, 10, 1, 1, 7]], ":64N2N1090G0O2N2`0", 28),  # crosses itself
+        ((4, 5), [[1.1, 1.1, 1.2, 1.1, 1.2, 1.2]], "d0", 0),
+    ],
+)
+def test_polygons_equal_to_pycocotools(shape, parts, text, area):
+    rle = union([Rle.of_polygon(part, shape) for part in parts])
+    assert (rle.to_string(), rle.area) == (text, area)
+    backwards = union([Rle.of_polygon(np.reshape(part, (-1, 2))[::-1], shape) for part in parts])
+    assert backwards.to_string() == text
+
+
+@pytest.mark.parametrize("points", [[], [1, 2, 3, 4], [1, 2, 3, float("nan"), 5, 6], [1, 2, 3, 4, 5, float("inf")]])
+def test_no_polygons(points):
+    with pytest.raises(ImageError, match=r"no polygon; found \d points.*, expected at least 3"):
+        Rle.of_polygon(points, (8, 8))
+
+
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=1, max_dims=3, max_side=6))
 
 
@@ -67,6 +91,7 @@ def test_round_trip(mask):
 def test_shared_voxels(pair):
     a, b = pair
     assert shared(Rle.encode(a), Rle.encode(b)) == (a & b).sum()
+    assert union([Rle.encode(a), Rle.encode(b), Rle.encode(a)]).counts.tolist() == Rle.encode(a | b).counts.tolist()
 
 
 @settings(max_examples=100, deadline=None)
