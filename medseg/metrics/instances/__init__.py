@@ -31,7 +31,7 @@ lies there, or within crowds of its class, is no false positive.
 from medseg.metrics.contingency import Contingency, Objects
 from medseg.metrics.descriptions import DETECTION_METRICS, INSTANCE_METRICS
 from medseg.metrics.instances.average_precision import COCO_SIZES, EVERY_SIZE, THRESHOLDS, AveragePrecision, average_precision
-from medseg.metrics.instances.boxes import box_iou, box_volumes, of_coco
+from medseg.metrics.instances.boxes import box_iou, box_volumes, label_boxes, of_coco
 from medseg.metrics.instances.detections import Detections
 from medseg.metrics.instances.froc import RATES, Froc, froc
 from medseg.metrics.instances.matching import Matches, Quality, Tally, add_up, match, mean_quality, panoptic
@@ -57,6 +57,7 @@ __all__ = [
     "box_iou",
     "box_volumes",
     "froc",
+    "label_boxes",
     "match",
     "mean_quality",
     "of_coco",

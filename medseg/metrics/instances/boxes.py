@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.metrics.contingency import Flags, Floats
+from medseg.imaging.crop import value_boxes
+from medseg.metrics.contingency import Flags, Floats, Integers
 
 
 def box_volumes(boxes: Floats) -> Floats:
@@ -31,6 +32,14 @@ def box_iou(boxes: Floats, others: Floats, crowd: Flags | None = None) -> Floats
         union = np.where(crowd, own, union)
     iou: Floats = np.divide(inner, union, out=np.zeros_like(inner), where=union > 0)
     return iou
+
+
+def label_boxes(labels: NDArray[Any], ids: Integers) -> Floats:
+    """`(n, 2, ndim)` the smallest boxes of objects of a label map, by their values. Raises KeyError where one does not occur."""
+    if not len(ids):
+        return np.zeros((0, 2, labels.ndim))
+    found = value_boxes(labels, tuple(ids.tolist()))
+    return np.array([[[s.start for s in found[i]], [s.stop for s in found[i]]] for i in ids.tolist()], dtype=np.float64)
 
 
 def of_coco(boxes: NDArray[Any]) -> Floats:

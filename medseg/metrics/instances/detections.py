@@ -75,7 +75,9 @@ class Detections:
         truth_sizes: Floats | None = None,
         crowd: Flags | None = None,
     ) -> Detections:
-        """From run lengths, which may overlap; without classes all are of class 1."""
+        """From run lengths, which may overlap, of one shape; without classes all are of class 1. Raises ValueError where shapes differ."""
+        if len(shapes := {mask.shape for mask in (*masks, *truth)}) > 1:
+            raise ValueError(f"masks of different shapes: {sorted(shapes)}")
         crowd = _or(crowd, np.zeros(len(truth), bool))
         kinds = _or(classes, np.ones(len(masks), np.int64)), _or(truth_classes, np.ones(len(truth), np.int64))
         own = np.array([m.area for m in masks], np.float64)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medseg.io.rle import Rle
-from medseg.metrics.instances import Contingency, Detections, average_precision, box_iou, box_volumes, of_coco
+from medseg.metrics.instances import Contingency, Detections, average_precision, box_iou, box_volumes, label_boxes, of_coco
 from tests.metrics.instances.scenes import class_of, detection_scene, scene
 
 SHAPE = (60, 70)
@@ -86,6 +86,11 @@ def test_crowds_are_neither_right_nor_wrong():
     assert math.isnan(average_precision([detections([[0.7]], [0.9], crowd=[True])], classes=[1]).ap())
 
 
+def test_an_object_goes_before_a_crowd_of_larger_overlap():
+    found = average_precision([detections([[0.6, 0.9]], [0.5], crowd=[False, True])])
+    assert (found.ar(0.5), found.ar(0.75)) == (1.0, 0.0)
+
+
 def test_other_sizes_do_not_count():
     one = detections([[0.9, 0], [0, 0.9], [0, 0]], [0.5, 0.9, 0.95], sizes=[10, 90, 95], truth_sizes=[10, 90])
     found = average_precision([one], sizes={"all": (0, 1e9), "small": (0, 40)})
@@ -147,8 +152,24 @@ def test_boxes_of_any_dimension():
     assert box_iou(np.zeros((0, 2, 3)), b).shape == (0, 3)
 
 
+@pytest.mark.parametrize("args", [((60, 70), 25, 1), ((20, 24, 22), 18, 2)])
+def test_boxes_of_label_maps(args):
+    truth, _ = scene(*args)
+    ids = np.unique(truth)[1:][::-1]
+    for factor in (1, 70000):  # also values too large for a table
+        boxes = label_boxes(truth.astype(np.int64) * factor, ids * factor)
+        for value, (low, high) in zip(ids, boxes, strict=True):
+            places = np.argwhere(truth == value)
+            assert (low.tolist(), high.tolist()) == (places.min(0).tolist(), (places.max(0) + 1).tolist())
+    assert label_boxes(truth, ids[:0]).shape == (0, 2, truth.ndim)
+    with pytest.raises(KeyError):
+        label_boxes(truth, np.array([5]))
+
+
 def test_detections_that_do_not_belong_together():
     with pytest.raises(ValueError, match="do not belong"):
         detections(np.zeros((2, 1)), [0.5])
+    with pytest.raises(ValueError, match="masks of different shapes"):
+        Detections.of_masks([Rle.encode(np.ones((2, 3)))], np.ones(1), [Rle.encode(np.ones((3, 2)))])
     with pytest.raises(ValueError, match="not a finite number"):
         detections(np.zeros((1, 1)), [math.nan])
