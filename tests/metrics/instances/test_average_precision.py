@@ -87,7 +87,8 @@ def test_crowds_are_neither_right_nor_wrong():
 
 
 def test_an_object_goes_before_a_crowd_of_larger_overlap():
-    found = average_precision([detections([[0.6, 0.9]], [0.5], crowd=[False, True])])
+    found = average_precision([detections([[0.6, 0.9], [0.6, 0.1], [0.1, 0.9]], [0.6, 0.5, 0.4], crowd=[False, True])])
+    assert found.ap(0.5) == pytest.approx(1.0)  # the surest has the object, which is not left to the next one
     assert (found.ar(0.5), found.ar(0.75)) == (1.0, 0.0)
 
 
