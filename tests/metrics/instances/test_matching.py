@@ -70,7 +70,7 @@ def test_dataset_equal_to_stardist():
 
 
 def test_equal_to_panopticapi():
-    """panopticapi.evaluation (commit 7bb4655) on three images with void, crowds and stuff."""
+    """panopticapi.evaluation (commit 1ad5afa) on three images with void, crowds and stuff."""
     cases = []
     for seed in (1, 2, 3):
         truth, prediction, crowd = panoptic_scene((60, 70), 25, seed)
