@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 from medseg.dataset import Dataset
 from medseg.device import Machine
@@ -19,6 +20,9 @@ from medseg.plans import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "datasets" / "hippocampus"
+
+settings.register_profile("medseg", deadline=None)  # how long an example takes says more of the machine than of the code
+settings.load_profile("medseg")
 
 
 @pytest.fixture(scope="session")

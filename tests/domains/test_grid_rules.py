@@ -182,7 +182,7 @@ def test_large_volumes_start_isotropic_in_mm_within_the_median():
     exponent=st.integers(15, 24),
 )
 @example(shape=[25, 25, 33], spacing=(4.0, 0.25, 6.0), exponent=15)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_candidates_shrink_one_axis_at_a_time(shape, spacing, exponent):
     windows = rules.window_candidates([tuple(shape)], spacing[: len(shape)], 2**exponent).value
     assert len(set(windows)) == len(windows)

@@ -80,7 +80,7 @@ def worlds(draw):
 
 
 @given(case=worlds(), axes=st.permutations(range(3)), crop=st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_restore_undoes_prepare_to_the_voxel(case, axes, crop):
     prepared = prepare_case(case, space(axes=tuple(axes), crop=crop))
     inside = restore_array(np.ones_like(prepared.label), prepared.trail, fill=0).astype(bool)
@@ -95,7 +95,7 @@ def test_restore_undoes_prepare_to_the_voxel(case, axes, crop):
 
 
 @given(case=worlds(), axes=st.permutations(range(3)), crop=st.booleans(), target=st.floats(0.5, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_prepared_grid_tells_where_voxels_lie(case, axes, crop, target):
     prepared = prepare_case(case, space(axes=tuple(axes), crop=crop, spacing=(target, None, target)))
     grid = case.grid
@@ -223,7 +223,7 @@ def test_measure_of_a_known_case():
 
 
 @given(case=worlds())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_measure_does_not_depend_on_orientation(case):
     step = Reorient(axes=(1, 2, 0), flips=(True, False, True))
     turned = Case("c", step.apply(case.image), step.apply(case.label), step.grid(case.grid))

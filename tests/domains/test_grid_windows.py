@@ -81,7 +81,7 @@ def test_half_of_the_locations_are_shared_evenly_by_components():
 
 
 @given(seed=st.integers(0, 10**6), density=st.floats(0.001, 0.2), dims=st.sampled_from([2, 3]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_every_component_has_a_location(seed, density, dims):
     shape = (60, 60) if dims == 2 else (20, 18, 16)
     label = (np.random.default_rng(seed).random(shape) < density).astype(np.uint8)
@@ -144,7 +144,7 @@ def test_scribbles_are_in_every_window():
     focus=st.sampled_from([None, 0, 1]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_sampled_windows_come_from_the_case(shape, window, margin, dims, focus, seed):
     case = prepared(shape)
     window = window[-dims:]
@@ -295,7 +295,7 @@ HEADS = (Head("echo", 1), Head("twice", 2))
     batch_size=st.integers(1, 5),
     on_disk=st.booleans(),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_stitching_what_went_in_gives_it_back_at_any_size(window, factor, dims, overlap, batch_size, on_disk):
     shape = tuple(max(1, round(w * f)) for w, f in zip(window, factor, strict=True))
     case = prepared(shape)
@@ -329,7 +329,7 @@ def test_windows_outside_a_small_case_are_zero_and_centred():
 
 
 @given(shape=st.tuples(st.integers(1, 12), st.integers(1, 8)), target=st.tuples(st.integers(1, 20), st.integers(1, 12)))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_resampled_maps_keep_probabilities(shape, target):
     values = np.random.default_rng(0).random((3, *shape)).astype(np.float32)
     values /= values.sum(0)

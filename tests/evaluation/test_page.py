@@ -118,7 +118,7 @@ def test_image_of_another_shape(folders, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=8)))
 def test_outlines_enclose_exactly_the_mask(mask):
     found = loops(mask)

@@ -13,7 +13,7 @@ sizes = st.integers(1, 40)
 
 
 @given(source=sizes, target=sizes, order=st.sampled_from([0, 1, 3]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_rows_sum_to_one(source, target, order):
     matrix = axis_matrix(source, target, order)
     assert matrix.shape == (target, source)
@@ -44,7 +44,7 @@ def test_coarse_axis_is_more_than_three_times_coarser(spacing, axis):
 
 
 @given(shape=st.tuples(sizes, sizes), target=st.tuples(sizes, sizes), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_label_is_one_hot_linear_argmax(shape, target, seed):
     label = np.random.default_rng(seed).integers(0, 4, shape).astype(np.uint8)
     maps = resample_image(np.stack([label == v for v in range(4)]).astype(np.float32), target, order=1)
@@ -60,7 +60,7 @@ def test_label_is_one_hot_linear_argmax(shape, target, seed):
     seed=st.integers(0, 99),
 )
 @example(source=(1, 7, 9), target=(4, 14, 5), seed=2)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_label_equals_scipy_to_the_voxel(source, target, seed):
     """Also where votes are equal but for rounding, which sizes of the same factors make likely."""
     label = np.random.default_rng(seed).integers(-1, 3, source).astype(np.int16)
@@ -143,7 +143,7 @@ def test_image_in_slabs_equals_image_at_once(monkeypatch):
     rows=st.integers(1, 12),
     slab=st.integers(1, 400),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_streaming_equals_resampling_at_once(source, target, rows, slab):
     values = np.random.default_rng(0).normal(size=(2, *source)).astype(np.float32)
     parts = ((slice(i, min(i + rows, source[0])), values[:, i : i + rows]) for i in range(0, source[0], rows))

@@ -19,7 +19,7 @@ from thresholding import blobs, thresholding, write_nifti
 
 from medseg.geometry import Grid
 
-QUICK = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 GEOMETRY = (
     "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "srow_x", "srow_y", "srow_z", "xyzt_units",

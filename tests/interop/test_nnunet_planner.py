@@ -184,7 +184,7 @@ def test_spacings_for_which_the_rules_give_no_network() -> None:
 axis = st.tuples(st.integers(1, 700), st.floats(0.1, 12))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(first=axis, second=axis, third=axis, classes=st.integers(1, 200), preset=st.sampled_from(list(PRESETS.values())))
 def test_every_plan_is_one_that_nnunet_can_train(
     first: tuple[int, float], second: tuple[int, float], third: tuple[int, float], classes: int, preset: Preset

@@ -119,7 +119,7 @@ def test_micrometres_become_millimetres(tmp_path):
 angles = st.floats(-3, 3, allow_nan=False)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     angles,
     angles,

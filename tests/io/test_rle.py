@@ -70,7 +70,7 @@ def test_no_polygons(points):
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=1, max_dims=3, max_side=6))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(MASKS)
 def test_round_trip(mask):
     rle = Rle.encode(mask)
@@ -86,7 +86,7 @@ def test_round_trip(mask):
             assert (low[0], high[0]) == (np.flatnonzero(mask)[0], np.flatnonzero(mask)[-1] + 1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(hnp.array_shapes(min_dims=1, max_dims=3, max_side=6).flatmap(lambda s: st.tuples(*[hnp.arrays(bool, s)] * 2)))
 def test_shared_voxels(pair):
     a, b = pair
@@ -94,7 +94,7 @@ def test_shared_voxels(pair):
     assert union([Rle.encode(a), Rle.encode(b), Rle.encode(a)]).counts.tolist() == Rle.encode(a | b).counts.tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=12))
 def test_numbers_of_any_length(counts):
     rle = Rle((sum(counts),), np.array(counts))

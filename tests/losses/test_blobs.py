@@ -35,7 +35,7 @@ def by_definition(chances: torch.Tensor, truth: torch.Tensor, seen: torch.Tensor
 @given(
     seed=st.integers(0, 10**6), density=st.sampled_from([0.0, 0.02, 0.2]), missed=st.sampled_from([0.5, 0.7]), dims=st.sampled_from([2, 3])
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_equals_the_definition(seed: int, density: float, missed: float, dims: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     shape = (2, *(7, 6, 5)[:dims])

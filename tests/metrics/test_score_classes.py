@@ -25,7 +25,7 @@ def masks(high=1):
     return shapes.flatmap(lambda s: st.tuples(*[hnp.arrays(np.uint8, s, elements=st.integers(0, high))] * 2))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(masks(2))
 def test_overlap_counts_like_sets(pair):
     prediction, truth = pair
@@ -43,7 +43,7 @@ def test_overlap_counts_like_sets(pair):
             assert scores[name][metric] == pytest.approx(a / b if b else math.nan, nan_ok=True), metric
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(masks())
 def test_perfect_prediction_scores_one(pair):
     _, truth = pair
@@ -73,7 +73,7 @@ def components(mask):
     return found
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(masks())
 def test_lesion_f1_like_brute_force(pair):
     prediction, truth = (a.astype(bool) for a in pair)

@@ -29,7 +29,7 @@ def pairs():
     return shapes.flatmap(lambda s: st.tuples(hnp.arrays(bool, s), hnp.arrays(bool, s))).filter(filled)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs(), st.integers(0, 1), st.sampled_from([0.5, 1.0, 2.0, 3.3]))
 def test_like_monai_and_brute_force(pair, which, tolerance):
     prediction, truth = pair
@@ -57,7 +57,7 @@ def test_like_monai_and_brute_force(pair, which, tolerance):
 
 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(pairs(), st.sampled_from([0.5, 1.0, 2.5]))
 def test_nsd_like_monai_itself(pair, tolerance):
     spacing = SPACINGS[pair[0].ndim][1]

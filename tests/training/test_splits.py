@@ -24,7 +24,7 @@ def build(groups, rare=()):
     return dataset, fingerprint
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=st.lists(st.integers(0, 14), min_size=12, max_size=40), folds=st.integers(2, 5), seed=st.integers(0, 3))
 def test_every_case_is_left_out_once_and_patients_stay_together(groups, folds, seed):
     dataset, fingerprint = build(groups)

@@ -34,13 +34,13 @@ def by_hand(polygon: list[tuple[float, float]], shape: tuple[int, int]) -> Mask:
 
 
 @given(masks)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_outlines_give_the_mask_back(mask: Mask) -> None:
     assert np.array_equal(fill(outlines(mask), mask.shape), mask)
 
 
 @given(masks)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_one_polygon_for_each_region_and_holes_in_it(mask: Mask) -> None:
     polygons = outlines(mask)
     assert len(polygons) == ndimage.label(mask)[1]
@@ -52,7 +52,7 @@ def test_one_polygon_for_each_region_and_holes_in_it(mask: Mask) -> None:
 
 
 @given(masks, st.floats(-0.2, 0.2), st.floats(-0.2, 0.2))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_no_line_comes_near_a_centre(mask: Mask, dy: float, dx: float) -> None:
     """So any reader's rounding, up to a fifth of a voxel, gives the mask back."""
     moved = [polygon + np.array((dy, dx)) for polygon in outlines(mask)]
@@ -60,7 +60,7 @@ def test_no_line_comes_near_a_centre(mask: Mask, dy: float, dx: float) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-3, 12, width=16), st.floats(-3, 12, width=16)), min_size=3, max_size=9))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_any_polygon_is_filled_by_crossing_numbers(polygon: list[tuple[float, float]]) -> None:
     polygon = [(y + 0.0123, x + 0.0456) for y, x in polygon]  # no line through a centre
     expected, found = by_hand(polygon, (9, 10)), fill([np.array(polygon)], (9, 10))

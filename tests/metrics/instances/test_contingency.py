@@ -20,7 +20,7 @@ def voxels(labels):
     return {int(v): set(np.flatnonzero(labels == v).tolist()) for v in np.unique(labels) if v}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(pairs(st.sampled_from([0, 1, 2, 7, 255, 70000, 2**40])), st.sampled_from([None, 0, 2, 9]), st.booleans())
 def test_counts_like_sets(pair, ignore, turned):
     prediction, truth = pair

@@ -111,7 +111,7 @@ def table_of(iou):
     return table
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 4), st.integers(1, 4), st.lists(st.sampled_from([0.0, 0.05, 0.2, 0.25, 0.4, 0.45, 0.5]), min_size=16, max_size=16))
 def test_assignment_is_optimal(rows, columns, values):
     iou = np.array(values).reshape(4, 4)[:rows, :columns]
