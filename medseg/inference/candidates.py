@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from medseg.dataset import CaseFiles
 from medseg.inference.checks import check_voxels
 from medseg.inference.ledger import Ledger, PredictedCase
+from medseg.inference.member import stages_first
 from medseg.inference.output import Output
-from medseg.inference.predictor import Predictor, stages_first
+from medseg.inference.predictor import Predictor
 from medseg.record import check_writable
 from medseg.workspace import Members
 

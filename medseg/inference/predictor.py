@@ -6,28 +6,25 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from medseg.case import Batch, Case, PreparedCase
+from medseg.case import Case
 from medseg.dataset import CaseFiles, file_digest
-from medseg.device import CPU_SHARE, autocast_dtype, choose_device, out_of_memory, physical_memory
-from medseg.domains.base import Run, find_domain
+from medseg.device import autocast_dtype, choose_device, out_of_memory
 from medseg.errors import ModelError, Problem
-from medseg.geometry import Grid, Step
+from medseg.geometry import Grid
 from medseg.inference.checks import case_problems, check_fit, check_partners, check_voxels
-from medseg.inference.ensemble import Ensemble, batch_size
 from medseg.inference.estimate import ready, retreated
 from medseg.inference.inputs import find_cases, left_aside, resampled
 from medseg.inference.ledger import FailedCase, Ledger, PredictedCase
+from medseg.inference.member import GIB, Member, stages_first
 from medseg.inference.output import LABEL_MAPS, Output
 from medseg.io.dicom.rules import effective, settings_of, with_series
 from medseg.io.dicom.settings import NOTHING_CHOSEN, DicomSettings
@@ -36,21 +33,16 @@ from medseg.io.exports import Maker, Result
 from medseg.io.images import image_stem, read_case, read_header
 from medseg.models.base import find_network
 from medseg.models.weights import load_weights
-from medseg.pages import given_back
 from medseg.plans import Plan
-from medseg.prediction import DenseMap, Prediction
+from medseg.prediction import Prediction
 from medseg.progress import Progress, Silent
 from medseg.record import Record, check_writable
-from medseg.scratch import Scratch, copy
+from medseg.scratch import Scratch
 from medseg.tasks.base import find_task, unlearned
 from medseg.workspace import RunFolder
 
-GIB = 2**30
-SHARE_OF_MAPS = 0.25  # of the memory for blended maps of all heads; beyond it they lie in temporary files
-LARGEST_MAPS = 2**29  # bytes of them in memory, at most: files are hardly slower, and memory does not grow with the number of classes
 SHARE_OF_ARRAY = 0.08  # of the memory for each other array of a case; up to five exist at once, the rest is for the network
 LOG = logging.getLogger(__name__)
-MANY_WINDOWS = 64  # cases of fewer are quick, and a progress bar for each would only flicker
 
 
 class Predicted(Record):
@@ -61,17 +53,15 @@ class Predicted(Record):
     skipped: int
 
 
-def stages_first(members: Sequence[Predictor]) -> list[int]:
-    """The places of members in the order in which they predict a case: what may be the stage before a cascade goes before cascades."""
-    return sorted(range(len(members)), key=lambda place: members[place].previous is not None)
-
-
-class Predictor:
+@final
+class Predictor(Member):
     """A trained model, ready to predict. Make one with `Predictor.load`.
 
     With partners, models of other configurations, it is an ensemble: each member predicts a case on a grid of its own, and the task
     combines what they say of it on the native one.
     """
+
+    previous: Predictor | None
 
     def __init__(
         self,
@@ -99,23 +89,14 @@ class Predictor:
         Raises:
             ModelError: a partner is a model for other classes, channels or tasks.
         """
-        if (previous is not None) != bool(plan.previous):
-            raise ValueError(f"plan '{plan.name}' and the previous predictor do not belong together")
-        self.previous = previous
-        self.plan = plan
+        super().__init__(plan, networks, device, memory, key, previous)
         self.dicom = dicom
         check_partners(plan, [partner.plan for partner in partners])
-        self.memory = memory if memory is not None else max(1.0, physical_memory() * CPU_SHARE / GIB)
         self.partners = tuple(partners)
         # The arrays of all members' predictions exist at once.
         self.scratch = Scratch(self.memory * GIB * SHARE_OF_ARRAY / (1 + len(self.partners)))
-        self.weights = key
         learned = "" if plan.target.to_json() == plan.target.training_key() else plan.target.to_json()
         self.key = _digest(learned, *sorted([key, *(partner.weights for partner in self.partners)]))
-        self.limit_of_maps = min(self.memory * GIB * SHARE_OF_MAPS, LARGEST_MAPS)
-        self.task = find_task(plan.task)(plan)
-        self.domain = find_domain(plan.domain)(plan)
-        self.ensemble = Ensemble(self.task, networks, device, batch_size(self.task, device, self.memory))
 
     @classmethod
     def load(
@@ -322,10 +303,7 @@ class Predictor:
         mirror: bool = True,
         progress: Progress | None = None,
     ) -> Prediction:
-        """Predict a case on its native grid; the result lies on the same grid. The label of the case, if any, is not looked at.
-
-        `progress` is told about windows where there are many.
-        """
+        """See `Member.predict_case`; an ensemble's members are asked one after the other."""
         check_voxels(case)
         members = (self, *self.partners)
         several = len(members) > 1
@@ -338,87 +316,12 @@ class Predictor:
         }
         return self.together([said[place] for place in range(len(members))], case, probabilities, uncertainty)
 
-    def alone(
-        self,
-        case: Case,
-        probabilities: bool,
-        mirror: bool,
-        scratch: Scratch,
-        progress: Progress | None = None,
-        uncertainty: bool = False,
-        known: dict[str, NDArray[Any]] | None = None,
-    ) -> Prediction:
-        """What this member says of a case on its native grid, before anything is combined or finished.
-
-        `known` holds label maps of the case by the `weights` of members that have predicted it, and gets this one: the stage before a
-        cascade may be such a member.
-        """
-        native = case.grid
-        earlier = self._earlier(case, mirror, progress, known or {})
-        prepared = self.domain.prepare(dataclasses.replace(case, label=None, prior=earlier), scratch)
-        del earlier
-        trail = prepared.trail
-        maps = self._stitched(PreparedCase(case.id, prepared.image, None, (), native, trail, prepared.prior), mirror, progress)
-        del prepared
-        decoded = self.task.decode(self.domain.native(maps, trail), case.id, probabilities, scratch, uncertainty)
-        del maps
-        labels = self.domain.restore(decoded.labels, trail, scratch=scratch)
-        if known is not None:
-            known[self.weights] = labels
-        chances = None if decoded.probabilities is None else self._restored_maps(decoded.probabilities, trail, native.shape, scratch)
-        return Prediction(case.id, labels, chances, decoded.uncertainty)
-
-    def _earlier(self, case: Case, mirror: bool, progress: Progress | None, known: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
-        """Of a cascade, the prediction that is a further input."""
-        if self.previous is None:
-            return None
-        if (raw := known.get(self.previous.weights)) is not None:
-            return self.previous.task.finish(raw.copy(), case.grid.spacing)
-        return self.previous.predict_case(case, mirror=mirror, progress=progress).labels
-
     def together(self, predictions: Sequence[Prediction], case: Case, probabilities: bool = False, uncertainty: bool = False) -> Prediction:
         """The prediction of the ensemble from those of its members, this one's first."""
         (first, *others) = predictions
         whole = self.task.combine(predictions, case.id, probabilities, self.scratch, uncertainty) if others else first
         labels = self.task.finish(whole.labels, case.grid.spacing)
         return dataclasses.replace(whole, labels=labels, probabilities=whole.probabilities if probabilities else None)
-
-    def _stitched(self, case: PreparedCase, mirror: bool, progress: Progress | None) -> dict[str, DenseMap]:
-        """The blended maps of all networks together, by head."""
-        axes = self.plan.inference.mirror if mirror else ()
-        runs = self.ensemble.runners(axes) if self.domain.blends_each_network else (self.ensemble.runner(axes),)
-        memory = self.limit_of_maps / len(runs)
-        counted = self._counted(runs, case.shape, progress)
-        try:
-            parts = [self.domain.stitch(case, run, self.task.heads, self.ensemble.batch_size, memory) for run in counted]
-        finally:
-            given_back()
-        return self.domain.mean(parts) if len(parts) > 1 else parts[0]
-
-    def _counted(self, runs: Sequence[Run], shape: tuple[int, ...], progress: Progress | None) -> Sequence[Run]:
-        total = self.domain.windows(shape) * len(runs)
-        if progress is None or total < MANY_WINDOWS:
-            return runs
-        done = 0
-
-        def counted(run: Run, windows: Batch) -> Mapping[str, Tensor]:
-            nonlocal done
-            outputs = run(windows)
-            done += len(windows)
-            progress.update("windows of this case", done, total)
-            return outputs
-
-        return [partial(counted, run) for run in runs]
-
-    def _restored_maps(
-        self, maps: NDArray[np.float16], trail: tuple[Step, ...], shape: tuple[int, ...], scratch: Scratch
-    ) -> NDArray[np.float16]:
-        """Probabilities on the native grid: outside of what the network saw all is background."""
-        background = len(maps) == len(self.plan.data.labels.classes) + 1
-        restored: NDArray[np.float16] = scratch.zeros((len(maps), *shape), np.float16)
-        for k, values in enumerate(maps):
-            copy(self.domain.restore(values, trail, fill=1 if background and k == 0 else 0, scratch=scratch), restored[k])
-        return restored
 
     def write(
         self,
