@@ -45,6 +45,9 @@ from medseg.errors import UsageError
 if TYPE_CHECKING:
     from medseg.evaluation.records import Evaluation, Summary
     from medseg.evaluation.selection import Selection
+    from medseg.inference.predictor import Predicted
+    from medseg.progress import Progress
+    from medseg.serving.remote import Remote
     from medseg.workflow import RunResult
 
 
@@ -96,7 +99,6 @@ def predict(
 ) -> None:
     """Predict on files, folders or studies in a PACS; writes each prediction on its input's own grid."""
     from medseg import workflow
-    from medseg.serving.model import dicom_files
     from medseg.serving.remote import SCHEME, Remote, authorization_from, folder_for
 
     if SCHEME.match(run.as_posix()):
@@ -127,7 +129,7 @@ def predict(
             memory=memory,
             progress=progress,
         )
-        sent = remote.send(dicom_files(predicted, out), progress) if store else 0
+        sent = _sent(remote, predicted, out, progress) if store else 0
     done, failed = len(predicted.cases), len(predicted.failures)
     if done:
         ok(
@@ -141,6 +143,12 @@ def predict(
     answer(predicted)
     if failed:
         raise typer.Exit(1 if done else 2)
+
+
+def _sent(remote: Remote, predicted: Predicted, out: Path, progress: Progress) -> int:
+    from medseg.serving.model import dicom_files  # takes longer to import than a small case to predict
+
+    return remote.send(dicom_files(predicted, out), progress)
 
 
 def evaluate(

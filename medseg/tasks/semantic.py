@@ -383,9 +383,7 @@ def _at(target: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    from scipy.special import expit
-
-    return np.asarray(expit(logits), dtype=np.float32)
+    return np.asarray(torch.from_numpy(logits).sigmoid(), dtype=np.float32)
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg.errors import ImageError
-from medseg.io.dicom.groups import text
-from medseg.io.dicom.reading.sources import read_dataset
 from medseg.io.dicom.volume import Scan, Volume
 
 GENERIC = re.compile(
@@ -103,6 +101,10 @@ def harmless(description: str, secrets: Iterable[str]) -> list[str]:
 
 
 def _identifying(volume: Volume) -> list[str]:
+    # pydicom takes longer to import than a small image that is no DICOM to predict
+    from medseg.io.dicom.groups import text
+    from medseg.io.dicom.reading.sources import read_dataset
+
     try:
         header = read_dataset(volume.sources[0], tags=list(NAMED))
     except ImageError:
