@@ -23,7 +23,7 @@ class PredictedCase(Record):
         files: name of the format -> its files, relative to the output folder; of label maps that of labels first.
         uncertainty: mean normalised entropy over the predicted foreground (0 sure, 1 ignorant), or None.
         seconds: from reading to writing.
-        source: digest of the input files, the model and all settings that change the outcome.
+        source: digest of the input files, the model, the version of medseg and all settings that change the outcome.
         content: digest of the written files.
     """
 

@@ -199,7 +199,7 @@ class Predictor(Member):
         """Predict files or folders into the folder `out`, each case on the grid of its input.
 
         A case that fails, for whatever reason, does not stop the others. Cases that an earlier call finished from the same files with the
-        same model are kept, so an interrupted call is continued by repeating it. Nothing is overwritten but earlier predictions.
+        same model and version of medseg are kept, so an interrupted call is continued by repeating it. Nothing is overwritten but earlier predictions.
 
         Args:
             inputs: image files, folders of images, case folders, folders of case folders, datasets, or cases as a dataset lists them (see
@@ -374,9 +374,14 @@ class Predictor(Member):
         return read_case(files, with_label=False, scratch=self.scratch)
 
     def source(self, files: CaseFiles, probabilities: bool, uncertainty: bool, mirror: bool, written: str = "") -> str:
-        """Changes with whatever changes the outcome of a case; `written` is the key of the output (`Output.key`)."""
+        """Changes with whatever changes the outcome of a case; `written` is the key of the output (`Output.key`).
+
+        The version of medseg is a part of it: another one may round otherwise, or say more, with the same plan and weights. The device
+        is not: what was begun on one may be continued on another.
+        """
         mirrored = sorted(axes for axes in self._mirrored() if axes) if mirror else []
-        return _digest(self.key, *(image_digest(file) for file in files.images), repr((probabilities, uncertainty, mirrored)) + written)
+        images = [image_digest(file) for file in files.images]
+        return _digest(version("medseg"), self.key, *images, repr((probabilities, uncertainty, mirrored)) + written)
 
     def _mirrored(self) -> list[tuple[int, ...]]:
         """The axes that each model flips that takes part in a prediction: members, and the stages before them."""

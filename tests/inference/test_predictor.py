@@ -61,6 +61,18 @@ def test_finished_cases_are_kept(plan3d, tmp_path):
     assert Predictor(plan3d, (Threshold(),), torch.device("cpu"), key="other weights").predict(folder, out).skipped == 0
 
 
+def test_cases_of_another_version_are_predicted_again(plan3d, tmp_path, monkeypatch):
+    folder, out = scans(tmp_path / "in", 2), tmp_path / "out"
+    model = thresholding(plan3d)
+    assert model.predict(folder, out).skipped == 0
+    assert model.predict(folder, out).skipped == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("medseg.inference.predictor.version", lambda name: f"another version of {name}")
+        assert model.predict(folder, out).skipped == 0
+        assert model.predict(folder, out).skipped == 2
+    assert model.predict(folder, out).skipped == 0
+
+
 def test_one_failure_does_not_stop_the_others(plan3d, tmp_path):
     folder, out = scans(tmp_path / "in", 4), tmp_path / "out"
     (folder / "scan1.nii.gz").write_bytes((folder / "scan1.nii.gz").read_bytes()[:60])
