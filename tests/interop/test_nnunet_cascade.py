@@ -15,12 +15,15 @@ import torch
 from test_nnunet_folder import model_folder, refusal, set_in, write_case
 from typer.testing import CliRunner
 
+from medseg.answers import explain
+from medseg.case import Batch
 from medseg.commands import app
 from medseg.domains.grid.settings import PriorChanges
 from medseg.errors import ModelError
 from medseg.inference.predictor import Predictor
 from medseg.interop.nnunet.checkpoint import read_checkpoint
 from medseg.interop.nnunet.folder import Exported, export_model, import_model
+from medseg.models.nnunet import NnUNet
 from medseg.planning.explain import unexplained
 from medseg.plans import Plan
 from medseg.tasks.base import find_task
@@ -146,6 +149,34 @@ def test_half_is_for_all_stages(stages: dict[str, Path], tmp_path: Path) -> None
     assert "--half" in plan.reasons["network.precision"]
     Predictor.load(tmp_path / "run", "cpu")  # the weights belong to the plan
     assert import_model(stages[CASCADE], tmp_path / "full")[0].network.precision == "full"
+
+
+@pytest.mark.parametrize(("options", "precision", "reason"), [((), "full", "As nnU-Net on a CPU"), (("--half",), "half", "import --half")])
+def test_it_is_told_in_which_precision_a_model_computes(
+    stages: dict[str, Path], tmp_path: Path, options: tuple[str, ...], precision: str, reason: str
+) -> None:
+    """By the plan and by `explain`, of every stage; and networks do as they say."""
+    run = tmp_path / "run"
+    invoke("import", "nnunet", stages[CASCADE], "-o", run, *options)
+    for stage in (run, run / "previous"):
+        plan = Plan.load(stage / "plan.json")
+        assert plan.network.precision == precision
+        (decision,) = (one for one in explain(stage) if one.field == "network.precision")
+        assert decision.value == f'"{precision}"'
+        assert reason in decision.reason
+        assert f'network.precision = "{precision}"' in invoke("explain", stage)
+    model = Predictor.load(run, "cpu")
+    assert model.previous is not None
+    for member in (model, model.previous):
+        for network in member.ensemble.networks:
+            assert isinstance(network, NnUNet)
+            seen: set[torch.dtype] = set()
+            network.encoder[0].register_forward_hook(lambda module, inputs, output, seen=seen: seen.add(output.dtype))
+            member.ensemble.dtype = torch.bfloat16  # as on a CPU that is faster with it
+            window = torch.randn(1, len(member.plan.data.channels), *member.plan.window)
+            prior = torch.zeros(1, *member.plan.window, dtype=torch.int16) if member.previous else None
+            member.ensemble.runner(())(Batch(window, None, prior))
+            assert seen == {torch.float32 if precision == "full" else torch.bfloat16}
 
 
 def test_export_gives_back_what_was_imported(stages: dict[str, Path], tmp_path: Path) -> None:
