@@ -27,6 +27,13 @@ def medseg(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str
     return done
 
 
+def test_what_predicts_imports_no_format() -> None:
+    """A small image takes less long to predict than the libraries of other formats to import."""
+    script = "import sys, medseg.inference.predictor\nprint('HEAVY', sorted({'pydicom', 'SimpleITK', 'nibabel', 'monai', 'lightning'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stdout
+
+
 def test_help_imports_nothing_heavy() -> None:
     """The help must be quick: no library that takes long to import."""
     script = (
