@@ -27,7 +27,7 @@ UNSEEN: dict[Kind, tuple[float, float]] = {"cpu": (1.2, 0.15), "mps": (1.15, 0.0
 """What no tensor shows: kernels' workspaces and the allocator's gaps, as a factor, and the libraries' own share, in GiB. Measured on a CPU
 (`benchmarks/memory.py`: oneDNN keeps its generated code and reordered weights); for GPUs the margin is assumed."""
 FILLING = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
-MEASURED = 8  # windows in the largest batch that is measured
+MEASURED = 16  # windows in the largest batch that is measured
 REMEMBERED = 512  # costs; the search for plans, budgets and edits asks for the same ones again
 
 
