@@ -100,6 +100,7 @@ def cli(monkeypatch, capsys):
             code = int(ended.code or 0)
         return (code, *capsys.readouterr(), asked)
 
+    monkeypatch.setenv("COLUMNS", str(console.WIDE))  # whatever the terminal, and whatever others have set
     for name in ("OMP_WAIT_POLICY", "MLFLOW_DISABLE_TELEMETRY"):
         monkeypatch.setenv(name, "set")
     monkeypatch.setattr(workflow, "benchmark", measure)
