@@ -14,7 +14,7 @@ from medseg.planning.difference import difference as plan_difference
 from medseg.planning.explain import Decision
 from medseg.planning.explain import explain as explain_plan
 from medseg.plans import Plan
-from medseg.preconditions import check_one_plan
+from medseg.preconditions import check_one_plan, read_plan
 from medseg.progress import Progress, Silent
 from medseg.steps import plan_of
 from medseg.workspace import RunFolder, Workspace
@@ -33,7 +33,7 @@ def explain(plan_file: Path) -> tuple[Decision, ...]:
     """
     folder = RunFolder(plan_file) if plan_file.is_dir() else None
     if folder is not None:
-        check_one_plan(folder)
+        check_one_plan(folder.root)
     workspace = Workspace.of_plan(plan_file) if folder is None else Workspace(plan_file / "workspace")
     selection = Selection.load(folder.selection_file) if folder is not None and folder.selection_file.is_file() else None
     fingerprint = workspace.fingerprint() if workspace.fingerprint_file.is_file() else None
@@ -43,7 +43,7 @@ def explain(plan_file: Path) -> tuple[Decision, ...]:
 
 def difference(first: Path, second: Path) -> tuple[Change, ...]:
     """Every field in which two plan files differ, with both values and both reasons; none for equal plans."""
-    return plan_difference(Plan.load(first), Plan.load(second))
+    return plan_difference(read_plan(first), read_plan(second))
 
 
 def compare(first: Path, second: Path) -> Comparison:

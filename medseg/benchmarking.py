@@ -22,7 +22,7 @@ from medseg.errors import DatasetError, ModelError, UsageError
 from medseg.io.store import Store
 from medseg.parallel import usable_cores
 from medseg.plans import Plan
-from medseg.preconditions import check_one_plan
+from medseg.preconditions import check_one_plan, read_plan
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.steps import workspace_of
@@ -190,15 +190,16 @@ def benchmark(
 def _opened(target: Path, plans: Path | None) -> tuple[Plan, Workspace, RunFolder | None]:
     """The plan that is meant, its workspace, and the model folder where one was given."""
     if not target.is_dir():
-        return Plan.load(target), Workspace(plans) if plans is not None else Workspace.of_plan(target), None
+        return read_plan(target), Workspace(plans) if plans is not None else Workspace.of_plan(target), None
     folder = RunFolder(target)
-    check_one_plan(folder)
+    check_one_plan(folder.root)
     if not folder.plan_file.is_file():
         raise ModelError.of(
             "is neither a plan nor a model folder",
             where=str(target),
             found="a folder without plan.json",
-            fix="Pass a plan file, e.g. PLANS/3d.json, or the folder that `medseg train` or `medseg run` writes.",
+            fix="Pass a plan file, e.g. PLANS/3d.json, or the folder that `medseg train` or `medseg run` writes. Of a dataset, make plans "
+            "first: `medseg plan DATASET -o PLANS`.",
         )
     plan = Plan.load(folder.plan_file)
     return plan, workspace_of([target], plans, plan), folder

@@ -26,6 +26,15 @@ BY_HAND = "set by hand"  # begins the reason for a value that a person has set
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)  # by Windows, with any suffix
 
+OTHERS = {  # what is taken for a plan, by some of its keys
+    "a fingerprint": {"digest", "intensities", "cases"},
+    "the dataset as `medseg plan` read it": {"root", "layout", "cases"},
+    "splits": {"folds", "source"},
+    "where a model comes from (provenance.json)": {"dataset_digest", "plan_digest", "created"},
+    "nnU-Net's plans": {"plans_name", "configurations"},
+    "the description of a dataset": {"labels", "numTraining"},
+}
+
 
 class SpaceSection(Section):
     """Base of a domain's settings."""
@@ -166,6 +175,19 @@ class Plan(Record):
             raise ValueError(problem)
         return self
 
+    @classmethod
+    def parse(cls, data: object, where: str) -> Self:
+        """See `Record.parse`; a file of another kind is told as such, not field by field."""
+        fields = {name for name, field in cls.model_fields.items() if field.is_required()}
+        if isinstance(data, dict) and 2 * len(fields & data.keys()) < len(fields):
+            raise PlanError.of(
+                "is not a plan",
+                where=where,
+                found=next((name for name, keys in OTHERS.items() if keys <= data.keys()), _keys(data)),
+                fix="Pass a plan from the folder that `medseg plan` wrote, e.g. 3d.json.",
+            )
+        return super().parse(data, where)
+
     def prepared_digest(self) -> str:
         """Changes with whatever changes the prepared cases: the data, and what the domain does to them."""
         return hashlib.blake2b(
@@ -200,6 +222,10 @@ class Plan(Record):
             node[int(leaf) if isinstance(node, list) else leaf] = _value(text)
             data["reasons"][path] = f"{BY_HAND} ({where} {path}={text})"
         return Plan.parse(data, where=where)
+
+
+def _keys(data: Mapping[str, object]) -> str:
+    return f"an object with {', '.join(repr(str(key)) for key in list(data)[:5])}" if data else "an empty object"
 
 
 def edit_problems(edits: Mapping[str, str], kinds: Mapping[str, str], where: str) -> list[Problem]:

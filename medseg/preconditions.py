@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,17 +49,35 @@ def check_workspace(workspace: Workspace, found: Dataset) -> None:
         )
 
 
-def check_one_plan(folder: RunFolder) -> None:
-    """Refuse a workspace where a model folder or a plan is asked for. Raises UsageError."""
-    inside = Workspace(folder.root)
-    if folder.plan_file.is_file() or not inside.dataset_file.is_file():
+def check_one_plan(folder: Path) -> None:
+    """Refuse a folder of plans, and a dataset, where a model folder or a plan is asked for. Raises UsageError."""
+    inside = Workspace(folder)
+    if RunFolder(folder).plan_file.is_file():
         return
     others = (inside.dataset_file, inside.fingerprint_file, inside.splits_file)
-    raise UsageError.of(
-        "is a folder of plans",
-        where=str(folder.root),
-        expected="one of them: " + ", ".join(sorted(file.name for file in folder.root.glob("*.json") if file not in others)),
-    )
+    plans = sorted(file.name for file in folder.glob("*.json") if file not in others) if inside.fingerprint_file.is_file() else []
+    if plans:
+        raise UsageError.of("is a folder of plans", where=str(folder), expected="one of them: " + ", ".join(plans))
+    if inside.dataset_file.is_file():
+        raise UsageError.of(
+            "is a dataset, and holds no plan",
+            where=str(folder),
+            fix=f"Run `medseg plan {shlex.quote(str(folder))} -o PLANS` first, and pass one of its plans, e.g. PLANS/3d.json.",
+        )
+
+
+def read_plan(file: Path) -> Plan:
+    """The plan that a user gave. Raises UsageError for a folder, PlanError for anything else that is no plan."""
+    if file.is_dir():
+        check_one_plan(file)
+        model = RunFolder(file).plan_file.is_file()
+        raise UsageError.of(
+            "is a model folder" if model else "is a folder without plans",
+            where=str(file),
+            expected="a plan file, e.g. PLANS/3d.json",
+            fix="" if model else "Run `medseg plan DATASET -o PLANS` first.",
+        )
+    return Plan.load(file)
 
 
 def check_apart(out: Path, *inputs: Path) -> None:

@@ -11,8 +11,7 @@ from medseg.dataset import CaseFiles, Dataset, Split, Splits
 from medseg.device import choose_device
 from medseg.errors import ModelError
 from medseg.io.digests import Digests
-from medseg.plans import Plan
-from medseg.preconditions import check_length, check_memory
+from medseg.preconditions import check_length, check_memory, read_plan
 from medseg.progress import Progress, Silent
 from medseg.record import Record
 from medseg.steps import Training, train_prepared
@@ -96,7 +95,7 @@ def pretrain(
     check_length(seconds, epochs)
     choose_device(device)
     workspace, folder = Workspace.of_plan(plan_file), RunFolder(out)
-    chosen = pretext_plan(Plan.load(plan_file), objective).edited(dict(edits or {}))
+    chosen = pretext_plan(read_plan(plan_file), objective).edited(dict(edits or {}))
     predicted = check_memory(chosen)
     dataset = workspace.dataset()
     found = find_cases([*dataset.cases, *dataset.unlabelled, *images], chosen.data.channels)

@@ -35,6 +35,7 @@ from medseg.preconditions import (
     check_length,
     check_names,
     check_wishes,
+    read_plan,
 )
 from medseg.pretraining import pretrain as pretrain
 from medseg.progress import Progress, Silent
@@ -133,7 +134,7 @@ def plan(
 def preprocess(plan_file: Path, *, workers: int | None = None, progress: Progress = SILENT) -> Store:
     """Prepare every case of the plan's dataset; finished cases are kept, so it goes on after an interruption."""
     with shared_workers(workers, READING):
-        return prepared(Plan.load(plan_file), Workspace.of_plan(plan_file), workers, progress)
+        return prepared(read_plan(plan_file), Workspace.of_plan(plan_file), workers, progress)
 
 
 def train(
@@ -160,7 +161,7 @@ def train(
     check_length(seconds, epochs)
     how = Training(seconds, epochs, patience, resume, device, devices, workers, progress, init)
     workspace, folder = Workspace.of_plan(plan_file), RunFolder(out)
-    result = train_fold(Plan.load(plan_file).edited(dict(edits or {})), workspace, folder, fold, how)
+    result = train_fold(read_plan(plan_file).edited(dict(edits or {})), workspace, folder, fold, how)
     if result.finished:
         log_model(workspace, folder, progress)
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -207,3 +208,34 @@ def test_what_cannot_be_measured(plans, target, more, kind, text):
     with pytest.raises(kind) as failed:
         measured(plans / target, **more)
     assert text in str(failed.value)
+def test_a_dataset_is_no_folder_of_plans(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"name": "x", "labels": {"0": "background"}, "numTraining": 2}')
+    (tmp_path / "notes.json").write_text("{}")
+    for call in (measured, workflow.preprocess, lambda folder: workflow.train(folder, tmp_path / "run")):
+        with pytest.raises(UsageError) as failed:
+            call(tmp_path)
+        assert str(failed.value) == (
+            f"{tmp_path}: is a dataset, and holds no plan. Run `medseg plan {shlex.quote(str(tmp_path))} -o PLANS` first, and pass one of its "
+            "plans, e.g. PLANS/3d.json."
+        )
+    with pytest.raises(PlanError, match=r"dataset.json: is not a plan; found the description of a dataset\. Pass"):
+        measured(tmp_path / "dataset.json")
+    with pytest.raises(PlanError, match=r"notes.json: is not a plan; found an empty object\. Pass"):
+        measured(tmp_path / "notes.json")
+
+
+def test_a_folder_in_place_of_a_plan(plans, model, tmp_path):
+    for call in (workflow.preprocess, lambda folder: workflow.train(folder, tmp_path / "other")):
+        with pytest.raises(UsageError, match=r"is a folder of plans; expected one of them: 2d.json, 3d.json\."):
+            call(plans)
+        with pytest.raises(UsageError, match=r"is a model folder; expected a plan file, e\.g\. PLANS/3d\.json\."):
+            call(model)
+        with pytest.raises(UsageError, match=r"is a folder without plans; expected a plan file"):
+            call(plans / "cache")
+        with pytest.raises(PlanError) as failed:
+            call(plans / "fingerprint.json")
+        assert len(failed.value.problems) == 1
+
+
+        ("fingerprint.json", {}, PlanError, "fingerprint.json: is not a plan; found a fingerprint. Pass a plan from the folder"),
+        ("dataset.json", {}, PlanError, "dataset.json: is not a plan; found the dataset as `medseg plan` read it."),

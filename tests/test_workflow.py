@@ -435,6 +435,7 @@ def test_nothing_is_written_among_what_is_read(dataset, tmp_path):
 
 def test_a_folder_of_plans_is_no_plan(tmp_path, plans, dataset):
     dataset.save(tmp_path / "dataset.json")
+    (tmp_path / "fingerprint.json").touch()
     for one in plans:
         one.save(tmp_path / f"{one.name}.json")
     names = ", ".join(sorted(f"{one.name}.json" for one in plans))
