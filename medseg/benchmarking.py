@@ -264,13 +264,14 @@ def _prediction(
     seconds: float,
     progress: Progress,
 ) -> PredictionSpeed:
-    """Of a trained model, else of one network that has learned nothing, which takes as long."""
+    """Of a trained model that `plan` leaves as it is, else of one network that has learned nothing, which takes as long."""
     from medseg.inference.pace import prediction_pace
     from medseg.inference.predictor import Predictor
 
     files, shape = _typical(workspace, dataset)
     try:
-        predictor = Predictor.load(model.root, device=device) if model is not None else _untrained(plan, workspace, chosen)
+        stored = model is not None and Plan.load(model.plan_file).content_digest() == plan.content_digest()
+        predictor = Predictor.load(model.root, device=device) if model is not None and stored else _untrained(plan, workspace, chosen)
     except ModelError:
         predictor = _untrained(plan, workspace, chosen)
     pace = prediction_pace(predictor, files, seconds, progress)
@@ -290,10 +291,13 @@ def _prediction(
 
 def _untrained(plan: Plan, workspace: Workspace, device: torch.device) -> Predictor:
     from medseg.inference.predictor import Predictor
+    from medseg.models.base import find_network
     from medseg.tasks.base import find_task
 
+    network = find_task(plan.task)(plan).network()
+    find_network(plan.network.kind).freeze(network, device, autocast_dtype(device))
     previous = _untrained(Plan.load(workspace.plan_file(plan.previous)), workspace, device) if plan.previous else None
-    return Predictor(plan, [find_task(plan.task)(plan).network()], device, previous=previous)
+    return Predictor(plan, [network], device, previous=previous)
 
 
 def _typical(workspace: Workspace, dataset: Dataset) -> tuple[CaseFiles, tuple[int, ...]]:

@@ -16,6 +16,8 @@ from medseg import benchmarking, workflow
 from medseg.benchmarking import Benchmark, benchmark
 from medseg.dataset import Dataset
 from medseg.errors import MedsegError, ModelError, PlanError, UsageError
+from medseg.inference import pace
+from medseg.models.unet import UNet, UNetFamily
 from medseg.models.weights import save_weights
 from medseg.plans import Plan
 from medseg.progress import Silent
@@ -138,12 +140,32 @@ def test_a_model_folder_predicts_with_its_networks(plans, model, quick):
     assert content(model) == before
 
 
-def test_a_model_folder_that_is_not_trained_yet(plans, model, quick):
+@pytest.fixture
+def frozen(monkeypatch) -> list[tuple[type, str, torch.dtype | None]]:
+    """Class, device and type of networks that are frozen."""
+    seen = []
+    monkeypatch.setattr(UNetFamily, "freeze", staticmethod(lambda network, device, dtype: seen.append((type(network), device.type, dtype))))
+    return seen
+
+
+def test_a_model_folder_that_is_not_trained_yet(plans, model, quick, frozen, monkeypatch):
+    monkeypatch.setattr(benchmarking, "autocast_dtype", lambda _: torch.bfloat16)
     for file in model.rglob("network_*"):
         file.unlink()
     found = measured(model, plans=plans)
     assert found.prediction is not None
     assert found.prediction.networks == 1
+    assert frozen == [(UNet, "cpu", torch.bfloat16)]
+
+
+def test_prediction_of_an_edited_model_is_that_of_the_edited_plan(plans, model, quick, frozen, monkeypatch):
+    seen, real = [], pace.prediction_pace
+    monkeypatch.setattr(pace, "prediction_pace", lambda predictor, *more: seen.append(predictor.plan) or real(predictor, *more))
+    found = measured(model, plans=plans, edits={"window": "[32, 16]"})
+    assert found.prediction is not None
+    assert (found.prediction.networks, found.window) == (1, (32, 16))
+    assert [plan.window for plan in seen] == [(32, 16)]
+    assert len(frozen) == 1
 
 
 def test_a_model_folder_without_its_plans(model):
@@ -193,21 +215,6 @@ def test_a_case_that_takes_too_long_is_reckoned(plans, quick):
     assert used.case_seconds == pytest.approx(used.case_windows / used.windows_per_second)
 
 
-@pytest.mark.parametrize(
-    ("target", "more", "kind", "text"),
-    [
-        ("nowhere.json", {}, MedsegError, "nowhere.json: cannot be read"),
-        ("", {}, UsageError, "is a folder of plans; expected one of them: 2d.json, 3d.json"),
-        ("cache", {}, ModelError, "is neither a plan nor a model folder; found a folder without plan.json. Pass a plan file"),
-        ("2d.json", {"seconds": 0.0}, UsageError, "--seconds: nothing would be measured; found 0, expected more than 0"),
-        ("2d.json", {"steps": 0}, UsageError, "--steps: nothing would be measured; found 0, expected more than 0"),
-        ("2d.json", {"edits": {"training.batch_size": "0"}}, PlanError, "--set, field 'training.batch_size'"),
-    ],
-)
-def test_what_cannot_be_measured(plans, target, more, kind, text):
-    with pytest.raises(kind) as failed:
-        measured(plans / target, **more)
-    assert text in str(failed.value)
 def test_a_dataset_is_no_folder_of_plans(tmp_path):
     (tmp_path / "dataset.json").write_text('{"name": "x", "labels": {"0": "background"}, "numTraining": 2}')
     (tmp_path / "notes.json").write_text("{}")
@@ -237,5 +244,20 @@ def test_a_folder_in_place_of_a_plan(plans, model, tmp_path):
         assert len(failed.value.problems) == 1
 
 
+@pytest.mark.parametrize(
+    ("target", "more", "kind", "text"),
+    [
+        ("nowhere.json", {}, MedsegError, "nowhere.json: cannot be read"),
+        ("", {}, UsageError, "is a folder of plans; expected one of them: 2d.json, 3d.json"),
         ("fingerprint.json", {}, PlanError, "fingerprint.json: is not a plan; found a fingerprint. Pass a plan from the folder"),
         ("dataset.json", {}, PlanError, "dataset.json: is not a plan; found the dataset as `medseg plan` read it."),
+        ("cache", {}, ModelError, "is neither a plan nor a model folder; found a folder without plan.json. Pass a plan file"),
+        ("2d.json", {"seconds": 0.0}, UsageError, "--seconds: nothing would be measured; found 0, expected more than 0"),
+        ("2d.json", {"steps": 0}, UsageError, "--steps: nothing would be measured; found 0, expected more than 0"),
+        ("2d.json", {"edits": {"training.batch_size": "0"}}, PlanError, "--set, field 'training.batch_size'"),
+    ],
+)
+def test_what_cannot_be_measured(plans, target, more, kind, text):
+    with pytest.raises(kind) as failed:
+        measured(plans / target, **more)
+    assert text in str(failed.value)
