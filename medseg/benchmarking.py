@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SILENT = Silent()
 SECONDS = 60.0  # that measuring takes, about
 FEW = 8  # cases that are prepared where the workspace has none
-SHARES = {"training": 0.45, "float32": 0.2, "prediction": 0.3}  # of the time
+SHARES = {"training": 0.45, "float32": 0.2, "prediction": 0.3, "cutting": 0.03, "products": 0.01}  # of the time
 CUTTING = 1.0  # seconds
 PRODUCTS = 0.5  # seconds of matrix products, twice
 WEIGHED = 32  # prepared cases whose files are looked at for the size of all
@@ -104,8 +104,8 @@ def benchmark(
     Args:
         target: a plan file in its workspace, or a model folder, trained or not.
         plans: the workspace of a model folder; None takes the one within.
-        seconds: that measuring takes, about; slow steps take longer.
-        steps: of training to measure, instead of as many as the time allows.
+        seconds: that measuring takes, about; slow steps take longer, and so does preparing cases.
+        steps: of training to measure, instead of as many as the time allows; all else stays within `seconds`.
         edits: values to change in the plan first.
         workers: processes that prepare cases, and that cut the windows of a GPU.
 
@@ -133,22 +133,30 @@ def benchmark(
     with ExitStack() as stack:
         store, ids, own = _prepared(plan, workspace, dataset, model, workers, progress, stack)
         gib = _gib(store, ids) * len(dataset.cases)
-        cut = cutting_pace(plan, store.folder, ids, CUTTING)
+        cut = cutting_pace(plan, store.folder, ids, min(CUTTING, SHARES["cutting"] * seconds))
         pace = train_pace(plan, store.folder, ids, chosen, SHARES["training"] * seconds, steps, workers, progress)
         plain: Pace | None = None
         if chosen.type == "cpu" and dtype is not None:
-            progress.say("the same in float32")
             limit = SHARES["float32"] * seconds
-            plain = train_pace(plan, store.folder, ids, chosen, limit, steps, workers, progress, full_precision=True)
-    peak = product_rate(chosen, dtype or _float32(), PRODUCTS)
+            if 2 * pace.step > limit:  # one before the measured one
+                progress.say("steps are too slow for a comparison with float32 within --seconds")
+            else:
+                progress.say("the same in float32")
+                plain = train_pace(plan, store.folder, ids, chosen, limit / 2, None, workers, progress, full_precision=True, fewest=1)
+    products = min(PRODUCTS, SHARES["products"] * seconds)
+    peak = product_rate(chosen, dtype or _float32(), products)
     prediction = None
     if issubclass(find_objective(plan.task), Task):
         prediction = _prediction(plan, workspace, dataset, model, chosen, device, SHARES["prediction"] * seconds, progress)
-    peak = max(peak, product_rate(chosen, dtype or _float32(), PRODUCTS))  # other programs may have held up either
+    peak = max(peak, product_rate(chosen, dtype or _float32(), products))  # other programs may have held up either
     training = TrainingSpeed(
         steps=pace.steps,
         steps_per_second=1 / pace.step,
         windows_per_second=plan.training.batch_size / pace.step,
+        fastest=pace.fastest,
+        slowest=pace.slowest,
+        cores=pace.taken.cores,
+        others=pace.taken.others,
         phases=pace.phases,
         waiting=pace.phases["data"] / sum(pace.phases.values()),
         memory=pace.memory,
@@ -167,12 +175,13 @@ def benchmark(
         plan_seconds=plan.training.epochs * plan.training.steps * pace.step,
     )
     threads, cores = _threads(), usable_cores()
+    precision = str(dtype or _float32()).removeprefix("torch.")
     return Benchmark(
         plan=plan.name,
         plan_digest=plan.trained_digest(),
         device=_device_name(chosen),
         kind=chosen.type,
-        precision=str(dtype or _float32()).removeprefix("torch."),
+        precision=precision,
         threads=threads,
         cores=cores,
         versions={"python": platform.python_version(), "medseg": version("medseg"), "torch": version("torch")},
@@ -183,7 +192,7 @@ def benchmark(
         prepared_gib=gib,
         training=training,
         prediction=prediction,
-        verdict=judge(training, plan.training.batch_size, plan.memory.budget, chosen.type, cores, gib if own else None),
+        verdict=judge(training, plan.training.batch_size, plan.memory.budget, chosen.type, cores, gib if own else None, precision),
     )
 
 

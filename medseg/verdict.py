@@ -12,6 +12,9 @@ from medseg.record import Record
 WAITING = 0.05  # of a step: less is not worth a thought
 LARGE = 0.4  # of a step: a phase of this share, other than the network, is what limits
 COMPUTING = 0.5  # of the time of reading a window: less is waiting for the disk
+BUSY = 0.2  # of the cores: others that take more slow what is measured
+FEW = 10  # steps: fewer tell little
+POOR = 0.15  # of the rate of a large matrix product: so little needs an explanation
 LOW = 0.2  # of the rate of a large matrix product: a device could do much more
 ROOM = 0.5  # of the memory: as much as this free allows a larger batch
 GIB = 2**30
@@ -23,6 +26,9 @@ class TrainingSpeed(Record):
     Attributes:
         steps: that were measured.
         steps_per_second, windows_per_second: as `medseg train` takes them.
+        fastest, slowest: seconds of single steps.
+        cores: that the training kept busy, on average.
+        others: share of the cores that other processes took meanwhile; None where that is not known.
         phases: seconds per step (see `medseg.training.probe.Pace`).
         waiting: share of a step that waits for its windows.
         memory: GiB at the peak; None where it cannot be measured.
@@ -40,6 +46,10 @@ class TrainingSpeed(Record):
     steps: int
     steps_per_second: float
     windows_per_second: float
+    fastest: float
+    slowest: float
+    cores: float
+    others: float | None
     phases: dict[str, float]
     waiting: float
     memory: float | None
@@ -66,7 +76,7 @@ class Verdict(Record):
     advice: tuple[str, ...]
 
 
-def judge(speed: TrainingSpeed, batch: int, budget: float, kind: str, cores: int, prepared: float | None) -> Verdict:
+def judge(speed: TrainingSpeed, batch: int, budget: float, kind: str, cores: int, prepared: float | None, precision: str) -> Verdict:
     """The verdict on a training.
 
     Args:
@@ -75,7 +85,43 @@ def judge(speed: TrainingSpeed, batch: int, budget: float, kind: str, cores: int
         kind: of device.
         cores: that this process may use.
         prepared: GiB of all prepared cases; None where only a few were read.
+        precision: of the network's arithmetic.
     """
+    found = _limit(speed, batch, budget, kind, cores, prepared, precision)
+    busy = speed.others is not None and speed.others > BUSY
+    before = f"other processes took {speed.others:.0%} of the cores: repeat when the machine is quiet; " if busy else ""
+    after = f"; {speed.steps} steps of {lasting(speed.fastest, speed.slowest)}"
+    return found.model_copy(
+        update={"sentence": before + found.sentence + after, "advice": (*_doubts(speed, kind, precision), *found.advice)}
+    )
+
+
+def lasting(fastest: float, slowest: float) -> str:
+    """`12 to 15 ms`."""
+    factor, unit = (1e3, "ms") if slowest < 1 else (1.0, "s")
+    return f"{factor * fastest:.3g} to {factor * slowest:.3g} {unit}"
+
+
+def _doubts(speed: TrainingSpeed, kind: str, precision: str) -> list[str]:
+    """What makes the figures less than certain, or odd."""
+    found = []
+    if speed.steps < FEW:
+        found.append(f"so few steps tell little: measure {FEW} or more (--seconds or --steps)")
+    if speed.float32_steps_per_second is not None and speed.steps_per_second < speed.float32_steps_per_second:
+        found.append(
+            f"{precision} is slower than float32 on this CPU: small layers cost more to convert than they save, and other processes may have held up "
+            "one of the two; a repetition tells"
+        )
+    if speed.utilisation < POOR:
+        small = "layers with few channels, small windows or batches, or operations that wait for memory instead of computing"
+        found.append(
+            f"{speed.utilisation:.0%} of a large matrix product's rate is little: "
+            + (f"{small}; or cores that others took" if kind == "cpu" else small)
+        )
+    return found
+
+
+def _limit(speed: TrainingSpeed, batch: int, budget: float, kind: str, cores: int, prepared: float | None, precision: str) -> Verdict:
     total = sum(speed.phases.values())
     shares = {phase: spent / total for phase, spent in speed.phases.items()}
     if speed.waiting >= WAITING:
@@ -87,7 +133,7 @@ def judge(speed: TrainingSpeed, batch: int, budget: float, kind: str, cores: int
                 limit=phase, sentence=f"limited by {NAMES[phase]}: {shares[phase]:.0%} of the step ({waiting})", advice=ADVICE[phase]
             )
     sentence = f"limited by the network ({waiting}): {shares['network']:.0%} of the step, at {speed.utilisation:.0%} of a large matrix product's rate"
-    return Verdict(limit="network", sentence=sentence, advice=tuple(_network(speed, batch, budget, kind)))
+    return Verdict(limit="network", sentence=sentence, advice=tuple(_network(speed, batch, budget, kind, precision)))
 
 
 NAMES = {"augmentation": "augmentation", "optimiser": "the optimiser"}
@@ -97,7 +143,7 @@ ADVICE = {
 }
 
 
-def _network(speed: TrainingSpeed, batch: int, budget: float, kind: str) -> list[str]:
+def _network(speed: TrainingSpeed, batch: int, budget: float, kind: str, precision: str) -> list[str]:
     found = []
     if speed.portion is not None:
         found.append("memory did not hold a whole batch, so each step runs the network twice: plan for less (`medseg plan --memory`)")
@@ -105,7 +151,7 @@ def _network(speed: TrainingSpeed, batch: int, budget: float, kind: str) -> list
         found.append(
             f"{speed.memory:.1f} of {budget:g} GiB are used: a larger batch may fill the device better (--set training.batch_size={2 * batch})"
         )
-    if kind == "cpu" and speed.float32_steps_per_second is None:
+    if kind == "cpu" and precision == "float32":
         found.append("this CPU has no fast bfloat16; one with AVX512-BF16 or AMX takes about half the time, a GPU a small part of it")
     return found
 

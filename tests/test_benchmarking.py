@@ -89,6 +89,9 @@ def test_a_plan_whose_cases_are_not_prepared(plans, temporary, quick, name):
     )
     speed = found.training
     assert speed.steps == 2
+    assert 0 < speed.fastest <= 1 / speed.steps_per_second <= speed.slowest
+    assert speed.cores >= 0
+    assert speed.others is None or 0 <= speed.others <= 1
     assert speed.windows_per_second == pytest.approx(2 * speed.steps_per_second)
     assert speed.epoch_seconds == pytest.approx(3 / speed.steps_per_second)
     assert speed.plan_seconds == pytest.approx(Plan.load(plans / f"{name}.json").training.epochs * speed.epoch_seconds)
@@ -199,9 +202,14 @@ def test_edits_and_another_kind_of_device(plans, quick):
 
 def test_float32_beside_bfloat16(plans, quick, monkeypatch):
     monkeypatch.setattr(benchmarking, "autocast_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setitem(benchmarking.SHARES, "float32", 3.0)
     found = measured(plans / "2d.json")
     assert found.precision == "bfloat16"
     assert found.training.float32_steps_per_second is not None
+    heard = Heard()
+    found = measured(plans / "2d.json", seconds=1e-6, progress=heard)
+    assert (found.precision, found.training.float32_steps_per_second) == ("bfloat16", None)
+    assert heard.said[-1] == "steps are too slow for a comparison with float32 within --seconds"
     monkeypatch.setattr(benchmarking, "autocast_dtype", lambda _: None)
     found = measured(plans / "2d.json")
     assert (found.precision, found.training.float32_steps_per_second) == ("float32", None)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from medseg import verdict
-from medseg.verdict import TrainingSpeed, judge
+from medseg.verdict import TrainingSpeed, judge, lasting
 
 
 def speed(data=0.01, augmentation=0.05, network=0.9, optimiser=0.04, **more):
@@ -17,6 +17,10 @@ def speed(data=0.01, augmentation=0.05, network=0.9, optimiser=0.04, **more):
         "steps": 10,
         "steps_per_second": 1 / total,
         "windows_per_second": 2 / total,
+        "fastest": 0.9 * total,
+        "slowest": 1.3 * total,
+        "cores": 1.0,
+        "others": 0.02,
         "phases": phases,
         "waiting": data / total,
         "memory": 3.1,
@@ -37,9 +41,11 @@ def speed(data=0.01, augmentation=0.05, network=0.9, optimiser=0.04, **more):
     return TrainingSpeed(**(values | more))
 
 
-def judged(found, kind="cuda", cores=16, prepared=None, budget=23.0):
-    said = judge(found, 2, budget, kind, cores, prepared)
-    return said.limit, said.sentence, said.advice
+def judged(found, kind="cuda", cores=16, prepared=None, budget=23.0, precision="bfloat16"):
+    said = judge(found, 2, budget, kind, cores, prepared, precision)
+    sentence, _, steps = said.sentence.rpartition("; ")
+    assert steps == f"10 steps of {lasting(found.fastest, found.slowest)}"
+    return said.limit, sentence, said.advice
 
 
 def test_the_network():
@@ -48,21 +54,47 @@ def test_the_network():
 
 
 def test_a_gpu_that_is_not_filled():
-    _, _, (advice,) = judged(speed(utilisation=0.1))
+    _, _, (advice,) = judged(speed(utilisation=0.16))
     assert advice == "3.1 of 23 GiB are used: a larger batch may fill the device better (--set training.batch_size=4)"
-    assert judged(speed(utilisation=0.1, memory=20.0))[2] == ()
-    assert judged(speed(utilisation=0.1, memory=None))[2] == ()
+    assert judged(speed(utilisation=0.16, memory=20.0))[2] == ()
+    assert judged(speed(utilisation=0.16, memory=None))[2] == ()
 
 
 def test_memory_that_holds_no_batch():
-    _, _, (advice,) = judged(speed(portion=1, utilisation=0.1))
+    _, _, (advice,) = judged(speed(portion=1, utilisation=0.16))
     assert advice == "memory did not hold a whole batch, so each step runs the network twice: plan for less (`medseg plan --memory`)"
 
 
 def test_a_cpu_without_bfloat16():
-    _, _, (advice,) = judged(speed(), kind="cpu")
+    _, _, (advice,) = judged(speed(), kind="cpu", precision="float32")
     assert advice.startswith("this CPU has no fast bfloat16")
     assert judged(speed(float32_steps_per_second=0.5), kind="cpu")[2] == ()
+    assert judged(speed(), kind="cpu")[2] == ()  # the comparison would have taken too long
+
+
+def test_other_processes():
+    quiet, busy = judged(speed(others=0.2)), judged(speed(others=0.476))
+    assert busy[1] == f"other processes took 48% of the cores: repeat when the machine is quiet; {quiet[1]}"
+    assert judged(speed(others=None)) == quiet
+
+
+def test_few_steps():
+    said = judge(speed(steps=3, fastest=0.95, slowest=2.5), 2, 23.0, "cuda", 16, None, "bfloat16")
+    assert said.sentence.endswith("rate; 3 steps of 0.95 to 2.5 s")
+    assert said.advice == ("so few steps tell little: measure 10 or more (--seconds or --steps)",)
+
+
+def test_16_bits_that_are_slower():
+    _, _, (advice,) = judged(speed(float32_steps_per_second=1.5), kind="cpu")
+    assert advice.startswith("bfloat16 is slower than float32 on this CPU: ")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_little_of_what_the_device_could_do(kind):
+    _, _, (advice, *more) = judged(speed(utilisation=0.12), kind=kind)
+    assert advice.startswith("12% of a large matrix product's rate is little: layers with few channels, small windows")
+    assert advice.endswith("cores that others took") == (kind == "cpu")
+    assert len(more) == (kind == "cuda")  # a larger batch
 
 
 @pytest.mark.parametrize(("phase", "name"), [("augmentation", "augmentation"), ("optimiser", "the optimiser")])

@@ -69,8 +69,10 @@ def benchmark(
     plans: Annotated[
         Path | None, typer.Option("--plans", help="The folder of plans of a model folder. Default: the workspace in it.")
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", help="How long to measure, about; slow steps take longer.")] = 60.0,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Measure so many training steps instead.")] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", help="How long to measure, about; slow steps, and preparing cases, take longer.")
+    ] = 60.0,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Measure so many training steps, however long they take.")] = None,
     edits: Set = None,
     device: Device = "auto",
     workers: Workers = None,
@@ -95,6 +97,8 @@ def benchmark(
 
 
 def _tell(found: Benchmark) -> None:
+    from medseg.verdict import lasting
+
     speed, used = found.training, found.prediction
     total = sum(speed.phases.values())
     where = f"{found.device}, {found.precision}" + (f", {found.threads} threads" if found.kind == "cpu" else "")
@@ -102,6 +106,8 @@ def _tell(found: Benchmark) -> None:
     plain = ", which is for float32" if found.kind == "cpu" and found.precision != "float32" else ""
     rows: list[tuple[str, str]] = [
         ("training", f"{speed.steps_per_second:.3g} steps/s, {speed.windows_per_second:.3g} windows/s, {speed.steps} steps measured"),
+        ("  a step", lasting(speed.fastest, speed.slowest)),
+        ("  cores", f"{speed.cores:.2g} of {found.cores} used; {_others(speed.others)}"),
         *((f"  {phase}", f"{1e3 * spent:.1f} ms, {spent / total:.0%} of a step") for phase, spent in speed.phases.items()),
         ("  waiting for data", f"{speed.waiting:.0%}, with {_processes(speed.workers)}"),
         ("  memory", f"{_gib(speed.memory)} at the peak; predicted {speed.memory_predicted:.2f} GiB{plain}"),
@@ -137,6 +143,10 @@ def _processes(workers: int) -> str:
     if workers == 0:
         return "windows cut by the training itself"
     return f"{workers} process{'es' if workers > 1 else ''} that cut windows"
+
+
+def _others(share: float | None) -> str:
+    return "what other processes took is not known" if share is None else f"other processes took {share:.0%} of all"
 
 
 def _gib(memory: float | None) -> str:

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 
+from medseg.load import Load, Taken
 from medseg.peak import PeakMemory
 from medseg.plans import Plan
 from medseg.progress import Progress
@@ -39,6 +40,8 @@ class Pace:
     Attributes:
         steps: that were measured.
         step: seconds per step, as in training.
+        fastest, slowest: seconds of single steps; on a GPU of those at whose phases the device is waited for.
+        taken: of the cores, meanwhile.
         phases: seconds per step by phase (`PHASES`); on a GPU of further steps, at whose phases the device is waited for, so that they may come
             to more than `step`. `data` is what a step waits for its windows, until they are on the device.
         memory: GiB at the peak, above what the process held before; None where it cannot be measured.
@@ -49,6 +52,9 @@ class Pace:
 
     steps: int
     step: float
+    fastest: float
+    slowest: float
+    taken: Taken
     phases: dict[str, float]
     memory: float | None
     portion: int | None
@@ -60,25 +66,36 @@ class Watch(Callback):
     """Times the steps of a training, and ends it."""
 
     def __init__(
-        self, seconds: float, steps: int | None, synchronise: Callable[[], object] | None, stop: StopRequest, progress: Progress
+        self,
+        seconds: float,
+        steps: int | None,
+        synchronise: Callable[[], object] | None,
+        stop: StopRequest,
+        progress: Progress,
+        fewest: int = FEWEST,
     ) -> None:
         """From what is enough.
 
         Args:
-            seconds: of measured steps, about; `steps` of them, if given, instead.
+            seconds: of measured steps, about; `steps` of them, if given, instead. Steps before these take no longer, but for one.
             synchronise: waits for the device. Where there is one, half of the time is for steps that run freely, which tell the pace, and half for
                 those in which every phase is waited for.
             stop: what a signal asked for.
             progress: told how far it is.
+            fewest: steps that are measured, however long they take.
         """
         self.seconds, self.steps, self.synchronise, self.stop, self.progress = seconds, steps, synchronise, stop, progress
+        self.fewest = fewest
+        self.each: list[float] = []
+        self.taken: Taken | None = None
+        self._load: Load | None = None
         self.spent = dict.fromkeys(PHASES, 0.0)
         self.paced, self.timed = 0, 0
         self.pace = 0.0
         self.waiting = synchronise is not None
         self._free = synchronise is not None  # steps run freely now
         self._warm = 0
-        self._since = self._mark = 0.0
+        self._since = self._mark = self._step = 0.0
         self._augmenting = 0.0
 
     def augmentation(self, begins: bool) -> None:
@@ -89,7 +106,7 @@ class Watch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals, and say what takes long."""
         self.stop.install()
-        self._mark = self._now()
+        self._since = self._mark = self._now()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The step's windows are there."""
@@ -107,7 +124,7 @@ class Watch(Callback):
         if self.stop.name:
             trainer.should_stop = True
         elif self._warm < WARM:
-            self._warm += 1
+            self._warm = self._warm + 1 if self._mark - self._since < self.seconds else WARM
             self.progress.update("warming up", self._warm, WARM)
             if self._warm == WARM:
                 self._begin()
@@ -123,11 +140,13 @@ class Watch(Callback):
             self.paced += 1
         else:
             self.timed += 1
+            self.each.append(self._mark - self._step)
+            self._step = self._mark
         done, spent = (self.paced if self._free else self.timed), time.perf_counter() - self._since
         share = self.seconds / 2 if self.waiting else self.seconds
         before = share if self.waiting and not self._free else 0.0
         self.progress.update("training", min(self.seconds, before + spent), self.seconds, f"{done} steps", seconds=True)
-        if done < (self.steps or FEWEST) or (self.steps is None and spent < share):
+        if done < (self.steps or self.fewest) or (self.steps is None and spent < share):
             return
         if self._free:
             self.pace = (self._now(whatever=True) - self._since) / done
@@ -136,10 +155,12 @@ class Watch(Callback):
         else:
             if not self.waiting:
                 self.pace = spent / done
+            self.taken = self._load.stop() if self._load is not None else None
             trainer.should_stop = True
 
     def _begin(self) -> None:
-        self._since = self._mark = self._now(whatever=True)
+        self._load = self._load or Load()
+        self._since = self._mark = self._step = self._now(whatever=True)
 
     def _now(self, whatever: bool = False) -> float:
         if self.synchronise is not None and (whatever or not self._free):
@@ -181,6 +202,7 @@ def train_pace(
     workers: int | None,
     progress: Progress,
     full_precision: bool = False,
+    fewest: int = FEWEST,
 ) -> Pace:
     """Train for about so many seconds, or steps, on prepared cases, and keep nothing.
 
@@ -189,7 +211,7 @@ def train_pace(
         ResourceError: memory does not suffice, even for one window at a time.
     """
     stop = StopRequest()
-    watch = Watch(seconds, steps, synchroniser(device), stop, progress)
+    watch = Watch(seconds, steps, synchroniser(device), stop, progress, fewest)
     compiled = compiles(device, Clock(Budget(), plan.training, 1))
     clock = Clock(Budget(epochs=ENDLESS), plan.training, 1)
     with contextlib.ExitStack() as stack:
@@ -211,7 +233,19 @@ def train_pace(
     if stop.name:
         raise KeyboardInterrupt
     phases = {phase: spent / watch.timed for phase, spent in watch.spent.items()}
-    return Pace(watch.timed + watch.paced, watch.pace, phases, memory, learner.portion, data.workers, compiled)
+    assert watch.taken is not None
+    return Pace(
+        watch.timed + watch.paced,
+        watch.pace,
+        min(watch.each),
+        max(watch.each),
+        watch.taken,
+        phases,
+        memory,
+        learner.portion,
+        data.workers,
+        compiled,
+    )
 
 
 @dataclass(frozen=True)

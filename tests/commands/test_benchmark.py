@@ -31,6 +31,10 @@ FOUND = Benchmark(
         steps=18,
         steps_per_second=2.5,
         windows_per_second=5.0,
+        fastest=0.39,
+        slowest=0.452,
+        cores=1.94,
+        others=0.03,
         phases={"data": 0.004, "augmentation": 0.02, "network": 0.332, "optimiser": 0.044},
         waiting=0.01,
         memory=0.23,
@@ -64,6 +68,8 @@ FOUND = Benchmark(
 )
 SHOWN = [
     ("training", "2.5 steps/s, 5 windows/s, 18 steps measured"),
+    ("a step", "390 to 452 ms"),
+    ("cores", "1.9 of 4 used; other processes took 3% of all"),
     ("data", "4.0 ms, 1% of a step"),
     ("augmentation", "20.0 ms, 5% of a step"),
     ("network", "332.0 ms, 83% of a step"),

@@ -63,8 +63,8 @@ def step(watch, trainer, clock, data, augmentation, network, optimiser):
 
 
 def test_phases_add_up_to_steps_after_those_that_are_not_typical(clock):
-    watch, trainer = Watch(10.0, 2, None, StopRequest(), Silent()), Trainer()
-    watch._mark = clock.now
+    watch, trainer = Watch(60.0, 2, None, StopRequest(), Silent()), Trainer()
+    watch._since = watch._mark = clock.now
     for _ in range(WARM):
         step(watch, trainer, clock, 5.0, 5.0, 5.0, 5.0)
     for data in (1.0, 3.0):
@@ -73,6 +73,8 @@ def test_phases_add_up_to_steps_after_those_that_are_not_typical(clock):
     assert trainer.should_stop
     assert watch.spent == {"data": 4.0, "augmentation": 1.0, "network": 8.0, "optimiser": 0.5}
     assert (watch.timed, watch.pace) == (2, 6.75)
+    assert watch.each == [5.75, 7.75]
+    assert watch.taken is not None
 
 
 def test_on_a_gpu_the_pace_is_that_of_steps_which_nobody_waits_for(clock):
@@ -86,7 +88,7 @@ def test_on_a_gpu_the_pace_is_that_of_steps_which_nobody_waits_for(clock):
 
     free = True
     watch, trainer = Watch(8.0, None, synchronise, StopRequest(), Silent()), Trainer()
-    watch._mark = clock.now
+    watch._since = watch._mark = clock.now
     for _ in range(WARM):
         step(watch, trainer, clock, 0.0, 0.0, 0.1, 0.0)
     assert len(waits) == 1
@@ -103,12 +105,15 @@ def test_on_a_gpu_the_pace_is_that_of_steps_which_nobody_waits_for(clock):
     assert trainer.should_stop
     assert len(waits) == 4 * 5
     assert watch.spent == {"data": 2.0, "augmentation": 1.0, "network": 0.5, "optimiser": 0.5}
+    assert watch.each == [1.0] * 4
 
 
-def test_a_few_steps_are_measured_however_long_they_take(clock):
-    watch, trainer = Watch(1.0, None, None, StopRequest(), Silent()), Trainer()
-    watch._mark = clock.now
-    for _ in range(WARM + FEWEST - 1):
+@pytest.mark.parametrize("fewest", [1, FEWEST])
+def test_a_few_steps_are_measured_however_long_they_take(clock, fewest):
+    """And one before them, where that takes longer than all measured ones shall."""
+    watch, trainer = Watch(1.0, None, None, StopRequest(), Silent(), fewest), Trainer()
+    watch._since = watch._mark = clock.now
+    for _ in range(1 + fewest - 1):
         step(watch, trainer, clock, 0, 0, 100.0, 0)
     assert not trainer.should_stop
     step(watch, trainer, clock, 0, 0, 100.0, 0)
@@ -125,6 +130,8 @@ def test_the_training_itself_is_watched_and_nothing_is_left(tiny, monkeypatch, t
     talk = Talk()
     pace = paced(tiny, progress=talk)
     assert len(seen) == WARM + 4
+    assert 0 < pace.fastest <= pace.step <= pace.slowest
+    assert pace.taken.cores >= 0
     assert (pace.steps, pace.portion, pace.workers, pace.compiled) == (4, None, 0, False)
     assert set(pace.phases) == set(probe.PHASES)
     assert all(spent > 0 for spent in pace.phases.values())
