@@ -46,16 +46,12 @@ class Composed(nn.Module):
         axes = len(self.stride)
         self.layout = memory_format(up.device, axes)
         self.padding: Shape = tuple((k - 1) // 2 for k in conv.shape[2:])
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(up.device.type, enabled=False):
             above, skip = conv[:, :narrow].float(), conv[:, narrow:].float()
             kernel = SPREAD[axes](up.float(), above.transpose(0, 1).flip(*range(2, 2 + axes)))
-            # The bias of `up` ends with the volume, and zeros follow: so it differs in the first and the last voxels of each axis.
-            constant = bias.float().view(1, narrow, *(1,) * axes).expand(1, narrow, *(3,) * axes)
-            rim = CONVOLVE[axes](constant, above, padding=self.padding)
-            rim = rim - rim.flatten(2)[:, :, 3**axes // 2].view(1, -1, *(1,) * axes)
+            self.taps = nn.Buffer(torch.einsum("oi...,i->o...", above, bias.float()).unsqueeze(1), persistent=False)
         self.kernel = nn.Buffer(kernel.to(dtype).contiguous(memory_format=self.layout), persistent=False)
         self.skip = nn.Buffer(skip.to(dtype).contiguous(memory_format=self.layout), persistent=False)
-        self.rim = nn.Buffer(rim.to(dtype), persistent=False)
         self._rims: dict[torch.Size, Tensor] = {}
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -65,12 +61,17 @@ class Composed(nn.Module):
         return y.add_(CONVOLVE[axes](skip, self.skip, padding=self.padding)).add_(self._rim(y.shape[2:]))
 
     def _rim(self, shape: torch.Size) -> Tensor:
-        """What the bias of `up` adds, `(1, C, *shape)`; windows are all of one shape."""
+        """What the bias of `up` adds, `(1, C, *shape)`, less what it adds far from the rim; windows are all of one shape.
+
+        The bias ends with the volume, and zeros follow: so it differs within half a kernel of either end of each axis.
+        """
         if shape not in self._rims:
-            rim: Tensor = self.rim
-            for axis, size in enumerate(shape, 2):
-                places = torch.ones(size, dtype=torch.int64)
-                places[0], places[-1] = 0, 2
-                rim = rim.index_select(axis, places.to(rim.device))
+            sizes = [min(size, k) for size, k in zip(shape, self.taps.shape[2:], strict=True)]  # of the middle of an axis one voxel will do
+            with torch.autocast(self.taps.device.type, enabled=False):
+                rim = CONVOLVE[len(sizes)](self.taps.new_ones(1, 1, *sizes), self.taps, padding=self.padding)
+                rim = (rim - self.taps.flatten(1).sum(1).view(1, -1, *(1,) * len(sizes))).to(self.kernel.dtype)
+            for axis, (size, pad) in enumerate(zip(shape, self.padding, strict=True), 2):
+                places = torch.arange(size, device=rim.device)
+                rim = rim.index_select(axis, torch.maximum(places.clamp(max=pad), places - (size - rim.shape[axis])))
             self._rims = {shape: rim.contiguous(memory_format=self.layout)}
         return self._rims[shape]

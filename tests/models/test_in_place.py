@@ -50,9 +50,12 @@ def test_a_pointwise_convolution_is_not_rounded() -> None:
 
 @pytest.mark.parametrize(
     ("stride", "kernel"),
-    [((2, 2, 2), (3, 3, 3)), ((1, 2, 2), (3, 3, 3)), ((2, 2, 2), (1, 3, 3)), ((1, 2, 2), (1, 3, 3)), ((2, 2), (3, 3)), ((2,), (3,))],
+    [
+        *(((2, 2, 2), (3, 3, 3)), ((1, 2, 2), (3, 3, 3)), ((2, 2, 2), (1, 3, 3)), ((1, 2, 2), (1, 3, 3)), ((2, 2), (3, 3)), ((2,), (3,))),
+        *(((2, 2, 2), (5, 5, 5)), ((1, 2, 2), (7, 5, 3)), ((1, 1), (7, 7)), ((3, 2), (5, 7)), ((1,), (3,)), ((2,), (7,))),
+    ],
 )
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
 def test_composed_convolutions_differ_by_a_constant(stride: tuple[int, ...], kernel: tuple[int, ...], size: int) -> None:
     """At the rim, too, where the bias of the first ends with the volume."""
     torch.manual_seed(0)
@@ -69,6 +72,34 @@ def test_composed_convolutions_differ_by_a_constant(stride: tuple[int, ...], ker
         difference = (composed(x, skip) - expected).flatten(2)
     torch.testing.assert_close(difference, difference[:1, :, :1].expand_as(difference), atol=2e-5, rtol=0)
     assert not composed.state_dict()
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_frozen_network_is_the_same_network(kernel: int, size: int) -> None:
+    """With kernels that reach farther than the coarsest maps, too."""
+    torch.manual_seed(0)
+    settings = NnUNetSettings(
+        features=(8, 16, 32),
+        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+        kernels=((kernel,) * 3,) * 3,
+        residual=False,
+        encoder=(1, 1, 1),
+        decoder=(1, 1),
+        deep_supervision=0,
+        precision="half",
+    )
+    network = NnUNetFamily.build(settings, 1, (Head("classes", 3),)).eval()
+    assert isinstance(network, NnUNet)
+    for layer in network.up:
+        torch.nn.init.normal_(layer.bias)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        image = torch.randn(2, 1, 4 * size, 8, 12)
+        expected = network(image)["classes"][0]
+        network.freeze(torch.float32)
+        found = network(image)["classes"][0]
+    assert len(network.composed) == 2
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_composing_is_worth_it_where_all_axes_are_halved() -> None:
