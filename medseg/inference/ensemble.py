@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from medseg.case import Batch
 from medseg.device import autocast_dtype, machine, out_of_memory, release_cache
 from medseg.errors import ResourceError
+from medseg.models.base import Outputs
 from medseg.models.blocks import memory_format
 from medseg.pages import kept_pages
 from medseg.tasks.base import Task
 
 LOG = logging.getLogger(__name__)
 LARGEST_BATCH = {"cpu": 4, "mps": 8, "cuda": 16}  # beyond it a device gains nothing
+PIECES = 8  # in which outputs are mirrored
 LARGEST_OUTPUTS = 2**28  # bytes of a batch's outputs on a CPU: of a hundred classes one window's are as many
 
 
@@ -101,13 +103,29 @@ class Ensemble:
                 some = views[start : start + together]
                 stacked = torch.cat([images.flip(view) if view else images for view in some]).contiguous(memory_format=self.layout)
                 for network in networks:
-                    for name, maps in network(stacked).items():
-                        values = maps[0].float() if self.summed_on_device else maps[0].cpu().float()
-                        for view, part in zip(some, values.chunk(len(some)), strict=True):
-                            back = part.flip(view) if view else part
-                            total[name] = total[name].add_(back) if name in total else back
+                    self._add(network(stacked), some, total)  # in a function of its own, which leaves nothing behind for the next network
         count = len(views) * len(networks)
         return {name: maps.div_(count).cpu() for name, maps in total.items()}
+
+    def _add(self, outputs: Outputs, views: Sequence[tuple[int, ...]], total: dict[str, Tensor]) -> None:
+        """Add outputs for mirrored views of the same windows, `(views times N, channels, *window)`, to their sums."""
+        for name, maps in outputs.items():
+            values = maps[0].float() if self.summed_on_device else maps[0].cpu().float()
+            for view, part in zip(views, values.chunk(len(views)), strict=True):
+                if name in total:
+                    _add_mirrored(part, view, total[name])
+                else:  # as it is; of several views the others would stay in memory with it
+                    total[name] = part.flip(view) if view else part.clone() if len(views) > 1 else part
+
+
+def _add_mirrored(part: Tensor, view: tuple[int, ...], total: Tensor) -> None:
+    """Piece by piece: to mirror outputs is to copy them."""
+    size = part.shape[2]
+    piece = math.ceil(size / PIECES) if view else size
+    for low in range(0, size, piece):
+        high = min(low + piece, size)
+        mirrored = part[:, :, size - high : size - low] if 2 in view else part[:, :, low:high]
+        total[:, :, low:high].add_(mirrored.flip(view) if view else mirrored)
 
 
 def _views(mirror: Sequence[int]) -> list[tuple[int, ...]]:

@@ -114,18 +114,20 @@ def estimated(predictor: Predictor, files: CaseFiles) -> Estimate | None:
     arrays = [native * sum(h.channels * np.dtype(h.dtype).itemsize for h in headers), native * 4 * sum(h.channels for h in headers), native]
     for member, shape in shapes.items():
         plan, ensemble = member.plan, member.ensemble
-        networks = len(ensemble.networks) if member.domain.blends_each_network else 1
+        views, networks = 2 ** len(plan.inference.mirror), len(ensemble.networks)
+        blends, summed = (networks, views) if member.domain.blends_each_network else (1, views * networks)
         prepared = math.prod(shape) * 4 * len(plan.data.channels)
-        maps = [member.domain.footprint(shape, head) for head in member.task.heads for _ in range(networks)]
+        maps = [member.domain.footprint(shape, head) for head in member.task.heads for _ in range(blends)]
         count = min(ensemble.batch_size, member.domain.windows(shape))
-        copies = 2 if plan.inference.mirror else 1  # as the network gives them, and their sum over mirrored views
-        outputs = copies * count * 4 * math.prod(plan.window) * sum(head.channels for head in member.task.heads)
+        at_once = count * min(views, max(1, ensemble.batch_size // count))  # mirrored views of a few windows fill a batch
+        # As one network gives them for some views, and the sum over views and networks.
+        outputs = (at_once + (count if summed > 1 else 0)) * 4 * math.prod(plan.window) * sum(head.channels for head in member.task.heads)
         one = plan.memory.training / plan.training.batch_size / 3
         kept = [size for size in (*arrays, prepared) if size <= predictor.scratch.limit]
         limit = member.limit_of_maps / max(1, len(maps))
         held = sum(size for size in maps if size <= limit) + (RESIDENT if max(maps) > limit else 0)
         on_cpu = ensemble.device.type == "cpu"
-        inside = max(inside, sum(kept) + held + outputs + (count * one * GIB if on_cpu else 0))
+        inside = max(inside, sum(kept) + held + outputs + (at_once * one * GIB if on_cpu else 0))
         outside = max(outside, sum((*arrays, prepared)) - sum(kept) + sum(size for size in maps if size > limit))
-        device = max(device, 0.0 if on_cpu else count * one)
+        device = max(device, 0.0 if on_cpu else at_once * one)
     return Estimate(own_memory() / GIB + inside / GIB, outside / GIB, device, count)

@@ -15,6 +15,9 @@ from medseg.errors import ResourceError
 from medseg.inference import estimate
 from medseg.inference.ensemble import Ensemble
 from medseg.inference.estimate import Estimate, estimated, largest
+from medseg.inference.predictor import Predictor
+from medseg.peak import own_memory
+from medseg.planning.shadows import LiveStorage
 from medseg.progress import Silent
 from medseg.tasks.base import find_task
 
@@ -133,6 +136,73 @@ def test_batches_of_many_classes_are_bounded_by_their_outputs(plan3d, monkeypatc
     outputs = 4 * int(np.prod(plan3d.window)) * model.task.heads[0].channels
     monkeypatch.setattr("medseg.inference.ensemble.LARGEST_OUTPUTS", 2 * outputs)
     assert thresholding(plan3d, 4.0).ensemble.batch_size == min(2, model.ensemble.batch_size)
+
+
+CHANNELS, SIDE = 96, 16
+
+
+class Simple(torch.nn.Module):
+    """Takes no memory but its outputs'."""
+
+    def forward(self, image):
+        return {"segmentation": [image.expand(-1, CHANNELS, -1, -1, -1).clone()]}
+
+
+@pytest.mark.parametrize("networks", [1, 3])
+@pytest.mark.parametrize("views", [(), (0,), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize(("windows", "batch"), [(1, 1), (2, 2), (1, 4), (2, 4)])
+def test_outputs_of_a_window_exist_once_and_their_sum(plan3d, networks, views, windows, batch):
+    ensemble = Ensemble(find_task(plan3d.task)(plan3d), [Simple() for _ in range(networks)], torch.device("cpu"), batch)
+    run, image = ensemble.runner(views), torch.randn(windows, 1, SIDE, SIDE, SIDE)
+    with LiveStorage() as live:
+        found = run(Batch(image))["segmentation"]
+        least = windows * CHANNELS * SIDE**3 * 4
+        assert live.now < 1.1 * least
+    together = min(2 ** len(views), batch // windows)  # views that a network sees at once
+    summed = networks > 1 or views
+    assert live.peak <= (together + (1 if summed else 0) + 0.3) * least  # images, and a piece that is mirrored
+    torch.testing.assert_close(found, image.expand(-1, CHANNELS, -1, -1, -1))
+
+
+def test_mirrored_outputs_are_added_to_the_bit(plan3d):
+    """Pieces of them, where the axis is no multiple of these, too."""
+    torch.manual_seed(0)
+
+    class Convolution(torch.nn.Conv3d):
+        def forward(self, image):
+            return {"segmentation": [super().forward(image)]}
+
+    networks = [Convolution(1, 3, 3, padding=1) for _ in range(2)]
+    image = torch.randn(2, 1, 19, 6, 5)
+    ensemble = Ensemble(find_task(plan3d.task)(plan3d), networks, torch.device("cpu"), 2)
+    expected = torch.zeros(2, 3, 19, 6, 5)
+    with torch.inference_mode(), torch.autocast("cpu", ensemble.dtype or torch.bfloat16, enabled=ensemble.dtype is not None):
+        for view in ((), (2,), (4,), (2, 4)):
+            for network in networks:
+                expected += network(image.flip(view))["segmentation"][0].float().flip(view)
+    assert torch.equal(ensemble.runner((0, 2))(Batch(image))["segmentation"], expected / 8)
+
+
+def test_estimates_count_networks_and_views(plan3d, scan):
+    """Per window: its outputs for the views that a network sees at once, and their sum where there is more than one."""
+    files = CaseFiles(id="scan", images=(scan,), group="scan")
+
+    def extra(mirror, networks, batch):
+        plan = plan3d.edited({"inference.mirror": mirror, "space.augmentation.mirror": mirror})
+        model = Predictor(plan, [Threshold() for _ in range(networks)], torch.device("cpu"), 4.0)
+        model.ensemble.batch_size = batch
+        activations = plan.memory.training / plan.training.batch_size / 3 * 2**30
+        outputs = 4 * int(np.prod(plan.window)) * model.task.heads[0].channels
+        found = estimated(model, files)
+        assert found is not None
+        assert found.windows == batch
+        return (found.memory - own_memory() / 2**30) * 2**30, activations, outputs
+
+    alone, activations, outputs = extra("[]", 1, 1)
+    near = pytest.approx(0, abs=2**20)  # what the process holds changes meanwhile
+    assert extra("[]", 3, 1)[0] - alone - outputs == near
+    assert extra("[0, 1]", 1, 1)[0] - alone - outputs == near
+    assert extra("[0, 1]", 3, 2)[0] - alone - (activations + 3 * outputs) == near
 
 
 class Tight(torch.nn.Module):

@@ -134,7 +134,7 @@ def _predict(
                             touched = 0
                             for array in (case.image, *totals.values()):
                                 release(array)
-            del outputs, maps, value
+            del outputs, maps, value, some, channel
 
 
 def _batch(case: PreparedCase, group: Sequence[tuple[int, ...]], window: Shape, full: Shape) -> Batch:
