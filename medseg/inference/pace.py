@@ -12,6 +12,7 @@ from medseg.dataset import CaseFiles
 from medseg.inference.estimate import Estimate, estimated
 from medseg.inference.predictor import Predictor
 from medseg.io.images import read_header
+from medseg.pages import given_back
 from medseg.peak import PeakMemory
 from medseg.progress import Progress
 
@@ -53,7 +54,10 @@ def prediction_pace(predictor: Predictor, files: CaseFiles, seconds: float, prog
     members = _members(predictor)
     progress.update("prediction", 0, 2)
     peak = PeakMemory(device) if device.type == "cuda" else None
-    rates = [_rate(member, seconds / 3 / len(members), member.domain.windows(member.domain.extent(grid))) for member in members]
+    try:
+        rates = [_rate(member, seconds / 3 / len(members), member.domain.windows(member.domain.extent(grid))) for member in members]
+    finally:
+        given_back()
     windows = [member.domain.windows(member.domain.extent(grid)) for member in members]
     spent = sum(count / rate for count, rate in zip(windows, rates, strict=True))
     progress.update("prediction", 1, 2)
