@@ -53,14 +53,23 @@ class Estimate:
 
 
 def ready(model: Predictor, cases: Sequence[CaseFiles], progress: Progress) -> Predictor:
-    """The model within the memory that is free now, after saying what the largest of the cases will take."""
-    free = SHARE_OF_FREE * free_memory()
-    if free < model.memory:
-        progress.say(f"only {free:.1f} of {model.memory:.1f} GiB of memory are free: fewer windows at once, larger maps in temporary files")
+    """The model within its memory and what is free now, after saying what the largest of the cases will take.
+
+    Where that is more than allowed, whatever is left out of memory, the model takes the least possible, and it is said.
+    """
+    allowed, free = model.memory, SHARE_OF_FREE * free_memory()
+    if free < allowed:
+        progress.say(f"only {free:.1f} of {allowed:.1f} GiB of memory are free: fewer windows at once, larger maps in temporary files")
         model = model.within(free)
-    estimate = estimated(model, largest(cases))
+    case = largest(cases)
+    estimate = estimated(model, case)
+    least = SMALLEST * model.memory
+    while estimate is not None and estimate.memory > allowed and model.memory > least:
+        model = model.within(max(model.memory / 2, least))
+        estimate = estimated(model, case)
     if estimate is not None:
-        progress.say(f"the largest case takes {estimate}")
+        beyond = f"; more than the {allowed:.1f} GiB allowed: the least possible" if estimate.memory > allowed else ""
+        progress.say(f"the largest case takes {estimate}{beyond}")
     return model
 
 

@@ -47,6 +47,32 @@ def test_the_estimate_is_said_once_before_the_first_case(plan3d, scan, tmp_path)
     assert heard.said == []  # nothing is left to be predicted
 
 
+def test_more_than_was_allowed_is_the_least_possible_and_said(plan3d, scan, tmp_path):
+    expected = thresholding(plan3d, 4.0).predict(scan, tmp_path / "plenty").cases[0].content
+    heard = Heard()
+    (case,) = thresholding(plan3d, 0.01).predict(scan, tmp_path / "little", progress=heard).cases
+    (said,) = heard.said
+    assert said.endswith("1 window at once; more than the 0.0 GiB allowed: the least possible")
+    assert case.content == expected
+
+
+def test_less_is_taken_where_that_keeps_within_what_was_allowed(plan3d, scan, monkeypatch):
+    files = CaseFiles(id="scan", images=(scan,), group="scan")
+    monkeypatch.setattr(estimate, "estimated", lambda model, files: Estimate(1.0 + model.memory / 2, 0.0, 0.0, 1))
+    for allowed, taken, said in (
+        (4.0, 4.0, "the largest case takes about 3.0 GiB of memory; 1 window at once"),
+        (1.5, 0.75, "the largest case takes about 1.4 GiB of memory; 1 window at once"),
+        (
+            0.5,
+            0.5 / 64,
+            "the largest case takes about 1.0 GiB of memory; 1 window at once; more than the 0.5 GiB allowed: the least possible",
+        ),
+    ):
+        heard = Heard()
+        assert estimate.ready(thresholding(plan3d, allowed), [files], heard).memory == taken
+        assert heard.said == [said]
+
+
 def test_text_of_an_estimate():
     assert str(Estimate(2.04, 0.0, 0.0, 1)) == "about 2.0 GiB of memory; 1 window at once"
     assert (

@@ -17,8 +17,8 @@ def test_memory_is_given_back(plan3d, tmp_path, monkeypatch, fails):
     files, given = CaseFiles(id="scan", images=(scan,), group="scan"), []
     monkeypatch.setattr(pace, "given_back", lambda: given.append(True))
     if fails:
-        monkeypatch.setattr(Threshold, "forward", lambda *_: (_ for _ in ()).throw(ValueError))
-        with pytest.raises(ValueError):
+        monkeypatch.setattr(Threshold, "forward", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+        with pytest.raises(ValueError, match="broken"):
             pace.prediction_pace(thresholding(plan3d, 4.0), files, 0.1, Silent())
     else:
         assert pace.prediction_pace(thresholding(plan3d, 4.0), files, 0.1, Silent()).windows_per_second > 0
