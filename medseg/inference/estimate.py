@@ -134,7 +134,7 @@ def estimated(predictor: Predictor, files: CaseFiles) -> Estimate | None:
         one = plan.memory.training / plan.training.batch_size / 3
         kept = [size for size in (*arrays, prepared) if size <= predictor.scratch.limit]
         limit = member.limit_of_maps / max(1, len(maps))
-        held = sum(size for size in maps if size <= limit) + (RESIDENT if max(maps) > limit else 0)
+        held = sum(size for size in maps if size <= limit) + min(RESIDENT, sum(size for size in maps if size > limit))
         on_cpu = ensemble.device.type == "cpu"
         inside = max(inside, sum(kept) + held + outputs + (at_once * one * GIB if on_cpu else 0))
         outside = max(outside, sum((*arrays, prepared)) - sum(kept) + sum(size for size in maps if size > limit))
