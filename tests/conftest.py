@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from medseg.dataset import Dataset
 from medseg.device import Machine
@@ -21,7 +21,8 @@ from medseg.plans import Plan
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "datasets" / "hippocampus"
 
-settings.register_profile("medseg", deadline=None)  # how long an example takes says more of the machine than of the code
+# How long examples take, and take to make, says more of the machine than of the code.
+settings.register_profile("medseg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("medseg")
 
 
