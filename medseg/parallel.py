@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from medseg.errors import MedsegError, Problem, ResourceError
@@ -50,7 +52,7 @@ def map_cases(function: Callable[[A], R], items: Sequence[A], workers: int | Non
         ResourceError: a worker was killed, most often because memory ran out.
     """
     workers = default_workers() if workers is None else max(1, workers)
-    if workers == 1 or (len(items) < 2 and workers not in _shared):
+    if workers == 1 or (len(items) < 2 and workers not in _shared.get()):
         for item in items:
             yield _attempt(function, item)
         return
@@ -78,33 +80,35 @@ def map_cases(function: Callable[[A], R], items: Sequence[A], workers: int | Non
 
 @contextmanager
 def shared_workers(workers: int | None, modules: Sequence[str]) -> Iterator[None]:
-    """Within it all calls of `map_cases` with this number of workers share their processes, which start now and import `modules` meanwhile.
+    """Within it all calls of `map_cases` from this thread with this number of workers share processes, which start now and import `modules`.
 
     Starting a process and what it imports takes about as long as a hundred small cases.
     """
     count = default_workers() if workers is None else max(1, workers)
-    if count == 1 or _shared:
+    if count == 1 or _shared.get():
         yield
         return
     with _new_pool(count) as pool:
         for _ in range(count):
             pool.submit(_import, tuple(modules))  # one for each process, because none of them is done before the last one is handed out
-        _shared[count] = pool
+        token = _shared.set({count: pool})
         try:
             yield
         finally:
-            _shared.clear()
+            _shared.reset(token)
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_shared: dict[int, ProcessPoolExecutor] = {}  # at most one, by its number of workers
+# At most one, by its number of workers. Each thread has its own: another's would end with that thread's work.
+_shared: ContextVar[Mapping[int, ProcessPoolExecutor]] = ContextVar("_shared", default=MappingProxyType({}))
 
 
 @contextmanager
 def _pool(workers: int, items: int) -> Iterator[ProcessPoolExecutor]:
     """The shared pool of so many processes, else one for this work alone."""
-    if workers in _shared:
-        yield _shared[workers]
+    shared = _shared.get()
+    if workers in shared:
+        yield shared[workers]
         return
     with _new_pool(min(workers, items)) as pool:
         yield pool

@@ -67,6 +67,22 @@ def test_shared_workers_serve_all_work_within() -> None:
     assert not {o.result for o in map_cases(process, list(range(6)), 2)} & (first | second)
 
 
+def test_the_end_of_one_thread_leaves_anothers_work_alone() -> None:
+    borrowed, ended = threading.Event(), threading.Event()
+
+    def other() -> list[int | None]:
+        with shared_workers(2, ()):
+            borrowed.set()
+            assert ended.wait(60)
+            return [o.result for o in map_cases(double, [1, 2, 4], 2)]
+
+    with shared_workers(2, ()):
+        aside = Aside(other)
+        assert borrowed.wait(60)
+    ended.set()
+    assert aside.result() == [2, 4, 8]
+
+
 def test_one_worker_is_this_process() -> None:
     with shared_workers(1, ()):
         assert {o.result for o in map_cases(process, [0, 1, 2], 1)} == {os.getpid()}
