@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medseg import registry
 from medseg.dataset import Dataset, Split, Splits
+from medseg.domains.base import find_domain
 from medseg.errors import ModelError, PlanError, Problem, UsageError
 from medseg.fingerprint import Fingerprint
 from medseg.plans import Plan, edit_problems
@@ -220,7 +221,7 @@ def check_wishes(
         task: None is the dataset's own.
         prefixed: a field may begin with the name of a configuration, as in `planning.editing.edit_plans`.
     """
-    known = registry.domains.get(found.domain).configurations
+    known = find_domain(found.domain).configurations
     unknown = ", ".join(f"'{name}'" for name in names if name not in known)
     problems = [Problem("no such configuration", "--configuration", unknown, f"of {', '.join(known)}")] if unknown else []
     fields = {path.partition(".")[2] if prefixed and path.partition(".")[0] in known else path: text for path, text in edits.items()}

@@ -18,6 +18,7 @@ from medseg import registry
 from medseg.case import Batch, Case, PreparedCase, Window
 from medseg.dataset import Labels
 from medseg.device import Machine
+from medseg.errors import PlanError
 from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Grid, Shape, Step
 from medseg.models.base import Head
@@ -70,7 +71,7 @@ class Domain(ABC):
 
     Settings: ClassVar[type[SpaceSection]]
     configurations: ClassVar[tuple[str, ...]]
-    """Names of all drafts that it may make; which of them depends on the data."""
+    """Names of all drafts that it may make, at least one; which of them depends on the data. `find_domain` checks that they are there."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -174,5 +175,19 @@ class Domain(ABC):
 
 
 def find_domain(name: str) -> type[Domain]:
-    """The domain registered as `name`."""
-    return cast(type[Domain], registry.domains.get(name))
+    """The domain registered as `name`.
+
+    Raises:
+        PlanError: nothing is registered under this name, or a domain that does not say which configurations it makes.
+    """
+    found = cast(type[Domain], registry.domains.get(name))
+    names: object = getattr(found, "configurations", None)
+    if not isinstance(names, tuple) or not names or not all(isinstance(one, str) and one for one in names):
+        raise PlanError.of(
+            "the domain does not say which configurations it makes",
+            where=f"domain '{name}', {found.__module__}.{found.__qualname__}.configurations",
+            found="nothing" if names is None else repr(names),
+            expected="a tuple of names, for example ('3d', '2d')",
+            fix="Mend the package that provides the domain: set the class attribute to the names of all drafts that it may make.",
+        )
+    return found

@@ -11,7 +11,8 @@ import torch
 from medseg import registry
 from medseg.case import Batch, Case, PreparedCase
 from medseg.device import Machine
-from medseg.domains.base import find_domain
+from medseg.domains.base import Domain, find_domain
+from medseg.errors import PlanError
 from medseg.geometry import Grid
 from medseg.io.images import read_case
 from medseg.models.base import Head, find_network
@@ -119,6 +120,29 @@ def test_perfect_law(name: str, dataset, fingerprint) -> None:
         assert {head: maps.shape[1] for head, maps in perfect.items()} == {head.name: head.channels for head in objective.heads}
         terms = objective.loss({head: [maps] for head, maps in perfect.items()}, targets)
         assert sum(float(term) for term in terms.values()) < 0.01
+
+
+@pytest.mark.parametrize("name", registry.domains.names())
+def test_configurations_law(name: str, fingerprint) -> None:
+    """A domain says beforehand which configurations it may make, each once, and makes no other."""
+    domain = find_domain(name)
+    assert len(set(domain.configurations)) == len(domain.configurations) > 0
+    for machine in (Machine("cpu", 2), Machine("cuda", 24)):
+        drafts = [draft.name for draft in domain.drafts(fingerprint, machine)]
+        assert len(set(drafts)) == len(drafts) > 0
+        assert set(drafts) <= set(domain.configurations)
+
+
+@pytest.mark.parametrize(("wrong", "found"), [(None, "nothing"), ((), "\\(\\)"), ("3d", "'3d'"), (("3d", 2), "\\('3d', 2\\)")])
+def test_a_domain_without_configurations_is_refused(monkeypatch: pytest.MonkeyPatch, wrong: object, found: str) -> None:
+    class Unfinished(Domain):
+        pass
+
+    if wrong is not None:
+        Unfinished.configurations = wrong  # type: ignore[assignment]
+    monkeypatch.setattr(registry.domains, "get", lambda name: Unfinished)
+    with pytest.raises(PlanError, match=rf"does not say which configurations it makes; found {found}, expected a tuple of names"):
+        find_domain("unfinished")
 
 
 @pytest.mark.parametrize("name", registry.domains.names())
