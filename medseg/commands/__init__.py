@@ -12,6 +12,9 @@ from medseg.commands import console, data, dicom, interop, machine, models, pacs
 from medseg.errors import MedsegError
 
 FLAGS = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--debug": "debug"}
+RESUMING = ("run", "plan", "preprocess", "predict")  # the same command finds what it has done before
+RESUMING_IF_ASKED = ("train", "pretrain")  # with --resume
+INTERRUPTED = 130
 EPILOG = "Every verb also takes --json (result for machines on stdout), --quiet and --debug (full traceback), anywhere on the line."
 
 app = typer.Typer(
@@ -75,8 +78,22 @@ def main() -> None:
     kept = [a for a in arguments[:limit] if a not in FLAGS] + arguments[limit:]
     try:
         app(args=kept, prog_name="medseg")
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer says nothing
+            console.interrupted(_going_on(kept))
+        raise
     except MedsegError as error:
         if console.style.debug:
             raise
         console.fail(error)
         sys.exit(2)
+
+
+def _going_on(arguments: list[str]) -> str:
+    """How the work of an interrupted command is gone on with, where it can be."""
+    verb = next((one for one in arguments if not one.startswith("-")), "")
+    if verb in RESUMING and "--overwrite" not in arguments:
+        return "run the same command again to go on"
+    if verb in RESUMING_IF_ASKED:
+        return f"run the same command again{'' if '--resume' in arguments else ' with --resume'} to go on"
+    return ""

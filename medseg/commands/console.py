@@ -68,6 +68,11 @@ def complain(text: str) -> None:
     Console(stderr=True, highlight=False).print(Text.assemble(("failed ", "red"), text), soft_wrap=True)
 
 
+def interrupted(advice: str) -> None:
+    """A command that Ctrl-C ended: on stderr also with `--quiet`."""
+    sys.stderr.write(f"interrupted{'; ' if advice else ''}{advice}\n")
+
+
 def fail(error: MedsegError) -> None:
     """An error: on stderr also with `--quiet`, and as JSON on stdout where `--json` was given."""
     Console(stderr=True, highlight=False).print(Text.assemble(("error ", "bold red"), str(error)), soft_wrap=True)

@@ -11,6 +11,7 @@ from rich.markup import render
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from medseg import commands
 from medseg.commands import app
 from medseg.commands.pacs import _seconds
 from medseg.errors import UsageError
@@ -47,6 +48,45 @@ def test_an_interrupt_at_start_is_a_line() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
     (script,) = entry_points(group="console_scripts", name="medseg")
     assert script.value == "medseg.__main__:main"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["predict", "RUN", "IN", "-o", "OUT"], "; run the same command again to go on"),
+        (["predict", "RUN", "IN", "-o", "OUT", "--overwrite"], ""),
+        (["preprocess", "plan.json", "--quiet"], "; run the same command again to go on"),
+        (["plan", "DATA", "-o", "OUT", "--json"], "; run the same command again to go on"),
+        (["train", "plan.json", "-o", "OUT"], "; run the same command again with --resume to go on"),
+        (["train", "plan.json", "-o", "OUT", "--resume"], "; run the same command again to go on"),
+        (["compare", "A", "B"], ""),
+    ],
+)
+def test_an_interrupt_late_says_how_to_go_on(arguments, advice, monkeypatch, capsys) -> None:
+    def work(**options: object) -> None:
+        raise KeyboardInterrupt
+
+    command = VERBS[arguments[0]]
+    monkeypatch.setattr(type(command), "invoke", lambda self, context: work())
+    monkeypatch.setattr(sys, "argv", ["medseg", *arguments])
+    monkeypatch.setattr(commands.console, "style", commands.console.Style())
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out, said.err) == (130, "", f"interrupted{advice}\n")
+
+
+def test_an_interrupt_outside_of_every_verb_is_a_line() -> None:
+    code = (
+        "import medseg.commands\n"
+        "def main():\n"
+        "    raise KeyboardInterrupt\n"
+        "medseg.commands.main = main\n"
+        "from medseg.__main__ import main\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 
 def test_lengths_of_time() -> None:
