@@ -7,15 +7,29 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 from medseg.commands import console, data, dicom, interop, machine, models, pacs, training
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, UsageError
 
 FLAGS = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--debug": "debug"}
 RESUMING = ("run", "plan", "preprocess", "predict")  # the same command finds what it has done before
 RESUMING_IF_ASKED = ("train", "pretrain")  # with --resume
 INTERRUPTED = 130
 EPILOG = "Every verb also takes --json (result for machines on stdout), --quiet and --debug (full traceback), anywhere on the line."
+
+
+class Verb(TyperCommand):
+    """A verb, which says how another names what it calls otherwise."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Refuse `--set` where it is called `--edit`, and the other way round."""
+        known = {option for parameter in self.params for option in parameter.opts}
+        for option, other in (("--set", "--edit"), ("--edit", "--set")):
+            if option not in known and other in known and any(one == option or one.startswith(f"{option}=") for one in args):
+                raise UsageError.of(f"`medseg {self.name}` has no such option", where=option, fix=f"Pass {other} FIELD=VALUE.")
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="medseg",
@@ -59,6 +73,7 @@ for verb in (
     data.schema,
 ):
     app.command(
+        cls=Verb,
         epilog=EPILOG,
         no_args_is_help=verb in (*data.NEED_ARGUMENTS, *dicom.NEED_ARGUMENTS, *models.NEED_ARGUMENTS, *training.NEED_ARGUMENTS),
     )(verb)

@@ -89,6 +89,14 @@ def test_an_interrupt_outside_of_every_verb_is_a_line() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("verb", "option", "other"), [("plan", "--set", "--edit"), ("train", "--edit", "--set"), ("run", "--edit=training.seed=1", "--set")]
+)
+def test_the_other_name_of_an_option(verb: str, option: str, other: str) -> None:
+    caught = CliRunner().invoke(app, [verb, "x", "-o", "y", *([option] if "=" in option else [option, "training.seed=1"])]).exception
+    assert str(caught) == f"{option.partition('=')[0]}: `medseg {verb}` has no such option. Pass {other} FIELD=VALUE."
+
+
 def test_lengths_of_time() -> None:
     assert [_seconds(text, "--quiet-for") for text in ("5", "2.5", "30s", "2m")] == [5.0, 2.5, 30.0, 120.0]
     with pytest.raises(UsageError, match="--quiet-for: not a length of time; found '5 apples', expected for example 90, 30s, 10m or 1h"):
