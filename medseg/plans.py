@@ -264,6 +264,11 @@ def _value(text: str) -> Any:
         return text
 
 
+def is_field(name: str) -> bool:
+    """Whether a name is that of a field or section of a plan, or a slip of one."""
+    return bool(difflib.get_close_matches(name, Plan.model_fields, n=1))
+
+
 def lookup(record: Any, path: str) -> Any:
     """The value at a dotted path of a plan.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from medseg.dataset import Dataset, Split, Splits
 from medseg.domains.base import find_domain
 from medseg.errors import ModelError, PlanError, Problem, UsageError
 from medseg.fingerprint import Fingerprint
-from medseg.plans import Plan, edit_problems
+from medseg.plans import Plan, edit_problems, is_field
 from medseg.record import check_writable
 from medseg.workspace import RunFolder, Workspace
 
@@ -224,12 +225,32 @@ def check_wishes(
     known = find_domain(found.domain).configurations
     unknown = ", ".join(f"'{name}'" for name in names if name not in known)
     problems = [Problem("no such configuration", "--configuration", unknown, f"of {', '.join(known)}")] if unknown else []
-    fields = {path.partition(".")[2] if prefixed and path.partition(".")[0] in known else path: text for path, text in edits.items()}
+    fields: dict[str, str] = {}
+    for path, text in edits.items():
+        name, _, rest = path.partition(".")
+        if not prefixed or not rest or is_field(name):
+            fields[path] = text
+        elif name not in known:
+            problems.append(Problem(f"no configuration '{name}'", "--edit", f"'{path}={text}'", f"one of {', '.join(known)}"))
+        else:
+            fields[rest] = text
+            if rest == "window" and (axes := _entries(text)) not in (None, known[name]):
+                expected = f"{known[name]}, one for each axis"
+                problems.append(Problem(f"not a window of '{name}'", "--edit", f"'{path}={text}', {axes} numbers", expected))
     problems += edit_problems(
         fields, {"space": found.domain, "target": task or found.task, "network": network}, "--edit" if prefixed else "--set"
     )
     if problems:
         raise PlanError(problems)
+
+
+def _entries(text: str) -> int | None:
+    """How many values a JSON list has; None where it is none."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return len(value) if isinstance(value, list) else None
 
 
 def check_fold_numbers(folds: Sequence[int | None] | str, folder: RunFolder, found: Dataset) -> None:

@@ -70,8 +70,9 @@ class Domain(ABC):
     """A domain, registered in `medseg.domains`."""
 
     Settings: ClassVar[type[SpaceSection]]
-    configurations: ClassVar[tuple[str, ...]]
-    """Names of all drafts that it may make, at least one; which of them depends on the data. `find_domain` checks that they are there."""
+    configurations: ClassVar[Mapping[str, int]]
+    """Names of all drafts that it may make, at least one, with the number of axes of their windows; which of them depends on the data.
+    `find_domain` checks that they are there."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -182,12 +183,12 @@ def find_domain(name: str) -> type[Domain]:
     """
     found = cast(type[Domain], registry.domains.get(name))
     names: object = getattr(found, "configurations", None)
-    if not isinstance(names, tuple) or not names or not all(isinstance(one, str) and one for one in names):
+    if not isinstance(names, Mapping) or not names or not all(isinstance(n, str) and n and isinstance(a, int) for n, a in names.items()):
         raise PlanError.of(
             "the domain does not say which configurations it makes",
             where=f"domain '{name}', {found.__module__}.{found.__qualname__}.configurations",
             found="nothing" if names is None else repr(names),
-            expected="a tuple of names, for example ('3d', '2d')",
+            expected="names with the axes of their windows, for example {'3d': 3, '2d': 2}",
             fix="Mend the package that provides the domain: set the class attribute to the names of all drafts that it may make.",
         )
     return found

@@ -11,9 +11,10 @@ from medseg.geometry import Shape
 from medseg.models.base import find_network
 from medseg.planning import rules
 from medseg.planning.memory import Cost, same_cost, training_cost
-from medseg.plans import Plan, lookup
+from medseg.plans import Plan, is_field, lookup
 
 OPTION = "--edit"
+MOST = 1024.0  # GiB; more than a machine is likely to have is no advice
 DECIDED_ELSEWHERE = {
     "memory": "Pass --memory and --device; what training needs is measured.",
     "data": "It describes the dataset. Change the dataset, or what is said of it (--class, --modality).",
@@ -61,6 +62,11 @@ def _shares(plans: Sequence[Plan], edits: Mapping[str, str], problems: list[Prob
     for path, text in edits.items():
         name, _, rest = path.partition(".")
         asked, field = ([p for p in plans if p.name == name], rest) if rest and name in shares else (list(plans), path)
+        if rest and name not in shares and not is_field(name):
+            problems.append(
+                Problem(f"no configuration '{name}' of this dataset", OPTION, f"'{path}={text}'", f"one of {', '.join(shares)}")
+            )
+            continue
         section = field.partition(".")[0]
         if section in DECIDED_ELSEWHERE:
             problems.append(Problem("this field is not for editing", OPTION, f"'{path}={text}'", fix=DECIDED_ELSEWHERE[section]))
@@ -103,8 +109,8 @@ def _too_large(plan: Plan, cost: Cost) -> Problem:
         f"{OPTION}, configuration '{plan.name}'",
         f"{cost.memory:.2f} GiB for a batch of {plan.training.batch_size} and window {list(plan.window)}",
         f"at most {plan.memory.budget:g} GiB (--memory)",
-        (f"The largest that fits is {', or '.join(fits)}. It needs" if fits else "No window and no batch fits with this network. It needs")
-        + f" --memory {budget:g}.",
+        (f"The largest that fits is {', or '.join(fits)}." if fits else "No window and no batch fits with this network.")
+        + (f" It needs --memory {budget:g}." if budget <= MOST else ""),
     )
 
 

@@ -124,16 +124,17 @@ def test_perfect_law(name: str, dataset, fingerprint) -> None:
 
 @pytest.mark.parametrize("name", registry.domains.names())
 def test_configurations_law(name: str, fingerprint) -> None:
-    """A domain says beforehand which configurations it may make, each once, and makes no other."""
+    """A domain says beforehand which configurations it may make, with windows of how many axes, and makes no other."""
     domain = find_domain(name)
-    assert len(set(domain.configurations)) == len(domain.configurations) > 0
     for machine in (Machine("cpu", 2), Machine("cuda", 24)):
-        drafts = [draft.name for draft in domain.drafts(fingerprint, machine)]
-        assert len(set(drafts)) == len(drafts) > 0
-        assert set(drafts) <= set(domain.configurations)
+        drafts = domain.drafts(fingerprint, machine)
+        assert len({draft.name for draft in drafts}) == len(drafts) > 0
+        assert {draft.name for draft in drafts} <= set(domain.configurations)
+        for draft in drafts:
+            assert {len(window) for window in draft.windows} == {domain.configurations[draft.name]}
 
 
-@pytest.mark.parametrize(("wrong", "found"), [(None, "nothing"), ((), "\\(\\)"), ("3d", "'3d'"), (("3d", 2), "\\('3d', 2\\)")])
+@pytest.mark.parametrize(("wrong", "found"), [(None, "nothing"), ({}, "{}"), (("3d",), r"\('3d',\)"), ({"3d": None}, "{'3d': None}")])
 def test_a_domain_without_configurations_is_refused(monkeypatch: pytest.MonkeyPatch, wrong: object, found: str) -> None:
     class Unfinished(Domain):
         pass
@@ -141,7 +142,9 @@ def test_a_domain_without_configurations_is_refused(monkeypatch: pytest.MonkeyPa
     if wrong is not None:
         Unfinished.configurations = wrong  # type: ignore[assignment]
     monkeypatch.setattr(registry.domains, "get", lambda name: Unfinished)
-    with pytest.raises(PlanError, match=rf"does not say which configurations it makes; found {found}, expected a tuple of names"):
+    with pytest.raises(
+        PlanError, match=rf"does not say which configurations it makes; found {found}, expected names with the axes of their windows"
+    ):
         find_domain("unfinished")
 
 

@@ -5,11 +5,13 @@ import json
 import pytest
 from test_planner import planned
 
+from medseg.dataset import Dataset
 from medseg.device import Machine
 from medseg.errors import PlanError, ResourceError
 from medseg.planning.editing import edit_plans, largest_batch, largest_window
 from medseg.planning.memory import same_cost, training_memory
 from medseg.plans import Plan
+from medseg.preconditions import check_wishes
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +109,39 @@ def test_other_names_of_configurations_are_free(plans: tuple[Plan, ...], name: s
 def test_an_empty_name_is_none(plans: tuple[Plan, ...]) -> None:
     with pytest.raises(PlanError, match="field 'name': the name of a configuration is also that of files"):
         Plan.parse(plans[0].model_dump(mode="json") | {"name": ""}, "plan.json")
+
+
+def test_a_configuration_that_the_dataset_has_not(plans: tuple[Plan, ...]) -> None:
+    with pytest.raises(PlanError) as caught:
+        edit_plans(plans, {"3d_low.window": "[8, 8, 8]"})
+    expected = ", ".join(plan.name for plan in plans)
+    assert str(caught.value).startswith(
+        f"--edit: no configuration '3d_low' of this dataset; found '3d_low.window=[8, 8, 8]', expected one of {expected}"
+    )
+
+
+def test_no_advice_to_have_more_memory_than_there_is(plans: tuple[Plan, ...]) -> None:
+    with pytest.raises(ResourceError) as caught:
+        edit_plans(plans, {"3d.training.batch_size": "1000000"})
+    assert "The largest that fits is training.batch_size=" in str(caught.value)
+    assert "It needs --memory" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (
+            {"4d.window": "[1, 2, 3]"},
+            "--edit: no configuration '4d'; found '4d.window=[1, 2, 3]', expected one of 3d, 3d_low, 3d_cascade, 2d",
+        ),
+        ({"3d.window": "[40, 56]"}, "--edit: not a window of '3d'; found '3d.window=[40, 56]', 2 numbers, expected 3, one for each axis"),
+        ({"2d.window": "[8, 8, 8]"}, "--edit: not a window of '2d'; found '2d.window=[8, 8, 8]', 3 numbers, expected 2, one for each axis"),
+        ({"trainin.seed": "1"}, "--edit, field 'trainin"),
+    ],
+)
+def test_edits_that_no_configuration_takes(dataset: Dataset, edit: dict[str, str], words: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        check_wishes(dataset, (), edit, None, "unet", prefixed=True)
+    assert str(caught.value).startswith(words)
+    assert len(caught.value.problems) == 1
+    check_wishes(dataset, (), {"3d.window": "[40, 56, 40]", "window": "[40, 56]", "2d.window": "[40, 56]"}, None, "unet", prefixed=True)

@@ -34,7 +34,7 @@ class GridDomain(Domain):
     """Images `(C, Y, X)` and volumes `(C, Z, Y, X)`. Windows have two or three axes; two go through a volume slice by slice."""
 
     Settings: ClassVar[type[SpaceSection]] = GridSettings
-    configurations: ClassVar[tuple[str, ...]] = ("3d", "3d_low", "3d_cascade", "2d")
+    configurations: ClassVar[Mapping[str, int]] = {"3d": 3, "3d_low": 3, "3d_cascade": 3, "2d": 2}
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
