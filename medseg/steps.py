@@ -210,7 +210,8 @@ def train_prepared(
     predicted: float,
 ) -> TrainingResult:
     """Train on prepared cases, with tracking; `predicted` is the memory of a step in GiB."""
-    from medseg.training.budget import Budget
+    from medseg.training.budget import Budget, amount
+    from medseg.training.splits import choose_split
     from medseg.training.tracking import Tracker
     from medseg.training.train import train
 
@@ -233,6 +234,9 @@ def train_prepared(
         source=source,
         workers=how.workers,
     )
+    if result.finished and not trained_before:
+        cases = len(choose_split(splits, fold).train)
+        how.progress.say(amount(result.steps, chosen.training.batch_size, cases, how.seconds is not None))
     if result.memory is not None and result.finished and how.devices == 1 and not trained_before:
         how.progress.say(f"memory at the peak of a training step: {result.memory:.2f} GiB; predicted {predicted:.2f} GiB")
     return result

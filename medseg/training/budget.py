@@ -29,6 +29,7 @@ class Budget:
 
 
 WORTH = 0.5  # of `network_steps`: fewer give a network that makes the average worse
+FEW_STEPS, FEW_PASSES = 100, 2  # in less than these a network has hardly begun to learn
 SLOW_START = 10  # steps that are not typical, at most
 NEAR_SHARE, NEAR_STEPS = 0.02, 20  # the end is near when less than this share of the time, or this many steps, are left
 
@@ -40,6 +41,22 @@ def length(seconds: float | None, epochs: int | None) -> str:
     if seconds >= 7200:
         return f"{seconds / 3600:.3g} hours"
     return f"{seconds / 60:.3g} minutes" if seconds >= 120 else f"{seconds:g} seconds"
+
+
+def amount(steps: int, windows: int, cases: int, timed: bool) -> str:
+    """How much training there was, in words; where the time decided and gave too little to learn from, a warning.
+
+    Args:
+        steps: of all networks together.
+        windows: in a step.
+        cases: to train on.
+        timed: whether the length was a time.
+    """
+    passes = steps * windows / cases
+    count = f"{steps} training step{'' if steps == 1 else 's'}, {passes:.3g} windows per case"
+    if timed and (steps < FEW_STEPS or passes < FEW_PASSES):
+        return f"warning: only {count}: the result says little; give it more time (--time)"
+    return count
 
 
 class Clock:

@@ -7,7 +7,7 @@ from synthetic import make_plan
 
 from medseg.errors import UsageError
 from medseg.training import budget
-from medseg.training.budget import Budget, Clock, length
+from medseg.training.budget import Budget, Clock, amount, length
 from medseg.training.validation import SHARE, Agenda
 
 
@@ -249,3 +249,14 @@ def test_agenda_by_time_keeps_validation_to_its_share():
             agenda.done(cost, now)
     assert count > 5
     assert spent <= 1000 * SHARE
+
+
+@pytest.mark.parametrize(
+    ("steps", "windows", "cases", "few"),
+    [(99, 2, 10, True), (100, 2, 10, False), (100, 2, 101, True), (100, 2, 100, False), (1, 4, 2, True)],
+)
+def test_too_little_time_is_told(steps, windows, cases, few):
+    said = amount(steps, windows, cases, timed=True)
+    count = f"{steps} training step{'s' if steps > 1 else ''}, {steps * windows / cases:.3g} windows per case"
+    assert said == (f"warning: only {count}: the result says little; give it more time (--time)" if few else count)
+    assert amount(steps, windows, cases, timed=False) == count  # as many as were asked for
