@@ -7,10 +7,13 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
+
+from torch import distributed
 
 from medseg.errors import MedsegError, ResourceError
 from medseg.progress import Progress
@@ -129,6 +132,12 @@ def _child(work: Work[Any], rank: int, port: int, messages: Any, told: Any) -> N
     finally:
         messages.close()
         messages.join_thread()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        # What was said has arrived. An interpreter that ends in order now and then aborts, because a thread of PyTorch's is still there.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _follow_parent() -> None:
