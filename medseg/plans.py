@@ -111,7 +111,7 @@ class InferencePlan(Record):
 
 
 class MemoryPlan(Record):
-    """What training needs, measured on the network under fake tensors."""
+    """What training needs, measured on the network with tensors that have no values."""
 
     budget: float = Field(gt=0, description="GiB allowed (--memory, or what the machine has).")
     training: float = Field(ge=0, description="GiB at the peak of one training step: weights, gradients, optimiser, activations.")

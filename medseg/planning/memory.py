@@ -137,7 +137,7 @@ class _Unfilled(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """See `LiveStorage`."""
+        """See `shadows.LiveStorage`."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

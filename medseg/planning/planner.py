@@ -219,7 +219,7 @@ class _Search:
         most, why = rules.most_windows(configured.window, self.draft.samples, smallest, self.machine)
         if most == rules.SMALLEST_BATCH:
             return most, why, smallest
-        # Few batches are measured, because each takes a second; the others are on the line through two that are.
+        # Few batches are measured, because each takes a moment; the others are on the line through two that are.
         measured = {rules.SMALLEST_BATCH: smallest}
         for batch in {min(most, n) for n in (MEASURED // 2, MEASURED)}:
             measured[batch] = training_cost(self._plan(configured, batch, ""))
