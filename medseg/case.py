@@ -22,7 +22,7 @@ class Case:
     Attributes:
         id: case id.
         image: `(C, *shape)`; any real dtype as read, float after preparation.
-        label: `(*shape)` integer voxel values as in the file (not class indices), or None.
+        label: `(*shape)` integer voxel values as in the file (not class indices), codes where classes are things (`Labels`); or None.
         grid: where the arrays lie now.
         trail: the steps from the native grid to `grid`, in order.
         prior: `(*shape)` integer voxel values that an earlier stage predicted, a further input of the network; or None.
@@ -72,10 +72,10 @@ class PreparedCase:
 
 
 class Window(NamedTuple):
-    """One training window: image `(C, *source)` float32, label and (where the case has one) prior `(*source)` int16."""
+    """One training window: image `(C, *source)` float32, label and (where the case has one) prior `(*source)`; both `Labels.dtype`, the prior int16."""
 
     image: NDArray[np.float32]
-    label: NDArray[np.int16]
+    label: NDArray[np.int16 | np.int32]
     prior: NDArray[np.int16] | None = None
 
 
@@ -85,7 +85,7 @@ class Batch:
 
     Attributes:
         image: `(N, C, *window)`.
-        label: `(N, *window)` int16 voxel values; None in inference.
+        label: `(N, *window)` voxel values, `Labels.dtype`; None in inference.
         prior: `(N, *window)` int16 voxel values that an earlier stage predicted; None where the plan has none.
         extra: further named tensors that wrappers add (prompts, text), first axis N.
     """

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from medseg.errors import ImageError
@@ -46,18 +47,34 @@ class LabelClass(Record):
         return self
 
 
+ObjectForm = Literal["numbers", "components", "codes"]
+NUMBER_BITS = 16
+"""Of a code of things: the lower bits number the object, the class's value is above them."""
+MOST_OBJECTS = 2**NUMBER_BITS - 1
+
+
 class Labels(Record):
     """How voxel values in label files map to classes. Value 0 is background.
+
+    Where some classes are things, label maps in memory hold codes: `class value << NUMBER_BITS | number`, int32. Objects of a case are
+    numbered from 1 on; number 0 is what has no objects (stuff, background, ignored voxels). All that looks at classes asks `semantic` first.
 
     Attributes:
         classes: foreground classes in the order of the network's output.
         ignore: value of voxels without annotation; they count in no loss and no score.
         order: for regions only: the value written for each class; later classes overwrite earlier ones (nnU-Net's `regions_class_order`).
+        things: names of classes whose voxels are separate objects. Written where there are any.
+        objects: how label files tell objects apart: `numbers`, every value is one object of the only class; `components`, values are classes
+            and each connected component of a thing is an object; `codes`, as in memory. Written where it is not `codes`.
     """
+
+    seldom: ClassVar[tuple[str, ...]] = ("things", "objects")
 
     classes: tuple[LabelClass, ...] = Field(min_length=1)
     ignore: int | None = None
     order: tuple[int, ...] | None = None
+    things: tuple[str, ...] = ()
+    objects: ObjectForm = "codes"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -73,6 +90,14 @@ class Labels(Record):
             raise ValueError("overlapping regions need 'order' (regions_class_order) with one written value per class")
         if self.order is not None and (wrong := region_problems(self.classes, self.order, self.ignore)):
             raise ValueError("; ".join(wrong))
+        if unknown := sorted(set(self.things) - set(names)):
+            raise ValueError(f"things that are no classes: {', '.join(unknown)}; the classes are {', '.join(names)}")
+        if self.things and not self.exclusive:
+            raise ValueError("classes that overlap (regions) cannot be things")
+        if self.objects != "codes" and not self.things:
+            raise ValueError(f"objects are '{self.objects}', but no class is named in 'things'")
+        if self.objects == "numbers" and (len(self.classes) > 1 or len(self.values) > 1):
+            raise ValueError(f"where every value is one object, there is one class with one value; found {names}")
         return self
 
     @property
@@ -94,6 +119,28 @@ class Labels(Record):
     def names(self) -> tuple[str, ...]:
         """Class names in output order."""
         return tuple(c.name for c in self.classes)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of label maps in memory: int16, or int32 for codes."""
+        return np.dtype(np.int32 if self.things else np.int16)
+
+    @property
+    def given(self) -> ObjectForm:
+        """How predictions are written: `numbers` where there is one class, else `codes`."""
+        return "numbers" if len(self.values) == 1 else "codes"
+
+    def semantic(self, array: Any) -> Any:
+        """The class values of a label map in memory (an integer array or tensor); the map itself where there are no things."""
+        return array >> NUMBER_BITS if self.things else array
+
+    def numbers(self, array: Any) -> Any:
+        """The number of each voxel's object, 0 where there is none; only where there are things."""
+        return array & MOST_OBJECTS
+
+    def as_objects(self, objects: ObjectForm) -> Self:
+        """The same classes, all of them things."""
+        return type(self)(classes=self.classes, ignore=self.ignore, order=self.order, things=self.names, objects=objects)
 
 
 def region_problems(classes: Sequence[LabelClass], order: Sequence[int], ignore: int | None) -> list[str]:

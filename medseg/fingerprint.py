@@ -39,8 +39,8 @@ class ClassStats:
     Attributes:
         voxels: number of voxels.
         volume: in mm^3 (mm^2 in 2D; voxels where there is no spacing).
-        components: number of connected components (full connectivity).
-        sizes: component sizes in voxels at the quantiles 0, 25, 50, 75, 100 %; empty when the class is absent.
+        components: number of connected components (full connectivity); of a thing, of its objects.
+        sizes: component sizes (of a thing, sizes of its objects) in voxels at the quantiles 0, 25, 50, 75, 100 %; empty when the class is absent.
         box: bounding box as (start, stop) per axis; empty when absent.
     """
 
@@ -49,6 +49,30 @@ class ClassStats:
     components: int
     sizes: tuple[int, ...] = ()
     box: tuple[tuple[int, int], ...] = ()
+
+
+OBJECT_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class ObjectStats:
+    """The objects of one class in one case; tuples hold the values at `OBJECT_QUANTILES`, and are empty where there is none.
+
+    Attributes:
+        name: of the class.
+        count: number of objects.
+        sizes: in voxels.
+        extents: longest side of an object's box, in mm (voxels where there is no spacing).
+        aspects: longest over shortest side of an object's box, in mm.
+        touching: share of the objects that share a face of a voxel with another object, of whatever class.
+    """
+
+    name: str
+    count: int
+    sizes: tuple[int, ...] = ()
+    extents: tuple[float, ...] = ()
+    aspects: tuple[float, ...] = ()
+    touching: float = 0.0
 
 
 class CaseStats(Record):
@@ -61,9 +85,10 @@ class CaseStats(Record):
         channels: one per channel; none in a fingerprint, which holds them pooled.
         classes: one per class, in the order of `Labels.classes`.
         ignored: number of voxels without annotation; written where there are any.
+        objects: one per thing, in the order of `Labels.classes`; written where there are any.
     """
 
-    seldom: ClassVar[tuple[str, ...]] = ("ignored",)
+    seldom: ClassVar[tuple[str, ...]] = ("ignored", "objects")
 
     id: str
     digest: str
@@ -74,6 +99,7 @@ class CaseStats(Record):
     channels: tuple[Intensities, ...] = ()
     classes: tuple[ClassStats, ...]
     ignored: int = 0
+    objects: tuple[ObjectStats, ...] = ()
 
 
 class Fingerprint(Record):

@@ -10,7 +10,7 @@ from medseg.dataset import Dataset
 from medseg.errors import ImageError, ModelError, Problem
 from medseg.evaluation.records import Before, Evaluation
 from medseg.evaluation.selection import Selection
-from medseg.io.images import read_case, read_label
+from medseg.io.images import read_case, read_prediction
 from medseg.plans import Plan
 from medseg.progress import Progress
 from medseg.record import Record
@@ -215,9 +215,9 @@ def _learn(folder: RunFolder, dataset: Dataset, predictions: Mapping[str, Path],
 
     def cases() -> Iterator[HeldOut]:
         for case_id, file in progress.track(predictions.items(), len(predictions), "learn of held-out cases"):
-            case = read_case(dataset.case(case_id))
+            case = read_case(dataset.case(case_id), labels=plan.data.labels)
             assert case.label is not None
-            yield HeldOut(read_label(file).array[0], case.label, case.grid.spacing)
+            yield HeldOut(read_prediction(file, plan.data.labels).array[0], case.label, case.grid.spacing)
 
     after, reasons = learned(plan, cases())
     for field, reason in reasons.items():

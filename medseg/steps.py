@@ -39,9 +39,17 @@ Rules = Callable[[Dataset, Fingerprint, Machine], tuple[Plan, ...]]
 """From a dataset and its fingerprint to one plan per configuration that fits a machine."""
 
 
-def opened(dataset: Path, options: LayoutOptions | None, splits: Path | None) -> Dataset:
-    """What lies on disk, with the folds that the user has decided: those in `splits`, else in the dataset's own `splits_final.json`."""
-    return with_splits(open_dataset(dataset, options or LayoutOptions()), splits)
+def opened(dataset: Path, options: LayoutOptions | None, splits: Path | None, task: str | None = None) -> Dataset:
+    """What lies on disk, with the folds that the user has decided: those in `splits`, else in the dataset's own `splits_final.json`.
+
+    `task` is the one that the user names: where it is about objects, labels of which nothing is declared are taken for these.
+    """
+    options = options or LayoutOptions()
+    if task is not None and options.objects is None:
+        from medseg.tasks.base import find_task
+
+        options = replace(options, objects="auto" if find_task(task).objects else None)
+    return with_splits(open_dataset(dataset, options), splits)
 
 
 READING = ("medseg.planning.verify", "medseg.preprocessing.prepare", "scipy.ndimage")  # what a process imports that is to read cases

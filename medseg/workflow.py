@@ -114,7 +114,7 @@ def plan(
     """
     workspace = Workspace(out)
     with shared_workers(workers, READING):
-        described = opened(dataset, options, splits)
+        described = opened(dataset, options, splits, task)
 
         def asked() -> tuple[Machine, Plan | None]:
             warm_up(task or described.task, network)
@@ -308,7 +308,7 @@ def run(
     offered, edits = machine(device, memory), dict(edits or {})
     folder, workspace = RunFolder(out), Workspace(out / "workspace")
     like = plan_of(init) if init is not None else None
-    found = opened(dataset, options, splits)
+    found = opened(dataset, options, splits, task)
     check_continued(folder, workspace, found.splits)
     check_wishes(found, names, edits, task, like.network.kind if like else network)
     if "training.folds" not in edits:

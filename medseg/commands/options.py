@@ -16,7 +16,7 @@ from medseg.errors import Problem, UsageError
 
 if TYPE_CHECKING:
     from medseg.dataset import Modality
-    from medseg.io.layouts.base import LayoutOptions
+    from medseg.io.layouts.base import LayoutOptions, Objects
 
 DATASET_HELP = "Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, images/ + labels/, or case folders."
 DatasetPath = Annotated[Path, typer.Argument(help=DATASET_HELP)]
@@ -36,6 +36,14 @@ ReferenceChannel = Annotated[
     str | None,
     typer.Option(
         "--reference", help="In case folders, the channel on whose grid cases are read. Default: that of the label, or the finest."
+    ),
+]
+ObjectsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--objects",
+        help="Where labels tell objects apart, how: numbers (each value is an object), components (each connected component of a class is one), "
+        "codes (65536 times the class's value, plus a number). Default: as the dataset says; with --task instance it is found out.",
     ),
 ]
 ResampleLabels = Annotated[
@@ -91,7 +99,9 @@ def out_option(text: str) -> OptionInfo:
     return option
 
 
-def options(classes: list[str] | None, labels: str | None, modality: str | None, reference: str | None) -> LayoutOptions:
+def options(
+    classes: list[str] | None, labels: str | None, modality: str | None, reference: str | None, objects: str | None
+) -> LayoutOptions:
     """The dataset options of the command line."""
     from medseg.io.layouts.base import LayoutOptions
 
@@ -100,6 +110,7 @@ def options(classes: list[str] | None, labels: str | None, modality: str | None,
         labels=labels,
         modality=cast("Modality | None", modality),
         reference=reference,
+        objects=cast("Objects | None", objects),
     )
 
 

@@ -167,8 +167,8 @@ class Domain(ABC):
         """The mean of what `stitch` gave for several networks of one plan and case."""
 
     @abstractmethod
-    def native(self, maps: Mapping[str, DenseMap], trail: tuple[Step, ...]) -> dict[str, DenseMap]:
-        """Maps on the prepared grid to lazily resampled maps at native spacing (cropping and orientation stay for `restore`)."""
+    def native(self, maps: Mapping[str, DenseMap], trail: tuple[Step, ...], heads: tuple[Head, ...]) -> dict[str, DenseMap]:
+        """Maps of these heads on the prepared grid to lazily resampled maps at native spacing (cropping and orientation stay for `restore`)."""
 
     @abstractmethod
     def restore(self, array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from medseg.dataset import CaseFiles, Channel, Dataset, Labels
 from medseg.errors import ImageError, Problem, UsageError
 from medseg.io.format import Image
-from medseg.io.images import SUFFIXES, image_stem, read_label
+from medseg.io.images import SUFFIXES, image_stem, read_annotation, read_prediction
 from medseg.io.layouts import LayoutOptions, open_dataset
 
 ALLOWED = 0.1
@@ -51,11 +51,14 @@ class Pairs:
     extra: tuple[str, ...]
 
 
-def find_references(source: Path | Dataset, channel: str | None = None, channels: Sequence[Channel] = ()) -> References:
+def find_references(
+    source: Path | Dataset, channel: str | None = None, channels: Sequence[Channel] = (), labels: Labels | None = None
+) -> References:
     """The references in a dataset, in a dataset's folder, or in a folder of label files.
 
     Args:
         channel: on whose grid the cases of a dataset's folder are read; None: as the layout chooses.
+        labels: those of a model; where they name things, the dataset is read as it was.
         channels: those of a model; where the dataset's are the same in another order, its first is taken.
 
     Raises:
@@ -70,10 +73,11 @@ def find_references(source: Path | Dataset, channel: str | None = None, channels
             raise UsageError.of("label files have no channels", where="--reference", found=f"'{channel}'", fix="Leave it out.")
         if files:
             return References(files, {}, None, source.name)
-        folder, source = source, open_dataset(source, LayoutOptions(reference=channel))
+        objects = labels.objects if labels is not None and labels.things else None
+        folder, source = source, open_dataset(source, LayoutOptions(reference=channel, objects=objects))
         names, wanted = [c.name for c in source.channels], [c.name for c in channels]
         if channel is None and sorted(names) == sorted(wanted) and names[0] != wanted[0]:
-            source = open_dataset(folder, LayoutOptions(reference=wanted[0]))
+            source = open_dataset(folder, LayoutOptions(reference=wanted[0], objects=objects))
     cases = {case.id: case for case in source.cases if case.label is not None}
     return References({i: c.label for i, c in cases.items() if c.label is not None}, cases, source.labels, source.name)
 
@@ -134,13 +138,13 @@ def pair(predictions: Path, references: References, cases: Collection[str] | Non
     return Pairs(tuple(pairs), tuple(name for name in expected if name not in taken), tuple(extra))
 
 
-def read_pair(case: Pair) -> tuple[Image, Image]:
-    """Prediction and reference on one grid.
+def read_pair(case: Pair, labels: Labels) -> tuple[Image, Image]:
+    """Prediction and reference on one grid, as they are in memory (`Labels`).
 
     Raises:
         ImageError: one cannot be read, or their grids differ.
     """
-    prediction, truth = read_label(case.prediction), read_label(case.reference)
+    prediction, truth = read_prediction(case.prediction, labels), read_annotation(case.reference, labels)
     if prediction.grid.shape != truth.grid.shape:
         raise ImageError.of(
             "prediction and reference have different shapes",

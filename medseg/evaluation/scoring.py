@@ -84,7 +84,7 @@ def evaluate(
     if images is not None and not images.is_dir():
         raise UsageError.of("no such folder of images", where=str(images), fix="Pass the folder of the images that were predicted.")
     names = _metrics(metrics, plan)
-    known = find_references(references, channel, plan.data.channels if plan is not None else ())
+    known = find_references(references, channel, *((plan.data.channels, plan.data.labels) if plan is not None else ()))
     pairs = pair(predictions, known, cases)
     classes = plan.data.labels if plan is not None else labels or known.classes
     if classes is None:
@@ -126,14 +126,15 @@ class Job:
 
 def score_pair(job: Job, case: Pair) -> CaseScores:
     """Read and score one case. Raises ImageError or DatasetError."""
-    prediction, truth = read_pair(case)
+    prediction, truth = read_pair(case, job.labels)
+    semantic = job.labels.semantic
     values, others = job.labels.values, {0} if job.labels.ignore is None else {0, job.labels.ignore}
     problems = []
     for path, array, allowed in (
         (case.prediction, prediction.array[0], {*values, *job.labels.written, *others}),
         (case.reference, truth.array[0], {*values, *others}),
     ):
-        foreign = sorted(set(_values(array)) - allowed)
+        foreign = sorted(set(_values(semantic(array))) - allowed)
         if foreign:
             shown = ", ".join(map(str, foreign[:8])) + (" ..." if len(foreign) > 8 else "")
             problems.append(
@@ -153,6 +154,7 @@ def score_pair(job: Job, case: Pair) -> CaseScores:
         scores = find_task(job.plan.task)(job.plan).score(a, b, spacing, job.metrics)
     else:
         scores = score_classes(a, b, job.labels, spacing, job.metrics)
+    a, b = semantic(a), semantic(b)
     keep = np.ones(b.shape, dtype=bool) if job.labels.ignore is None else b != job.labels.ignore
     return CaseScores(
         id=case.id,

@@ -46,19 +46,24 @@ def smooth_field(noise: Tensor, window: Shape) -> Tensor:
     return functional.interpolate(noise, size=window, mode=MODES[len(window)], align_corners=True)
 
 
-def warp(image: Tensor, maps: tuple[Tensor | None, ...], values: tuple[int, ...], grid: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def warp(
+    image: Tensor, maps: tuple[Tensor | None, ...], values: tuple[tuple[int, ...], ...], grid: Tensor
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Image `(N, C, *source)` and label maps `(N, *source)` on a sampling grid; outside the source all are 0.
 
     The image is interpolated linearly. Every label value is a 0/1 map interpolated linearly, and the largest wins, which keeps borders
     smooth where the nearest neighbour frays them; the values of the first map share the image's interpolation.
+
+    Args:
+        values: of each map every value that it may hold; none where these are not known, and the nearest neighbour is taken.
     """
     result: Tensor | None = None
     moved: list[Tensor | None] = []
-    for label in maps:
-        if label is None:
-            moved.append(None)
+    for label, known in zip(maps, values, strict=True):
+        if label is None or not known:
+            moved.append(None if label is None else _nearest(label, grid))
             continue
-        sampled, found = _warp(image if result is None else image[:, :0], label, values, grid)
+        sampled, found = _warp(image if result is None else image[:, :0], label, known, grid)
         result = sampled if result is None else result
         moved.append(found)
     return _sample(image, grid) if result is None else result, tuple(moved)
@@ -85,8 +90,15 @@ def _warp(image: Tensor, label: Tensor, values: tuple[int, ...], grid: Tensor) -
     return image, torch.where(best > background, result, 0)
 
 
-def _sample(values: Tensor, grid: Tensor) -> Tensor:
+def _nearest(label: Tensor, grid: Tensor) -> Tensor:
+    """A map of integers below 2^31; float32 holds those below 2^24, so their halves are moved apart."""
+    halves = torch.stack([label >> 16, label & 0xFFFF], 1).to(torch.float32)
+    high, low = _sample(halves, grid, "nearest").round().to(label.dtype).unbind(1)
+    return high << 16 | low
+
+
+def _sample(values: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
     if values.device.type == "mps" and values.ndim == 5:
         # The oldest torch that medseg runs with has no 3D interpolation on MPS.
-        return _sample(values.cpu(), grid.cpu()).to(values.device)
-    return functional.grid_sample(values, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return _sample(values.cpu(), grid.cpu(), mode).to(values.device)
+    return functional.grid_sample(values, grid, mode=mode, padding_mode="zeros", align_corners=False)

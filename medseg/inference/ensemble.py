@@ -109,9 +109,11 @@ class Ensemble:
 
     def _add(self, outputs: Outputs, views: Sequence[tuple[int, ...]], total: dict[str, Tensor]) -> None:
         """Add outputs for mirrored views of the same windows, `(views times N, channels, *window)`, to their sums."""
+        heads = {head.name: head for head in self.task.heads}
         for name, maps in outputs.items():
             values = maps[0].float() if self.summed_on_device else maps[0].cpu().float()
             for view, part in zip(views, values.chunk(len(views)), strict=True):
+                part = heads[name].turned(part, [axis - 2 for axis in view])
                 if name in total:
                     _add_mirrored(part, view, total[name])
                 else:  # as it is; of several views the others would stay in memory with it

@@ -10,7 +10,7 @@ from medseg.dataset import CaseFiles
 from medseg.inference.ledger import Ledger
 from medseg.inference.output import Output
 from medseg.inference.predictor import Predictor
-from medseg.io.images import read_label
+from medseg.io.images import read_prediction
 from medseg.prediction import Prediction
 
 
@@ -33,7 +33,7 @@ def finish_written(predictor: Predictor, cases: Sequence[CaseFiles], out: Path) 
             if entry is None:
                 continue
             start = time.monotonic() - entry.seconds
-            image = read_label(out / entry.file)
+            image = read_prediction(out / entry.file, predictor.plan.data.labels)
             labels = predictor.task.finish(image.array[0], image.grid.spacing)
             source = predictor.source(files, probabilities=False, uncertainty=False, mirror=True)
             ledger.add(predictor.write(Prediction(files.id, labels), files, image.grid, Output(out), source, start))

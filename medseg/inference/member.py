@@ -95,7 +95,7 @@ class Member(ABC):
         trail = prepared.trail
         maps = self._stitched(PreparedCase(case.id, prepared.image, None, (), native, trail, prepared.prior), mirror, progress)
         del prepared
-        decoded = self.task.decode(self.domain.native(maps, trail), case.id, probabilities, scratch, uncertainty)
+        decoded = self.task.decode(self.domain.native(maps, trail, self.task.heads), case.id, probabilities, scratch, uncertainty)
         del maps
         labels = self.domain.restore(decoded.labels, trail, scratch=scratch)
         if known is not None:
@@ -108,8 +108,11 @@ class Member(ABC):
         if self.previous is None:
             return None
         if (raw := known.get(self.previous.weights)) is not None:
-            return self.previous.task.finish(raw.copy(), case.grid.spacing)
-        return self.previous.predict_case(case, mirror=mirror, progress=progress).labels
+            found = self.previous.task.finish(raw.copy(), case.grid.spacing)
+        else:
+            found = self.previous.predict_case(case, mirror=mirror, progress=progress).labels
+        classes: NDArray[Any] = self.plan.data.labels.semantic(found)
+        return classes
 
     def _stitched(self, case: PreparedCase, mirror: bool, progress: Progress | None) -> dict[str, DenseMap]:
         """The blended maps of all networks together, by head."""
@@ -142,7 +145,7 @@ class Member(ABC):
         self, maps: NDArray[np.float16], trail: tuple[Step, ...], shape: tuple[int, ...], scratch: Scratch
     ) -> NDArray[np.float16]:
         """Probabilities on the native grid: outside of what the network saw all is background."""
-        background = len(maps) == len(self.plan.data.labels.classes) + 1
+        background = self.plan.data.labels.exclusive
         restored: NDArray[np.float16] = scratch.zeros((len(maps), *shape), np.float16)
         for k, values in enumerate(maps):
             copy(self.domain.restore(values, trail, fill=1 if background and k == 0 else 0, scratch=scratch), restored[k])

@@ -10,7 +10,7 @@ from typing import ClassVar, cast
 from medseg import registry
 from medseg.dataset import CaseFiles, Labels
 from medseg.errors import Problem
-from medseg.geometry import Grid
+from medseg.geometry import Array, Grid
 from medseg.io.dicom.settings import DicomSettings
 from medseg.io.dicom.volume import SUFFIX
 from medseg.prediction import Prediction
@@ -58,6 +58,12 @@ class Result:
     labels: Labels
     maker: Maker
     scratch: Scratch = IN_MEMORY
+
+    @property
+    def semantic(self) -> Array:
+        """The class values of the prediction, for formats that do not tell objects apart."""
+        values: Array = self.labels.semantic(self.prediction.labels)
+        return values
 
 
 class Export(ABC):

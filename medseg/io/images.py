@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from medseg.case import Case
-from medseg.dataset import CaseFiles
+from medseg.dataset import CaseFiles, Labels
 from medseg.errors import ImageError, Problem
 from medseg.geometry import Array
 from medseg.io.dicom.volume import LABELS
 from medseg.io.dicom.volume import SUFFIX as SERIES
 from medseg.io.format import Format, Header, Image, Native, numbers, smallest_integer
 from medseg.io.grids import Placement, grid_problems, nearest, place, resample
+from medseg.io.objects import encode
 from medseg.record import write_atomic
 from medseg.scratch import IN_MEMORY, Scratch, copy
 
@@ -165,8 +166,20 @@ def read_stack(paths: Sequence[Path], scratch: Scratch = IN_MEMORY, read: Callab
     return Image(stack, first.grid, first.native, fields)
 
 
+def read_annotation(path: Path, labels: Labels) -> Image:
+    """A label map as it is in memory: with codes where there are things. Raises ImageError as `read_label`, and for objects that cannot be coded."""
+    image = read_label(path)
+    return Image(encode(image.array[0], labels, labels.objects, path)[None], image.grid, image.native)
+
+
+def read_prediction(path: Path, labels: Labels) -> Image:
+    """As `read_annotation`, of a label map that a prediction was written to."""
+    image = read_label(path)
+    return Image(encode(image.array[0], labels, labels.given, path)[None], image.grid, image.native)
+
+
 def read_label(path: Path) -> Image:
-    """A label map, one channel of integers; floats that are exactly integers become integers.
+    """A label map as its file holds it, one channel of integers; floats that are exactly integers become integers.
 
     Raises:
         ImageError: as `read_image`, and for JPEG, colour, several channels, or values that are no integers.
@@ -263,14 +276,16 @@ def read_case(
     with_label: bool = True,
     scratch: Scratch = IN_MEMORY,
     image_of: Callable[[Path, Scratch], Image] = read_image,
-    label_of: Callable[[Path], Image] = read_label,
+    label_of: Callable[[Path], Image] | None = None,
+    labels: Labels | None = None,
 ) -> Case:
     """A case on its native grid, with an empty trail.
 
     Args:
         with_label: False leaves the label file unread; the prediction of an earlier stage is an input and always read.
         scratch: where the image lies; the label stays in memory.
-        image_of, label_of: in place of `read_image` and `read_label`, where files have been read before.
+        image_of, label_of: in place of `read_image` and `read_annotation`, where files have been read before.
+        labels: what values mean; without them no class is a thing. What an earlier stage predicted is read as class values alone.
 
     Raises:
         ImageError: files that cannot be read or lie on different grids; all problems at once.
@@ -284,7 +299,7 @@ def read_case(
         problems += error.problems
     if with_label and files.label is not None:
         try:
-            label = label_of(files.label)
+            label = label_of(files.label) if label_of is not None else _of_file(files.label, labels, read_annotation)
         except ImageError as error:
             problems += error.problems
         if image is not None and label is not None:
@@ -296,7 +311,7 @@ def read_case(
     prior: Image | None = None
     if files.prior is not None:
         try:
-            prior = read_label(files.prior)
+            prior = _of_file(files.prior, labels, read_prediction)
         except ImageError as error:
             problems += error.problems
         if image is not None and prior is not None:
@@ -311,9 +326,13 @@ def read_case(
         image.array,
         None if label is None else label.array[0],
         image.grid,
-        prior=None if prior is None else prior.array[0],
+        prior=None if prior is None else prior.array[0] if labels is None else labels.semantic(prior.array[0]),
         fields=image.fields,
     )
+
+
+def _of_file(path: Path, labels: Labels | None, read: Callable[[Path, Labels], Image]) -> Image:
+    return read_label(path) if labels is None else read(path, labels)
 
 
 def _format(path: Path) -> Format:
@@ -336,10 +355,12 @@ __all__ = [
     "is_present",
     "label_suffix",
     "map_suffix",
+    "read_annotation",
     "read_case",
     "read_header",
     "read_image",
     "read_label",
+    "read_prediction",
     "read_stack",
     "write_label",
     "write_maps",

@@ -14,6 +14,7 @@ from medseg.io.dicom.volume import SUFFIX
 from medseg.io.exports import Export, Result
 from medseg.io.format import numbers
 from medseg.io.images import label_suffix, map_suffix, read_header, write_label, write_maps
+from medseg.io.objects import decode
 from medseg.scratch import Scratch, copy
 
 MAPS = "probabilities"
@@ -83,7 +84,7 @@ def _targets(files: CaseFiles, label: str, maps: str, probabilities: bool) -> tu
 
 def _write(result: Result, targets: list[Path]) -> None:
     image, prediction = result.files.images[0], result.prediction
-    write_label(targets[0], prediction.labels, like=image)
+    write_label(targets[0], decode(prediction.labels, result.labels), like=image)
     if prediction.probabilities is not None:
         write_maps(targets[1], _as_float32(prediction.probabilities, result.scratch), like=image)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
@@ -28,12 +29,22 @@ class Head:
         channels: its channels.
         prior: the logit of each channel before anything is learnt (the head's first bias), or empty for zeros.
         names: what each channel stands for, by which weights find their place in another network (`models.transfer`); or empty.
+        vector: the channels are one displacement, in the order of the window's axes and in proportion to voxels: it turns round where a view is
+            mirrored, and grows where maps are resampled to smaller voxels.
     """
 
     name: str
     channels: int
     prior: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
+    vector: bool = False
+
+    def turned(self, maps: Tensor, axes: Sequence[int]) -> Tensor:
+        """Maps `(N, C, *window)` of a view that is mirrored along these window axes, for mirroring them back: displacements turn round."""
+        if not self.vector or not axes:
+            return maps
+        signs = maps.new_tensor([-1.0 if channel in axes else 1.0 for channel in range(self.channels)])
+        return maps * signs.reshape(-1, *(1,) * (maps.ndim - 2))
 
 
 @dataclass(frozen=True)

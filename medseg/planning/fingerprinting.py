@@ -85,7 +85,7 @@ class Gathered:
 
 def measure_case(files: CaseFiles, domain: str, labels: Labels, cache: Path | None, scratch: Scratch = IN_MEMORY) -> CaseStats:
     """One case's measurements, from the cache where these files were measured before; a large image lies in `scratch`."""
-    return measure(files, lambda: read_case(files, scratch=scratch), domain=domain, labels=labels, cache=cache)
+    return measure(files, lambda: read_case(files, scratch=scratch, labels=labels), domain=domain, labels=labels, cache=cache)
 
 
 def measure(files: CaseFiles, case: Callable[[], Case], *, domain: str, labels: Labels, cache: Path | None) -> CaseStats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from medseg.geometry import Array, Shape
 from medseg.io.digests import Digests
 from medseg.io.format import numbers
 from medseg.io.grids import Moved, channels_by_file, grid_problems, nearest, place
-from medseg.io.images import Header, Image, is_present, read_case, read_header, read_image, read_label
+from medseg.io.images import Header, Image, is_present, read_annotation, read_case, read_header, read_image
 from medseg.io.layouts.files import missing_label
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
@@ -106,7 +107,7 @@ def inspect_case(
     report.features = tuple(features)
     if label is None or files.label is None:
         return report
-    found = _read(files.label, report, read_label)
+    found = _read(files.label, report, partial(read_annotation, labels=labels))
     if found is not None:
         _check_label(files.label, found, labels, known[0], report)
     if measure is not None and found is not None and not report.problems:
@@ -256,7 +257,7 @@ def _check_label(path: Path, label: Image, labels: Labels, image: Header, report
         label = Image(nearest(label, image.grid), image.grid, image.native)
     present: Counter[int] = Counter()
     for rows in row_slabs(label.array[0].shape):
-        values, counts = np.unique(label.array[0][rows], return_counts=True)
+        values, counts = np.unique(labels.semantic(label.array[0][rows]), return_counts=True)
         present.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     allowed = {0, *labels.values, *(() if labels.ignore is None else (labels.ignore,))}
     strange = sorted(set(present) - allowed)

@@ -111,8 +111,12 @@ def _measured(step: _Step) -> Cost:
     with shadows:
         kept = [torch.zeros_like(w) for w in weights for _ in range(STATES[plan.training.optimizer] + AVERAGED)]
         size = (plan.training.batch_size,)
-        label = torch.zeros(*size, *plan.window, dtype=torch.int16)
-        batch = Batch(torch.zeros(*size, len(plan.data.channels), *plan.window), label, torch.zeros_like(label) if plan.previous else None)
+        label = torch.zeros(*size, *plan.window, dtype=torch.int32 if plan.data.labels.things else torch.int16)
+        batch = Batch(
+            torch.zeros(*size, len(plan.data.channels), *plan.window),
+            label,
+            torch.zeros_like(label, dtype=torch.int16) if plan.previous else None,
+        )
         try:
             targets = task.targets(batch)
             with torch.autocast("cpu", torch.bfloat16, enabled=plan.memory.device == "cuda"):

@@ -138,7 +138,7 @@ def _prepare_case(files: CaseFiles, targets: Sequence[_Target], scratch: Scratch
     wanted = [(one, digest) for one in targets if not Store(one.folder).has(files.id, digest := one.digest(content))]
     if not wanted:
         return 0
-    native = read_case(files, scratch=scratch)
+    native = read_case(files, scratch=scratch, labels=wanted[0][0].plan.data.labels)
     size, last = 0, None
     for one, digest in wanted:
         domain = find_domain(one.plan.domain)(one.plan)

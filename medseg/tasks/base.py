@@ -113,6 +113,8 @@ class Task(Objective):
 
     metrics: ClassVar[tuple[str, ...]]
     """Names of what `score` can compute; the first one selects models and is what validation during training shows."""
+    objects: ClassVar[bool] = False
+    """Whether it tells objects of one class apart, so that label values which nobody has declared are objects."""
 
     @staticmethod
     @abstractmethod

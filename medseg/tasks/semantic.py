@@ -15,9 +15,11 @@ from torch import Tensor
 
 from medseg.case import Batch
 from medseg.dataset import Dataset, Labels
+from medseg.errors import PlanError
 from medseg.fingerprint import Fingerprint
 from medseg.losses.blobs import number_blobs
 from medseg.losses.dice import IGNORED, Form, exclusive_loss, region_loss
+from medseg.losses.levels import at_size, shares
 from medseg.metrics import METRICS, score_classes
 from medseg.models.base import Head, Outputs
 from medseg.plans import TargetSection
@@ -109,6 +111,13 @@ class Semantic(Task):
     def needs(dataset: Dataset, fingerprint: Fingerprint) -> Needs:
         """One head, and class weights where some classes are much rarer than others."""
         labels = dataset.labels
+        if labels.things:
+            raise PlanError.of(
+                "labels that tell objects apart are not for this task",
+                where=f"dataset '{dataset.name}'",
+                found=f"objects of {', '.join(labels.things)}",
+                fix="Leave out --task, or --objects.",
+            )
         weights, why = _class_weights(fingerprint)
         names = ", ".join(labels.names)
         reasons = {
@@ -165,13 +174,12 @@ class Semantic(Task):
         sum to 1 (nnU-Net)."""
         settings = self.settings
         maps = outputs[HEAD]
-        shares = [0.5**level for level in range(len(maps))]
         factors = {"dice": settings.dice, "cross_entropy": settings.cross_entropy} | ({"blob": settings.blob} if settings.blob else {})
         sums: dict[str, Tensor] = {}
-        for share, logits in zip(shares, maps, strict=True):
-            terms = self._terms(logits, {name: _at(target, logits.shape[2:]) for name, target in targets.items()})
+        for share, logits in zip(shares(len(maps)), maps, strict=True):
+            terms = self._terms(logits, {name: at_size(target, logits.shape[2:]) for name, target in targets.items()})
             for name, factor in factors.items():
-                term = terms[name] * (factor * share / sum(shares))
+                term = terms[name] * (factor * share)
                 sums[name] = sums[name] + term if name in sums else term
         return sums
 
@@ -369,17 +377,6 @@ def _many_small(fingerprint: Fingerprint) -> tuple[str, ...]:
         "Tversky, blob, focal and top-k losses (missed, blob, focal, hardest) brought no consistent gain in a small trial on such data "
         "(benchmarks/losses.py), so none is chosen.",
     )
-
-
-def _at(target: Tensor, size: tuple[int, ...]) -> Tensor:
-    """A target at the resolution of a coarser output, by nearest neighbour as in nnU-Net."""
-    lead = target.ndim - len(size)
-    if target.shape[lead:] == size:
-        return target
-    for axis, (have, want) in enumerate(zip(target.shape[lead:], size, strict=True), lead):
-        centres = ((torch.arange(want, device=target.device) + 0.5) * (have / want)).long()
-        target = target.index_select(axis, centres)
-    return target
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

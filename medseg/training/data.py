@@ -174,11 +174,11 @@ class Steps(Sampler[list[int]]):
 
 
 def collate(windows: list[Window] | MedsegError) -> tuple[Tensor, ...] | MedsegError:
-    """Images `(N, C, *window)` float32, labels `(N, *window)` int16, and priors like them where there are any; an error as it is."""
+    """Images `(N, C, *window)` float32, labels `(N, *window)`, and priors like them where there are any; an error as it is."""
     if isinstance(windows, MedsegError):
         return windows
     images = torch.from_numpy(np.stack([np.asarray(window.image, dtype=np.float32) for window in windows]))
-    labels = torch.from_numpy(np.stack([np.asarray(window.label, dtype=np.int16) for window in windows]))
+    labels = torch.from_numpy(np.stack([window.label for window in windows]))
     priors = [np.asarray(window.prior, dtype=np.int16) for window in windows if window.prior is not None]
     return (images, labels, torch.from_numpy(np.stack(priors))) if priors else (images, labels)
 

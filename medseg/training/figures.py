@@ -40,7 +40,11 @@ def draw_overlay(case: PreparedCase, prediction: Prediction, labels: Labels, fil
     """Image, annotation and prediction of the slice with the most foreground; False where a case is no image (not 2D or 3D)."""
     if len(case.shape) not in (2, 3) or case.label is None:
         return False
-    image, truth, found = np.asarray(case.image[0], np.float32), np.asarray(case.label), np.asarray(prediction.labels)
+    image, truth, found = (
+        np.asarray(case.image[0], np.float32),
+        labels.semantic(np.asarray(case.label)),
+        labels.semantic(np.asarray(prediction.labels)),
+    )
     if image.ndim == 3:
         foreground = np.isin(truth, labels.values).sum(axis=(1, 2))
         row = int(foreground.argmax()) if foreground.any() else len(image) // 2

@@ -147,7 +147,7 @@ def test_views_are_as_radiologists_look(tmp_path):
     label_map = np.zeros((20, 20, 20), np.uint8)
     label_map[4, 15, 10] = 1  # i=4 of 20 along R: in the patient's left half; j=15 of 20 along A: in front
     path = save(tmp_path / "a.nii.gz", label_map, np.eye(4))
-    axial, coronal, sagittal = views(Pair("a", path, path), (), [(1,)])
+    axial, coronal, sagittal = views(Pair("a", path, path), (), Labels(classes=(LabelClass(name="a", values=(1,)),)))
     assert [v.title.split()[0] for v in (axial, coronal, sagittal)] == ["axial", "coronal", "sagittal"]
     # Cropped with a margin of 8: the voxel lies at its margin, except where the image ends. RAS x=4 is LPS index 15.
     assert axial.reference == ("M8 4H9V5H8Z",)

@@ -18,7 +18,7 @@ def test_identity_cuts_the_middle(shape):
     image = torch.randn(2, 3, *shape)
     label = torch.randint(0, 5, (2, *shape), dtype=torch.int16)
     grid = sampling_grid(shape, window, *identity(2, len(shape)))
-    warped, (moved,) = warp(image, (label,), (0, 1, 2, 3, 4), grid)
+    warped, (moved,) = warp(image, (label,), ((0, 1, 2, 3, 4),), grid)
     middle = (..., *[slice(1, -1)] * len(shape))
     torch.testing.assert_close(warped, image[middle], atol=1e-4, rtol=0)
     assert moved.dtype == torch.int16
@@ -28,7 +28,7 @@ def test_identity_cuts_the_middle(shape):
 def test_quarter_turn_equals_rot90():
     image, label = torch.randn(1, 1, 9, 9), torch.randint(0, 3, (1, 9, 9), dtype=torch.int16)
     matrix = rotation_matrices(torch.tensor([[math.pi / 2]]), 2)
-    warped, (moved,) = warp(image, (label,), (0, 1, 2), sampling_grid((9, 9), (9, 9), matrix, torch.zeros(1, 2)))
+    warped, (moved,) = warp(image, (label,), ((0, 1, 2),), sampling_grid((9, 9), (9, 9), matrix, torch.zeros(1, 2)))
     turns = [k for k in (1, 3) if torch.equal(moved, torch.rot90(label, k, (1, 2)))]
     assert len(turns) == 1
     torch.testing.assert_close(warped, torch.rot90(image, turns[0], (2, 3)), atol=1e-4, rtol=0)
@@ -43,7 +43,7 @@ def test_rotations_are_orthogonal():
 def test_shift_moves_by_samples_and_fills_with_zeros():
     image = torch.arange(1.0, 26).view(1, 1, 5, 5)
     grid = sampling_grid((5, 5), (5, 5), torch.eye(2)[None], torch.tensor([[2.0, 0.0]]))
-    warped, (moved,) = warp(image, (image[:, 0].to(torch.int16),), tuple(range(26)), grid)
+    warped, (moved,) = warp(image, (image[:, 0].to(torch.int16),), (tuple(range(26)),), grid)
     torch.testing.assert_close(warped[0, 0, :3], image[0, 0, 2:], atol=1e-4, rtol=0)
     assert not warped[0, 0, 3:].any()
     assert not moved[0, 3:].any()
@@ -52,9 +52,9 @@ def test_shift_moves_by_samples_and_fills_with_zeros():
 def test_many_label_values_go_in_groups_with_equal_result(monkeypatch):
     image, label = torch.randn(2, 1, 12, 12), torch.randint(-1, 9, (2, 12, 12), dtype=torch.int16)
     grid = sampling_grid((12, 12), (10, 10), rotation_matrices(torch.tensor([[0.3], [1.0]]), 2), torch.zeros(2, 2))
-    _, (at_once,) = warp(image, (label,), tuple(range(-1, 9)), grid)
+    _, (at_once,) = warp(image, (label,), (tuple(range(-1, 9)),), grid)
     monkeypatch.setattr(module, "MOST_MAPS", 2)
-    _, (in_groups,) = warp(image, (label,), tuple(range(-1, 9)), grid)
+    _, (in_groups,) = warp(image, (label,), (tuple(range(-1, 9)),), grid)
     assert torch.equal(at_once, in_groups)
     assert set(at_once.unique().tolist()) == set(range(-1, 9))
 
@@ -63,10 +63,10 @@ def test_half_covered_voxels_become_background_only_when_it_is_the_largest():
     label = torch.zeros(1, 4, 4, dtype=torch.int16)
     label[:, :, 2:] = 3
     grid = sampling_grid((4, 4), (4, 4), torch.eye(2)[None], torch.tensor([[0.0, 0.4]]))
-    _, (moved,) = warp(torch.zeros(1, 1, 4, 4), (label,), (0, 3), grid)
+    _, (moved,) = warp(torch.zeros(1, 1, 4, 4), (label,), ((0, 3),), grid)
     assert moved[0, 0].tolist() == [0, 0, 3, 3]
     grid = sampling_grid((4, 4), (4, 4), torch.eye(2)[None], torch.tensor([[0.0, 0.6]]))
-    _, (moved,) = warp(torch.zeros(1, 1, 4, 4), (label,), (0, 3), grid)
+    _, (moved,) = warp(torch.zeros(1, 1, 4, 4), (label,), ((0, 3),), grid)
     assert moved[0, 0].tolist() == [0, 3, 3, 0]
 
 

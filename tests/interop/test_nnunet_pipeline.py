@@ -91,8 +91,8 @@ def test_segmentations_are_equal(plan: Plan, recorded: dict[str, Any]) -> None:
     """nnU-Net's logits, brought back and decoded here, are nnU-Net's segmentation, to the voxel."""
     task, domain = find_task(plan.task)(plan), find_domain(plan.domain)(plan)
     trail = prepare(plan, recorded).trail
-    maps = domain.native({task.heads[0].name: Array(recorded["logits"].float().numpy())}, trail)
-    labels = domain.restore(task.decode(maps, "x").labels, trail)
+    maps = domain.native({task.heads[0].name: Array(recorded["logits"].float().numpy())}, trail, task.heads)
+    labels = domain.restore(task.decode(maps, "x").labels, trail, task.heads)
     expected = recorded["segmentation"].numpy()
     assert len(np.unique(expected)) > 1
     np.testing.assert_array_equal(labels, expected)

@@ -23,17 +23,21 @@ def augment_batch(
     values: tuple[int, ...],
     generator: Generator,
     prior: PriorChanges | None = None,
+    coded: bool = False,
 ) -> Batch:
     """Windows with a margin to augmented windows of exactly `window`.
 
     Args:
         proportions: relative spacing of the window axes.
-        values: every value that labels and priors may hold.
+        values: every value that labels and priors may hold, but for codes.
+        coded: labels hold codes of things, which are moved by nearest neighbour: there are too many to weigh them one by one.
         generator: on the CPU; the same state gives the same parameters on every device.
         prior: damage to priors, after they have moved with image and label.
     """
     with torch.no_grad():
-        image, maps = _spatial(batch.image.float(), (batch.label, batch.prior), window, how, proportions, values, generator)
+        image, maps = _spatial(
+            batch.image.float(), (batch.label, batch.prior), window, how, proportions, (() if coded else values, values), generator
+        )
         image = _intensity(image, how, generator)
         label, earlier = maps
         if earlier is not None and prior is not None:
@@ -48,7 +52,7 @@ def _spatial(
     window: Shape,
     how: Augmentation,
     proportions: tuple[float, ...],
-    values: tuple[int, ...],
+    values: tuple[tuple[int, ...], ...],
     generator: Generator,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     n, d, device = len(image), len(window), image.device
@@ -65,7 +69,7 @@ def _spatial(
     shift = _uniform(generator, (n, d), -how.shift, how.shift, 1.0)
     bend = _elastic(n, window, how, generator)
     if bend is None and not turns.any() and not zoom.any() and not shift.any():
-        still = [None if values is None else _flip(_middle(values, window), flips) for values in (image, *maps)]
+        still = [None if one is None else _flip(_middle(one, window), flips) for one in (image, *maps)]
         assert still[0] is not None
         return still[0], tuple(still[1:])
 

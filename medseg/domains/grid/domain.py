@@ -14,7 +14,7 @@ from medseg.dataset import Labels
 from medseg.device import Machine
 from medseg.domains.base import Domain, Draft, Run
 from medseg.domains.grid.drafts import draft_like, make_drafts
-from medseg.domains.grid.maps import MeanMap, ResampledMap
+from medseg.domains.grid.maps import MeanMap, ResampledMap, VectorMap
 from medseg.domains.grid.measure import measure_case
 from medseg.domains.grid.prepare import extent, prepare_case, restore_array, spacing_on
 from medseg.domains.grid.sampling import sample_window, source_window, window_locations
@@ -95,7 +95,7 @@ class GridDomain(Domain):
 
     def sample(self, case: PreparedCase, rng: np.random.Generator, focus: int | None) -> Window:
         """See `Domain.sample`; the margin is what augmentation can move into the window."""
-        return sample_window(case, self.plan.window, self.source, rng, focus)
+        return sample_window(case, self.plan.window, self.source, rng, focus, self.plan.data.labels.dtype)
 
     def augment(self, batch: Batch, generator: Generator) -> Batch:
         """See `Domain.augment`."""
@@ -103,9 +103,8 @@ class GridDomain(Domain):
 
         labels = self.plan.data.labels
         values = (0, *labels.values, *([] if labels.ignore is None else [labels.ignore]))
-        return augment_batch(
-            batch, self.plan.window, self.settings.augmentation, self._proportions(), values, generator, self.settings.prior
-        )
+        how, proportions = self.settings.augmentation, self._proportions()
+        return augment_batch(batch, self.plan.window, how, proportions, values, generator, self.settings.prior, bool(labels.things))
 
     def extent(self, grid: Grid) -> Shape:
         """See `Domain.extent`."""
@@ -137,12 +136,16 @@ class GridDomain(Domain):
         """See `Domain.mean`."""
         return {name: MeanMap(tuple(one[name] for one in maps)) for name in maps[0]}
 
-    def native(self, maps: Mapping[str, DenseMap], trail: tuple[Step, ...]) -> dict[str, DenseMap]:
-        """See `Domain.native`."""
+    def native(self, maps: Mapping[str, DenseMap], trail: tuple[Step, ...], heads: tuple[Head, ...]) -> dict[str, DenseMap]:
+        """See `Domain.native`; displacements are taken from the nearest voxel, because the mean of two leads nowhere."""
         result, half = dict(maps), self.settings.interpolation is Interpolation.nnunet
+        vectors = {head.name for head in heads if head.vector}
         for step in reversed(trail):
             if isinstance(step, Resample):
-                result = {name: ResampledMap(source, step.source, step.thick, half) for name, source in result.items()}
+                result = {
+                    name: VectorMap(source, step.source) if name in vectors else ResampledMap(source, step.source, step.thick, half)
+                    for name, source in result.items()
+                }
         return result
 
     def restore(self, array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:

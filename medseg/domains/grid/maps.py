@@ -111,3 +111,28 @@ class ResampledMap(DenseMap):
         from medseg.imaging.election import strongest_slabs
 
         return strongest_slabs(self.source.slabs(), self.source.shape[1:], self.spatial, self.thick, self.half)
+
+
+@dataclass(frozen=True)
+class VectorMap(DenseMap):
+    """Displacements `(d, *shape)` along the last d axes on another grid of the same extent, in its voxels: those of the nearest voxel."""
+
+    source: DenseMap
+    spatial: Shape
+
+    @property
+    def shape(self) -> Shape:
+        """`(C, *spatial)`."""
+        return (self.source.shape[0], *self.spatial)
+
+    def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """See `DenseMap.slabs`."""
+        before = self.source.shape[1:]
+        nearest = [np.minimum(((np.arange(n) + 0.5) * (m / n)).astype(np.intp), m - 1) for n, m in zip(self.spatial, before, strict=True)]
+        factors = np.array([n / m for n, m in zip(self.spatial, before, strict=True)][-self.source.shape[0] :], np.float32)
+        for rows, values in self.source.slabs():
+            first, last = np.searchsorted(nearest[0], [rows.start, rows.stop])
+            if first == last:
+                continue
+            chosen = values[np.ix_(np.arange(len(values)), nearest[0][first:last] - rows.start, *nearest[1:])]
+            yield slice(int(first), int(last)), chosen * factors.reshape(-1, *(1,) * len(self.spatial))

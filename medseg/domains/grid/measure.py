@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.case import Case
-from medseg.dataset import Labels
+from medseg.dataset import LabelClass, Labels
+from medseg.domains.grid.objects import measure_objects
 from medseg.fingerprint import QUANTILES, CaseStats, ClassStats, Intensities
 from medseg.imaging.components import component_sizes
 from medseg.imaging.crop import bounding_box, nonzero
@@ -22,7 +23,9 @@ def measure_case(case: Case, labels: Labels, digest: str) -> CaseStats:
     step = case.grid.canonical()
     grid = step.grid(case.grid)
     image = step.apply(case.image)
-    label = None if case.label is None else step.apply(case.label)
+    codes = None if case.label is None else step.apply(case.label)
+    label = None if codes is None else labels.semantic(codes)
+    things = () if codes is None else measure_objects(codes, labels, grid.spacing)
     mask = nonzero(image)
     box = bounding_box(mask)
     foreground = None if label is None else np.isin(label, labels.values)
@@ -37,8 +40,9 @@ def measure_case(case: Case, labels: Labels, digest: str) -> CaseStats:
             _intensities(channel, foreground, None if (source := case.field(k)) is None else field_of_view(source, grid))
             for k, channel in enumerate(image)
         ),
-        classes=tuple(_class(label, c.values, float(np.prod(grid.spacing))) for c in labels.classes),
+        classes=tuple(_class(label, c, codes if c.name in labels.things else None, float(np.prod(grid.spacing))) for c in labels.classes),
         ignored=0 if label is None or labels.ignore is None else int(np.count_nonzero(label == labels.ignore)),
+        objects=things,
     )
 
 
@@ -63,12 +67,13 @@ def _significant(value: float) -> float:
     return float(f"{float(value):.7g}")
 
 
-def _class(label: NDArray[Any] | None, values: tuple[int, ...], volume: float) -> ClassStats:
-    mask = None if label is None else np.isin(label, values)
+def _class(label: NDArray[Any] | None, item: LabelClass, codes: NDArray[Any] | None, volume: float) -> ClassStats:
+    """`codes` tell the objects of a thing apart."""
+    mask = None if label is None else np.isin(label, item.values)
     box = () if mask is None else bounding_box(mask)
     if mask is None or not box:
         return ClassStats(voxels=0, volume=0, components=0)
-    sizes = component_sizes(mask[tuple(slice(a, b) for a, b in box)])
+    sizes = component_sizes(mask[tuple(slice(a, b) for a, b in box)]) if codes is None else np.unique(codes[mask], return_counts=True)[1]
     voxels = int(sizes.sum())
     quartiles = tuple(int(q) for q in np.quantile(sizes, (0, 0.25, 0.5, 0.75, 1), method="nearest"))
     return ClassStats(voxels=voxels, volume=_significant(voxels * volume), components=int(sizes.size), sizes=quartiles, box=box)

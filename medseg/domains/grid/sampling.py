@@ -22,24 +22,34 @@ PER_CLASS = 4096  # locations kept per class and case: enough that no two window
 def window_locations(label: NDArray[Any], labels: Labels) -> tuple[NDArray[np.int32], ...]:
     """See `Domain.locations`: up to `PER_CLASS` voxel indices `(n, d)` per entry, drawn by fixed seeds, in index order.
 
-    Half of a class's locations are drawn evenly over its voxels, half evenly over its connected components, each of which has the same share,
-    one location at least while there are fewer than `PER_CLASS`; so large components do not hide small ones. Small components give the same
+    Half of a class's locations are drawn evenly over its voxels, half evenly over its connected components (of things: its objects), each
+    of which has the same share, one location at least while there are fewer than `PER_CLASS`; so large components do not hide small ones. Small components give the same
     voxel several times.
     """
+    codes, label = label, labels.semantic(label)
     boxes = value_boxes(label, labels.values)
     found = []
     for index, item in enumerate(labels.classes):
         box = union([boxes[value] for value in item.values if value in boxes], label.ndim)
-        within = _of_class(np.isin(label[box], item.values), np.random.default_rng(index))
+        mask = np.isin(label[box], item.values)
+        parts = _objects(codes[box], mask) if item.name in labels.things else label_components(mask)
+        within = _of_class(mask, *parts, np.random.default_rng(index))
         found.append(within + np.array([part.start for part in box], dtype=np.int32))
     if labels.ignore is not None:
         found.append(_drawn(label != labels.ignore, PER_CLASS, np.random.default_rng(len(found))))
     return tuple(found)
 
 
-def _of_class(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int32]:
+def _objects(codes: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+    """As `label_components`, of the things that codes tell apart."""
+    ids, places = np.unique(codes[mask], return_inverse=True)
+    labelled = np.zeros(codes.shape, np.int32)
+    labelled[mask] = places.reshape(-1) + 1
+    return labelled, len(ids)
+
+
+def _of_class(mask: NDArray[np.bool_], labelled: NDArray[np.int32], count: int, rng: np.random.Generator) -> NDArray[np.int32]:
     """Half evenly over voxels, half evenly over components; voxels where there is one component only."""
-    labelled, count = label_components(mask)
     if count < 2:
         return _drawn(mask, PER_CLASS, rng)
     half = min(int(np.count_nonzero(mask)), PER_CLASS // 2)
@@ -106,10 +116,13 @@ def source_window(window: Shape, how: Augmentation) -> Shape:
     return tuple(sizes)
 
 
-def sample_window(case: PreparedCase, window: Shape, source: Shape, rng: np.random.Generator, focus: int | None) -> Window:
+def sample_window(
+    case: PreparedCase, window: Shape, source: Shape, rng: np.random.Generator, focus: int | None, dtype: np.dtype[Any]
+) -> Window:
     """A window centred on one of the locations of entry `focus`, or anywhere, enlarged evenly to `source`.
 
     The window itself stays within the case where it fits; only its margin may leave it. Where the entry is empty the window lies anywhere.
+    `dtype` is that of the label.
     """
     full_window = (1,) * (len(case.shape) - len(window)) + window
     full_source = (1,) * (len(case.shape) - len(window)) + source
@@ -124,7 +137,7 @@ def sample_window(case: PreparedCase, window: Shape, source: Shape, rng: np.rand
             start.append(int(np.clip(centre[axis] - length // 2, 0, size - length)))
     begin = tuple(s - (big - small) // 2 for s, big, small in zip(start, full_source, full_window, strict=True))
     image = cut(case.image, begin, full_source, np.float32)
-    label = np.zeros(full_source, dtype=np.int16) if case.label is None else cut(case.label, begin, full_source, np.int16)
+    label = np.zeros(full_source, dtype=dtype) if case.label is None else cut(case.label, begin, full_source, dtype)
     prior = None if case.prior is None else cut(case.prior, begin, full_source, np.int16).reshape(source)
     return Window(image.reshape(image.shape[0], *source), label.reshape(source), prior)
 

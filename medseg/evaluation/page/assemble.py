@@ -190,11 +190,10 @@ def _overlays(evaluation: Evaluation, pairs: Sequence[Pair], images: Mapping[str
     if _heading(evaluation, metric).better is not Better.up:
         means = -np.abs(means)
     files = {p.id: p for p in pairs}
-    classes = [c.values for c in evaluation.labels.classes]
     cards, flat = [], False
     for name, index in choose(means):
         case = evaluation.cases[index]
-        shown = views(files[case.id], images.get(case.id, ()), classes)
+        shown = views(files[case.id], images.get(case.id, ()), evaluation.labels)
         flat = len(shown) == 1
         scores = " · ".join(f"{escape(c)} {_number(case.scores[c].get(metric))}" for c in evaluation.labels.names[:8])
         cards.append(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
+from medseg.dataset import Labels
 from medseg.errors import ImageError
 from medseg.evaluation.page.outline import outline
 from medseg.evaluation.pairing import Pair, read_pair
@@ -44,21 +45,23 @@ class View:
     predicted: tuple[str, ...]
 
 
-def views(case: Pair, images: Sequence[Path], classes: Sequence[tuple[int, ...]]) -> tuple[View, ...]:
+def views(case: Pair, images: Sequence[Path], labels: Labels) -> tuple[View, ...]:
     """The slices with most foreground: one per plane in 3D (axial, coronal, sagittal, as a radiologist looks at them), the image in 2D.
 
     Args:
         case: prediction and reference.
         images: the case's image files; the first channel is shown, or the colours of a colour image. May be empty.
-        classes: voxel values of each class.
+        labels: the classes.
 
     Raises:
         ImageError: the image has another shape than the reference.
     """
-    prediction, truth = read_pair(case)
+    prediction, truth = read_pair(case, labels)
     step = truth.grid.canonical()
     grid = step.grid(truth.grid)
-    arrays = [step.apply(np.stack([np.isin(a.array[0], values) for values in classes])) for a in (truth, prediction)]
+    arrays = [
+        step.apply(np.stack([np.isin(labels.semantic(a.array[0]), one.values) for one in labels.classes])) for a in (truth, prediction)
+    ]
     photo = _photo(images, truth.grid.shape, step)
     occupied: NDArray[np.bool_] = np.any(arrays[0] | arrays[1], axis=0)
     box = _box(occupied)

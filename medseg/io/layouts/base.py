@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ValidationError
 
@@ -15,6 +15,8 @@ from medseg import registry
 from medseg.dataset import Channel, Dataset, LabelClass, Labels, Modality
 from medseg.errors import DatasetError, Problem, UsageError
 from medseg.record import problems_of
+
+Objects = Literal["auto", "numbers", "components", "codes"]
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,28 @@ class LayoutOptions:
             the objects), where a layout has several candidates.
         modality: what the values of every channel mean; replaces what names suggest.
         reference: name of the channel on whose grid a case is read, where files are channels by their names.
+        objects: how labels tell objects apart (see `Labels`), where that is what they are for; `auto` finds out where nothing is declared.
     """
 
     classes: Mapping[str, tuple[int, ...]] | None = None
     labels: str | None = None
     modality: Modality | None = None
     reference: str | None = None
+    objects: Objects | None = None
 
     def __post_init__(self) -> None:
+        if self.objects is not None and self.objects not in get_args(Objects):
+            raise UsageError.of(
+                "unknown form of objects", where="--objects", found=f"'{self.objects}'", expected=", ".join(get_args(Objects))
+            )
         if self.modality is not None and self.modality not in list(Modality):
             raise UsageError.of("unknown modality", where="--modality", found=f"'{self.modality}'", expected=", ".join(Modality))
         if self.modality is not None:
             object.__setattr__(self, "modality", Modality(self.modality))
+
+
+OBJECT = "object"  # name of the class of things that nobody has named
+OF_THINGS = "instance"  # registered task of annotations that tell objects apart
 
 
 class Layout(ABC):
@@ -138,8 +150,12 @@ def make_labels(
     chosen = {name: tuple(values) for name, values in (options.classes or classes).items()}
     if options.classes is not None:
         order = None
+    objects = options.objects if options.objects not in (None, "auto") else None
+    if objects == "numbers":
+        chosen = {one_class(tuple(chosen), where): (1,)}
+    told: dict[str, Any] = {"things": tuple(chosen), "objects": objects} if objects else {}
     try:
-        return Labels(classes=tuple(LabelClass(name=n, values=v) for n, v in chosen.items()), ignore=ignore, order=order)
+        return Labels(classes=tuple(LabelClass(name=n, values=v) for n, v in chosen.items()), ignore=ignore, order=order, **told)
     except ValidationError as error:
         if not options.classes:
             raise DatasetError(problems_of(Labels, error, f"{where}, labels")) from None
@@ -153,8 +169,24 @@ def make_labels(
         ) from None
 
 
+def one_class(names: tuple[str, ...], where: Path) -> str:
+    """The name of the only class, `object` where none is declared. Raises DatasetError where several are: values that number objects say
+    nothing of their class."""
+    if len(names) > 1:
+        raise DatasetError.of(
+            "values that number objects cannot tell classes apart",
+            where=str(where),
+            found=f"classes {', '.join(names)}",
+            expected="one class",
+            fix="Name one class, e.g. --class nucleus=1, or pass --objects components where values are classes.",
+        )
+    return names[0] if names else OBJECT
+
+
 def make_dataset(where: Path, **fields: Any) -> Dataset:
-    """The validated record; pydantic's errors as a DatasetError."""
+    """The validated record; pydantic's errors as a DatasetError. Where classes are things, its task is theirs."""
+    if fields["labels"].things:
+        fields["task"] = OF_THINGS
     try:
         return Dataset(**fields)
     except ValidationError as error:

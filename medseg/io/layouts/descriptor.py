@@ -8,15 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from medseg.dataset import Channel, Labels, Modality
+from medseg.dataset import Channel, Labels, Modality, ObjectForm
 from medseg.errors import DatasetError, ImageError, PlanError
 from medseg.io.images import read_label
-from medseg.io.layouts.base import LayoutOptions, make_channels, make_labels, read_json
+from medseg.io.layouts.base import OBJECT, LayoutOptions, make_channels, make_labels, read_json
 from medseg.record import Record
 
 NAME = "medseg.json"
@@ -33,6 +34,8 @@ class Descriptor(Record):
             the reference.
         classes: class name -> label values.
         order: for regions that overlap, the value written for each class.
+        objects: where labels tell objects apart, how (see `Labels`): `numbers`, every value is an object of the only class; `components`,
+            every connected component of a class is one; `codes`, 65536 times the class's value plus the object's number.
         labels: name of the folder of labels; in case folders, of the label file.
         groups: regular expression whose first group, matched from the start of a case id, names the patient.
         reference: in case folders and DICOM, the channel on whose grid cases are read.
@@ -48,6 +51,7 @@ class Descriptor(Record):
     classes: dict[str, tuple[int, ...]] | None = None
     ignore: int | None = None
     order: tuple[int, ...] | None = None
+    objects: ObjectForm | None = None
     labels: str | None = None
     groups: str | None = None
     reference: str | None = None
@@ -122,10 +126,14 @@ def classes_of(root: Path, descriptor: Descriptor, options: LayoutOptions, files
     Raises:
         DatasetError: the labels hold no foreground, or no classes.
     """
-    if options.classes is not None or descriptor.classes is not None:
+    if descriptor.objects is not None and options.objects in (None, "auto"):
+        options = replace(options, objects=descriptor.objects)
+    declared = options.classes is not None or descriptor.classes is not None
+    if declared or options.objects == "numbers":
         return make_labels(options, descriptor.classes or {}, root / NAME, descriptor.ignore, descriptor.order)
     with ThreadPoolExecutor(4) as pool:
-        values = sorted({v for found in pool.map(_values, files) for v in found} - {0, descriptor.ignore})
+        found = [one - {0, descriptor.ignore} for one in pool.map(_values, files)]
+    values = sorted({v for one in found for v in one})
     if not values:
         raise DatasetError.of(
             "no label file has any foreground",
@@ -134,13 +142,17 @@ def classes_of(root: Path, descriptor: Descriptor, options: LayoutOptions, files
             expected="values above 0",
             fix=fix,
         )
+    if options.objects == "auto" and values[0] > 0:
+        # Masks hold one value each; where some label holds several and nobody calls them classes, they are objects.
+        form: ObjectForm = "numbers" if max(map(len, found)) > 1 else "components"
+        return make_labels(replace(options, objects=form), {OBJECT: tuple(values)}, root, descriptor.ignore)
     if len(values) > MANY or values[0] < 0:
         raise DatasetError.of(
             "the labels hold too many values to be classes",
             where=str(where),
             found=f"{len(values)} values from {values[0]} to {values[-1]}",
             expected=f"at most {MANY} classes with positive values",
-            fix=f"Declare classes: --class NAME=1-9999, or 'classes' in {NAME}.",
+            fix=f"Declare classes: --class NAME=1-9999, or 'classes' in {NAME}. Where values number objects: --objects numbers.",
         )
     classes = {"foreground": (values[0],)} if len(values) == 1 else {f"class {v}": (v,) for v in values}
     return make_labels(options, classes, root, descriptor.ignore)

@@ -63,7 +63,7 @@ class Preview(DicomExport):
 
 def preview(result: Result, origin: Origin) -> Dataset:
     """The pictures of a prediction as an object, not yet written. Raises ImageError for pixels that cannot be read."""
-    labels = np.asarray(result.prediction.labels)
+    labels = np.asarray(result.semantic)
     volume = origin.volume
     flat = labels if labels.ndim == 3 else labels[None]
     chosen = key_slices(flat, result.labels)

@@ -145,7 +145,7 @@ def _size(subject: Subject, index: int, values: Array | None) -> Size:
     box = subject.box(index)
     if box is None:
         return Size(0, 0.0, 0.0, 0.0, 0.0)
-    mask = subject.mask(index, subject.result.prediction.labels[box])
+    mask = subject.mask(index, subject.result.semantic[box])
     return size_of(mask, subject.result.grid, None if values is None else values[box])
 
 

@@ -66,7 +66,7 @@ class RtStruct(DicomExport):
 def structure_set(result: Result, origin: Origin) -> Dataset:
     """The structure set of a prediction, not yet written: one region of interest for each class, also for one without a voxel."""
     maker, classes = result.maker, result.labels
-    labels = to_acquired(origin.volume, np.asarray(result.prediction.labels))
+    labels = to_acquired(origin.volume, np.asarray(result.semantic))
     uid = origin.uid("RTSTRUCT", maker.version, maker.digest, *classes.names, array_digest(labels))
     data = _begin(origin, uid, maker)
     data.ReferencedFrameOfReferenceSequence = [_references(origin)]

@@ -133,7 +133,7 @@ def _masks(subject: Subject, kind: Kind) -> Array:
     """What highdicom is given: segment numbers `(Z, Y, X)`, or `(Z, Y, X, K)` 0 and 1 where voxels may have several."""
     result, volume = subject.result, subject.origin.volume
     count = len(subject.names)
-    labels = to_acquired(volume, result.prediction.labels)
+    labels = to_acquired(volume, result.semantic)
     stack = labels[None] if labels.ndim == 2 else labels
     if kind == "LABELMAP" or (kind == "BINARY" and result.labels.exclusive):
         numbers = np.zeros(stack.shape, np.uint8 if count < 256 else np.uint16)

@@ -40,11 +40,11 @@ class Subject:
             ImageError: there is no such series, nothing can be placed on it, or it has another shape than the prediction.
         """
         origin = origin_of(find_volume(result.files.images[0]))
-        if result.prediction.labels.shape != origin.volume.grid.shape:
+        if result.semantic.shape != origin.volume.grid.shape:
             raise ImageError.of(
                 "a prediction does not have the shape of its images",
                 where=str(origin.volume.path),
-                found=" x ".join(map(str, result.prediction.labels.shape)),
+                found=" x ".join(map(str, result.semantic.shape)),
                 expected=" x ".join(map(str, origin.volume.grid.shape)),
             )
         return cls(result, origin)
@@ -53,7 +53,7 @@ class Subject:
     def digest(self) -> str:
         """Of all that decides what is said about the images: medseg, which names itself in the object, model, classes, voxels."""
         labels, maker = self.result.labels, self.result.maker
-        return "|".join([maker.version, maker.model, maker.digest, labels.to_json(), array_digest(self.result.prediction.labels)])
+        return "|".join([maker.version, maker.model, maker.digest, labels.to_json(), array_digest(self.result.semantic)])
 
     @cached_property
     def terms(self) -> dict[str, SegmentTerms]:
@@ -82,7 +82,7 @@ class Subject:
         """Voxel value -> the smallest box that holds all voxels with it."""
         from scipy import ndimage
 
-        found = ndimage.find_objects(self.result.prediction.labels)
+        found = ndimage.find_objects(self.result.semantic)
         return {value: box for value, box in enumerate(found, 1) if box is not None}
 
     def box(self, index: int) -> Box | None:

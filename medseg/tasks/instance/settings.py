@@ -1,0 +1,78 @@
+"""The task's section of a plan, and how it follows from the fingerprint."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from medseg.fingerprint import Fingerprint
+from medseg.plans import TargetSection
+
+FAINTEST = 1e-4  # a class is never taken to be rarer, so that its first logits are not out of reach
+REACH = 1.25
+
+
+class InstanceSettings(TargetSection):
+    """What the loss asks of the network, and how objects are found in its outputs."""
+
+    seldom: ClassVar[tuple[str, ...]] = ()
+
+    kind: Literal["instance"] = "instance"
+    frequencies: tuple[float, ...] = Field(
+        description="Share of annotated voxels of background and each class; the network's first guess before anything is learnt."
+    )
+    dice: float = Field(ge=0, le=10, description="Factor of the soft Dice of the classes.")
+    cross_entropy: float = Field(ge=0, le=10, description="Factor of their cross entropy.")
+    offset: float = Field(ge=0, le=10, description="Factor of the distance between predicted and true centres, in radii of the object.")
+    scale: float = Field(gt=0, description="Voxels that an output of 1 means in an offset.")
+    smallest: int = Field(ge=1, description="Voxels of the smallest object that is predicted, at native spacing.")
+    reach: float = Field(
+        ge=0, le=10, description="Groups of votes are one object when their centres are nearer to each other than this times their spread."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(not 0 < f < 1 for f in self.frequencies):
+            raise ValueError(f"frequencies lie between 0 and 1; found {list(self.frequencies)}")
+        return self
+
+
+def settings_for(fingerprint: Fingerprint) -> tuple[InstanceSettings, dict[str, str]]:
+    """The settings for these objects, and the reason for each."""
+    found = [c for case in fingerprint.cases for c in case.classes if c.components]
+    ndim = fingerprint.ndim
+    median = float(np.median([c.sizes[len(c.sizes) // 2] for c in found])) if found else 1.0
+    least = min((c.sizes[0] for c in found), default=1)
+    scale = float(f"{max(1.0, (median / math.pi) ** 0.5 if ndim == 2 else (median * 3 / (4 * math.pi)) ** (1 / 3)):.3g}")
+    count = [sum(c.components for c in case.classes) for case in fingerprint.cases]
+    objects = f"{sum(count)} objects, {np.median(count):g} in the median case, half of them below {median:g} voxels"
+    settings = InstanceSettings(
+        frequencies=_frequencies(fingerprint),
+        dice=1.0,
+        cross_entropy=1.0,
+        offset=1.0,
+        scale=scale,
+        smallest=max(1, least // 2),
+        reach=REACH,
+    )
+    reasons = {
+        "kind": f"Labels tell objects apart: {objects}. A class for every voxel, and the way to the centre of its object.",
+        "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background.",
+        "dice": "Optimises the overlap, whatever the class imbalance.",
+        "cross_entropy": "Smooth gradients where the Dice has none.",
+        "offset": "Errors are counted in radii of the object, so small and large ones are worth the same.",
+        "scale": f"About the radius of an object of {median:g} voxels, so that outputs are about 1.",
+        "smallest": f"Half of the smallest object in the labels ({least} voxels).",
+        "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
+    }
+    return settings, reasons
+
+
+def _frequencies(fingerprint: Fingerprint) -> tuple[float, ...]:
+    voxels = [sum(case.classes[k].voxels for case in fingerprint.cases) for k in range(len(fingerprint.labels.classes))]
+    total = max(1, sum(math.prod(case.shape) - case.ignored for case in fingerprint.cases))
+    shares = [(total - sum(voxels)) / total, *(v / total for v in voxels)]
+    return tuple(float(f"{min(max(share, FAINTEST), 1 - FAINTEST):.4g}") for share in shares)
