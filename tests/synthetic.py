@@ -84,10 +84,11 @@ def make_plan(
     machine: Machine = Machine("cpu", 8.0),  # noqa: B008  (frozen)
     shape: tuple[int, ...] = (36, 50, 35),
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
+    task: str = "semantic",
 ):
     from medseg.planning.planner import make_plans
 
     dataset = make_dataset(labels, ndim)
     fingerprint = make_fingerprint_of(dataset, shape[-ndim:], spacing[-ndim:])
-    plans = make_plans(dataset, fingerprint, task="semantic", domain="grid", network="unet", machine=machine)
+    plans = make_plans(dataset, fingerprint, task=task, domain="grid", network="unet", machine=machine)
     return next(p for p in plans if p.recommended)

@@ -53,9 +53,9 @@ def test_oracle_law(name: str, dataset, fingerprint) -> None:
     plan = next(p for p in plans if p.recommended)
     task = find_task(name)(plan)
     for files in dataset.cases[:3]:
-        case = find_domain(plan.domain)(plan).prepare(read_case(files))
+        case = find_domain(plan.domain)(plan).prepare(read_case(files, labels=plan.data.labels))
         assert case.label is not None
-        batch = Batch(torch.from_numpy(np.array(case.image, np.float32))[None], torch.from_numpy(case.label.astype(np.int16))[None])
+        batch = Batch(torch.from_numpy(np.array(case.image, np.float32))[None], torch.from_numpy(case.label.astype(plan.data.labels.dtype))[None])
         outputs = task.oracle(task.targets(batch))
         assert set(outputs) == {head.name for head in task.heads}
         prediction = task.decode({k: Array(v[0].numpy()) for k, v in outputs.items()}, files.id)
@@ -102,7 +102,7 @@ def test_perfect_law(name: str, dataset, fingerprint) -> None:
     if name not in TASKS:
         plan = pretext_plan(plan, name)
     objective, domain = find_objective(name)(plan), find_domain(plan.domain)(plan)
-    case = domain.prepare(read_case(dataset.cases[0]))
+    case = domain.prepare(read_case(dataset.cases[0], labels=plan.data.labels))
     ready = PreparedCase("x", case.image, case.label, domain.locations(case.label), case.grid, ())
     window = domain.sample(ready, np.random.default_rng(0), None)
     for first in ("inputs", "targets"):

@@ -23,8 +23,8 @@ def window_locations(label: NDArray[Any], labels: Labels) -> tuple[NDArray[np.in
     """See `Domain.locations`: up to `PER_CLASS` voxel indices `(n, d)` per entry, drawn by fixed seeds, in index order.
 
     Half of a class's locations are drawn evenly over its voxels, half evenly over its connected components (of things: its objects), each
-    of which has the same share, one location at least while there are fewer than `PER_CLASS`; so large components do not hide small ones. Small components give the same
-    voxel several times.
+    of which has the same share, one location at least while there are fewer than `PER_CLASS`; so large components do not hide small ones.
+    Small components give the same voxel several times.
     """
     codes, label = label, labels.semantic(label)
     boxes = value_boxes(label, labels.values)

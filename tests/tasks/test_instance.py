@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from synthetic import REGIONS, TWO, make_dataset, make_fingerprint_of, make_plan
+
+from medseg.case import Batch
+from medseg.dataset import NUMBER_BITS, LabelClass, Labels
+from medseg.errors import PlanError
+from medseg.prediction import DenseMap, Prediction
+from medseg.tasks.instance import Instance
+from medseg.tasks.instance.voting import group_voxels
+from medseg.tasks.semantic import Semantic
+
+THINGS = TWO.as_objects("components")
+STUFF = Labels(
+    classes=(LabelClass(name="tissue", values=(1,)), LabelClass(name="cell", values=(2, 5)), LabelClass(name="vessel", values=(3,))),
+    ignore=9,
+    things=("cell", "vessel"),
+)
+
+
+class Slabs(DenseMap):
+    """A map in memory, read two rows at a time."""
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.values = values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        for start in range(0, self.shape[1], 2):
+            rows = slice(start, min(start + 2, self.shape[1]))
+            yield rows, self.values[:, rows]
+
+
+def task_of(labels: Labels, ndim: int = 2) -> Instance:
+    plan = make_plan(labels, ndim, shape=(32, 64, 64), task="instance").edited({"target.smallest": "1"})
+    return Instance(plan)
+
+
+@pytest.fixture(scope="module")
+def tasks() -> dict[int, Instance]:
+    return {ndim: task_of(STUFF, ndim) for ndim in (2, 3)}
+
+
+def batch(codes: NDArray[np.int32]) -> Batch:
+    return Batch(torch.zeros(1, 1, *codes.shape), torch.from_numpy(codes)[None])
+
+
+def perfect(task: Instance, codes: NDArray[np.int32], **how: bool) -> Prediction:
+    outputs = task.oracle(task.targets(batch(codes)))
+    assert {name: maps.shape[1] for name, maps in outputs.items()} == {head.name: head.channels for head in task.heads}
+    return task.decode({name: Slabs(maps[0].numpy()) for name, maps in outputs.items()}, "x", **how)
+
+
+def same_objects(found: NDArray[np.int32], codes: NDArray[np.int32]) -> bool:
+    """The same voxels belong together, with the same class, whatever their numbers."""
+    pairs = np.unique(np.stack([found.ravel(), codes.ravel()]), axis=1)
+    one_to_one = len(set(pairs[0])) == len(set(pairs[1])) == pairs.shape[1]
+    return one_to_one and bool((pairs[0] >> NUMBER_BITS == pairs[1] >> NUMBER_BITS).all())
+
+
+def code(value: int, number: int = 0) -> int:
+    return value << NUMBER_BITS | number
+
+
+def crowded(ndim: int) -> NDArray[np.int32]:
+    """Touching blocks that fill the image to all borders, among them some of one voxel, on stuff."""
+    codes = np.full((12, 20, 24)[-ndim:], code(1), np.int32)
+    codes[..., :6, :8] = code(2, 1)
+    codes[..., :6, 8:16] = code(2, 2)
+    codes[..., 6:12, :8] = code(3, 3)
+    codes[..., -1, -1] = code(3, 4)
+    codes[..., -1, -2] = code(2, 5)
+    codes[..., 12:, 0] = code(2, 6)
+    codes[..., 12:, 1] = code(2, 7)
+    codes[..., 2, 2] = code(2, 8)  # within another
+    if ndim == 3:
+        codes[1:] = np.where(codes[1:] & 0xFFFF, codes[1:] + 20, codes[1:])
+    return codes
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_perfect_outputs_give_the_same_objects(tasks, ndim):
+    codes = crowded(ndim)
+    found = perfect(tasks[ndim], codes).labels
+    assert found.dtype == np.int32
+    assert same_objects(found, codes)
+    scores = tasks[ndim].score(found, codes, (1.0,) * ndim)
+    assert {name: row["pq"] for name, row in scores.items()} == {"tissue": 1.0, "cell": 1.0, "vessel": 1.0}
+    assert all(value == 1.0 for row in scores.values() for value in row.values())
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60))
+def test_perfect_outputs_of_any_regions(tasks, seed, count):
+    """Objects of any shape and size, touching each other, in pieces, around each other."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.integers(0, count + 1, (8, 9)).repeat(rng.integers(1, 4), 0).repeat(rng.integers(1, 4), 1)
+    codes = np.where(numbers, (2 + numbers % 2) << NUMBER_BITS | numbers, 0).astype(np.int32)
+    assert same_objects(perfect(tasks[2], codes).labels, codes)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("kind", ["nothing", "one voxel", "everything", "ignored", "one object"])
+def test_empty_and_extreme_cases(tasks, kind, ndim):
+    task, codes = tasks[ndim], np.zeros((16, 16, 16)[-ndim:], np.int32)
+    if kind == "one voxel":
+        codes[(3,) * ndim] = code(2, 1)
+    elif kind == "everything":
+        codes[...] = code(5, 77)
+    elif kind == "ignored":
+        codes[...] = code(9)
+    elif kind == "one object":
+        codes[(slice(4, 9),) * ndim] = code(3, 12)
+    targets = task.targets(batch(codes))
+    outputs = {head.name: [torch.zeros(1, head.channels, *codes.shape, requires_grad=True)] for head in task.heads}
+    total = sum(task.loss(outputs, targets).values())
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(torch.isfinite(maps[0].grad).all() for maps in outputs.values())
+    found = perfect(task, codes).labels
+    if kind == "ignored":
+        assert not found.any()
+    elif kind == "everything":
+        assert np.unique(found).tolist() == [code(2, 1)]  # the class is written as its first value
+    else:
+        assert same_objects(found, codes)
+
+
+def test_five_hundred_objects(tasks):
+    numbers = np.arange(1, 501).reshape(20, 25).repeat(4, 0).repeat(3, 1)
+    found = perfect(tasks[2], (numbers | 2 << NUMBER_BITS).astype(np.int32)).labels
+    assert np.array_equal(found & 0xFFFF, numbers)  # numbered in index order
+
+
+def test_the_loss_of_an_offset_is_counted_in_radii(tasks):
+    """A way that misses by as much of the radius costs the same for a small and a large object."""
+    task, losses = tasks[2], []
+    for size in (4, 16):
+        codes = np.zeros((32, 32), np.int32)
+        codes[4 : 4 + size, 4 : 4 + size] = code(2, 1)
+        targets = task.targets(batch(codes))
+        outputs = {name: [maps] for name, maps in task.oracle(targets).items()}
+        assert sum(float(term) for term in task.loss(outputs, targets).values()) < 0.01
+        outputs["offsets"] = [outputs["offsets"][0] + 0.25 * size / task.settings.scale]
+        losses.append(float(task.loss(outputs, targets)["offset"]))
+    assert losses[0] == pytest.approx(losses[1])
+    assert losses[0] == pytest.approx(0.25 * np.sqrt(np.pi), rel=1e-5)
+
+
+def test_votes_that_scatter_are_one_object_and_neighbours_stay_two():
+    """Disks of radius 10 that touch, with votes that miss the centre by two voxels."""
+    rows, columns = np.mgrid[:40, :64]
+    centres = ((20, 16), (20, 37), (8, 52))
+    radii = (10, 10, 4)
+    truth, offsets = np.zeros((40, 64), np.int32), np.zeros((2, 40, 64))
+    for number, ((y, x), r) in enumerate(zip(centres, radii, strict=True), 1):
+        inside = (rows - y) ** 2 + (columns - x) ** 2 <= r**2
+        truth[inside] = number
+        offsets[:, inside] = np.array([y - rows, x - columns])[:, inside]
+    rng = np.random.default_rng(0)
+    from scipy.ndimage import gaussian_filter
+
+    for strength in (0.0, 0.5, 1.0, 2.0):
+        noise = np.stack([gaussian_filter(rng.standard_normal((40, 64)), 2) for _ in range(2)])
+        found = group_voxels(truth > 0, offsets + strength * noise / noise.std(), 1, 1.25)
+        overlap = [np.bincount(found[truth == n]).max() / (truth == n).sum() for n in (1, 2, 3)]
+        assert min(overlap) > 0.9, strength
+        assert len({int(np.bincount(found[truth == n]).argmax()) for n in (1, 2, 3)}) == 3
+
+
+def test_small_groups_are_dropped_and_votes_beyond_the_image_stay_in_it():
+    things = np.zeros((6, 9), bool)
+    things[1:4, 1:4] = things[5, 8] = True
+    offsets = np.zeros((2, 6, 9))
+    offsets[:, 1:4, 1:4] = np.array([2 - np.mgrid[1:4, 1:4][0], 2 - np.mgrid[1:4, 1:4][1]])
+    offsets[:, 5, 8] = 50
+    assert np.unique(group_voxels(things, offsets, 1, 1.25)).tolist() == [0, 1, 2]
+    kept = group_voxels(things, offsets, 2, 1.25)
+    assert np.unique(kept).tolist() == [0, 1]
+    assert kept[5, 8] == 0
+
+
+def test_slices_of_a_volume_are_apart_where_votes_lie_in_slices():
+    found = group_voxels(np.ones((3, 4, 4), bool), np.array([1 - np.mgrid[:3, :4, :4][1], 1 - np.mgrid[:3, :4, :4][2]]), 1, 1.25)
+    assert [np.unique(one).tolist() for one in found] == [[1], [2], [3]]
+
+
+def test_needs():
+    dataset = make_dataset(TWO, 2)
+    needs = Instance.needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0), (314, 100)))
+    assert needs.labels == THINGS
+    assert needs.target.smallest == 50
+    assert needs.target.scale == 8.12  # of the 207 voxels between both
+    assert set(needs.reasons) == set(type(needs.target).model_fields)
+    with pytest.raises(PlanError, match="regions that overlap have no separate objects"):
+        dataset = make_dataset(REGIONS, 2)
+        Instance.needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0)))
+    with pytest.raises(PlanError, match=r"tell objects apart are not for this task.*objects of anterior, posterior"):
+        dataset = make_dataset(THINGS, 2)
+        Semantic.needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0)))
+
+
+def test_uncertainty_and_combination(tasks):
+    task, codes = tasks[2], crowded(2)
+    sure = perfect(task, codes, probabilities=True, uncertainty=True)
+    assert sure.uncertainty < 1e-3
+    assert sure.probabilities.shape == (4 + 2, *codes.shape)
+    again = task.combine([sure, sure], "x", probabilities=True)
+    assert np.array_equal(again.labels, sure.labels)
+    assert np.array_equal(again.probabilities, sure.probabilities)
