@@ -136,7 +136,7 @@ class Labels(Record):
 
     def numbers(self, array: Any) -> Any:
         """The number of each voxel's object, 0 where there is none; only where there are things."""
-        return array & MOST_OBJECTS
+        return array - (self.semantic(array) << NUMBER_BITS)  # unlike a mask, right for the few bits of an empty map, too
 
     def as_objects(self, objects: ObjectForm) -> Self:
         """The same classes, all of them things."""

@@ -55,7 +55,9 @@ def test_oracle_law(name: str, dataset, fingerprint) -> None:
     for files in dataset.cases[:3]:
         case = find_domain(plan.domain)(plan).prepare(read_case(files, labels=plan.data.labels))
         assert case.label is not None
-        batch = Batch(torch.from_numpy(np.array(case.image, np.float32))[None], torch.from_numpy(case.label.astype(plan.data.labels.dtype))[None])
+        batch = Batch(
+            torch.from_numpy(np.array(case.image, np.float32))[None], torch.from_numpy(case.label.astype(plan.data.labels.dtype))[None]
+        )
         outputs = task.oracle(task.targets(batch))
         assert set(outputs) == {head.name for head in task.heads}
         prediction = task.decode({k: Array(v[0].numpy()) for k, v in outputs.items()}, files.id)
