@@ -364,7 +364,7 @@ def show_scores(evaluation: Evaluation, report: Path | None) -> None:
     """The summary of an evaluation as a table."""
     from medseg.metrics import describe
 
-    metrics = [m for m in evaluation.metrics if m.partition("@")[0] in ("dice", "nsd", "hd95", "lesion_f1")]
+    metrics = [m for m in evaluation.metrics if m.partition("@")[0] in SHOWN] or list(evaluation.metrics)
     rows = [(name, *(_interval(evaluation.classes[name][m]) for m in metrics)) for name in evaluation.labels.names]
     if len(rows) > 1:
         rows.append(("mean", *(_interval(evaluation.overall[m]) for m in metrics)))
@@ -395,4 +395,5 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if abs(value) < 0.01 else f"{value:.3f}"
 
 
+SHOWN = {"dice", "nsd", "hd95", "pq", "object_accuracy", "object_f1", "lesion_f1"}  # metrics in tables of the command line
 NEED_ARGUMENTS = (predict, evaluate, compare, select, run)

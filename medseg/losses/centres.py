@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-@torch.library.custom_op("medseg::centre_offsets", mutates_args=())
+_LIBRARY = torch.library.Library("medseg", "FRAGMENT")  # what `custom_op` makes imports PyTorch's compiler when it is first called
+_LIBRARY.define("centre_offsets(Tensor objects) -> Tensor")
+
+
 def centre_offsets(objects: Tensor) -> Tensor:
     """The way from each voxel of an object to the object's centre, and the object's size.
 
@@ -23,6 +26,11 @@ def centre_offsets(objects: Tensor) -> Tensor:
     Returns:
         `(N, d + 1, *spatial)` float32: offsets in voxels along each axis, then the object's voxels; 0 outside.
     """
+    found: Tensor = torch.ops.medseg.centre_offsets.default(objects)
+    return found
+
+
+def _centre_offsets(objects: Tensor) -> Tensor:
     values = objects.to("cpu").numpy()
     result = np.zeros((len(values), values.ndim, *values.shape[1:]), np.float32)
     for window, found in zip(values, result, strict=True):
@@ -30,9 +38,12 @@ def centre_offsets(objects: Tensor) -> Tensor:
     return torch.from_numpy(result).to(objects.device)
 
 
-@centre_offsets.register_fake
-def _(objects: Tensor) -> Tensor:
+def _shaped(objects: Tensor) -> Tensor:
     return torch.empty((len(objects), objects.ndim, *objects.shape[1:]), dtype=torch.float32, device=objects.device)
+
+
+_LIBRARY.impl("centre_offsets", _centre_offsets, "CompositeExplicitAutograd")
+_LIBRARY.impl("centre_offsets", _shaped, "Meta")
 
 
 def fill_offsets(window: NDArray[np.integer], out: NDArray[np.float32]) -> None:

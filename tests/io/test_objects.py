@@ -83,7 +83,7 @@ def test_numbers_of_one_class():
     assert encode(np.array([0, 255, 4]), ignoring, "numbers", HERE).tolist() == [0, code(255), code(1, 4)]
     with pytest.raises(ImageError, match="numbers of objects are not negative"):
         encode(np.array([-1, 2]), CELL, "numbers", HERE)
-    with pytest.raises(ImageError, match="holds too many objects; at here.png; found 65537|too many objects.*65537"):
+    with pytest.raises(ImageError, match=r"holds too many objects.*65537"):
         encode(np.arange(65538) * 2, CELL, "numbers", HERE)
 
 
@@ -151,5 +151,5 @@ def test_what_is_declared_stays(tmp_path):
     declared = LayoutOptions(classes={"a": (1, 2), "b": (300,)}, objects="numbers")
     with pytest.raises(DatasetError, match=r"values that number objects cannot tell classes apart.*classes a, b.*--objects components"):
         open_dataset(folder, declared)
-    with pytest.raises(UsageError, match=r"unknown form of objects; at --objects; found 'blobs'|unknown form of objects.*'blobs'"):
+    with pytest.raises(UsageError, match=r"unknown form of objects.*'blobs'"):
         LayoutOptions(objects="blobs")  # type: ignore[arg-type]

@@ -199,15 +199,15 @@ def test_needs():
     dataset = make_dataset(TWO, 2)
     needs = Instance.needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0), (314, 100)))
     assert needs.labels == THINGS
-    assert needs.target.smallest == 50
+    assert needs.target.smallest == 75
     assert needs.target.scale == 8.12  # of the 207 voxels between both
     assert set(needs.reasons) == set(type(needs.target).model_fields)
+    regions, things = make_dataset(REGIONS, 2), make_dataset(THINGS, 2)
+    of_regions, of_things = (make_fingerprint_of(one, (50, 50), (1.0, 1.0)) for one in (regions, things))
     with pytest.raises(PlanError, match="regions that overlap have no separate objects"):
-        dataset = make_dataset(REGIONS, 2)
-        Instance.needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0)))
+        Instance.needs(regions, of_regions)
     with pytest.raises(PlanError, match=r"tell objects apart are not for this task.*objects of anterior, posterior"):
-        dataset = make_dataset(THINGS, 2)
-        Semantic.needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0)))
+        Semantic.needs(things, of_things)
 
 
 def test_uncertainty_and_combination(tasks):

@@ -16,6 +16,7 @@ from medseg.imaging.components import label_components
 from medseg.imaging.crop import union, value_boxes
 from medseg.imaging.windows import cut
 
+INT16 = np.dtype(np.int16)
 PER_CLASS = 4096  # locations kept per class and case: enough that no two windows of an epoch share one by necessity
 
 
@@ -117,7 +118,7 @@ def source_window(window: Shape, how: Augmentation) -> Shape:
 
 
 def sample_window(
-    case: PreparedCase, window: Shape, source: Shape, rng: np.random.Generator, focus: int | None, dtype: np.dtype[Any]
+    case: PreparedCase, window: Shape, source: Shape, rng: np.random.Generator, focus: int | None, dtype: np.dtype[Any] = INT16
 ) -> Window:
     """A window centred on one of the locations of entry `focus`, or anywhere, enlarged evenly to `source`.
 

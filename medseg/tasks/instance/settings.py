@@ -12,7 +12,7 @@ from medseg.fingerprint import Fingerprint
 from medseg.plans import TargetSection
 
 FAINTEST = 1e-4  # a class is never taken to be rarer, so that its first logits are not out of reach
-REACH = 1.25
+REACH = 1.5
 
 
 class InstanceSettings(TargetSection):
@@ -55,7 +55,7 @@ def settings_for(fingerprint: Fingerprint) -> tuple[InstanceSettings, dict[str, 
         cross_entropy=1.0,
         offset=1.0,
         scale=scale,
-        smallest=max(1, least // 2),
+        smallest=max(1, 3 * least // 4),
         reach=REACH,
     )
     reasons = {
@@ -65,7 +65,7 @@ def settings_for(fingerprint: Fingerprint) -> tuple[InstanceSettings, dict[str, 
         "cross_entropy": "Smooth gradients where the Dice has none.",
         "offset": "Errors are counted in radii of the object, so small and large ones are worth the same.",
         "scale": f"About the radius of an object of {median:g} voxels, so that outputs are about 1.",
-        "smallest": f"Half of the smallest object in the labels ({least} voxels).",
+        "smallest": f"Three quarters of the smallest object in the labels ({least} voxels).",
         "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
     }
     return settings, reasons
