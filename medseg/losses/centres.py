@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-
 _LIBRARY = torch.library.Library("medseg", "FRAGMENT")  # what `custom_op` makes imports PyTorch's compiler when it is first called
 _LIBRARY.define("centre_offsets(Tensor objects) -> Tensor")
 

@@ -190,9 +190,16 @@ def test_small_groups_are_dropped_and_votes_beyond_the_image_stay_in_it():
     assert kept[5, 8] == 0
 
 
-def test_slices_of_a_volume_are_apart_where_votes_lie_in_slices():
-    found = group_voxels(np.ones((3, 4, 4), bool), np.array([1 - np.mgrid[:3, :4, :4][1], 1 - np.mgrid[:3, :4, :4][2]]), 1, 1.25)
-    assert [np.unique(one).tolist() for one in found] == [[1], [2], [3]]
+def test_objects_of_slices_are_one_where_they_lie_over_each_other():
+    truth = np.zeros((4, 12, 12), np.int32)
+    truth[:3, 1:5, 1:5], truth[1:, 1:5, 5:9], truth[0, 8:, 8:], truth[1, 6:9, 6:9] = 1, 2, 3, 4
+    offsets = np.zeros((2, 4, 12, 12))
+    for z, one in enumerate(truth):
+        for number in np.unique(one[one > 0]):
+            places = np.stack(np.nonzero(one == number))
+            offsets[:, z, *places] = np.rint(places.mean(1))[:, None] - places
+    found = group_voxels(truth > 0, offsets, 1, 1.25)
+    assert same_objects(found, truth)
 
 
 def test_needs():

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
+APART = 1e6  # no group has votes in two slices
+COVERED = 0.5  # of the smaller of two groups in neighbouring slices, from which on they are one object
 STEPS = (1.0, 0.75, 0.5, 0.25)  # of the way to a centre that lies outside of all objects; then the voxel stays alone
 
 
@@ -23,7 +25,8 @@ def group_voxels(things: NDArray[np.bool_], offsets: NDArray[Any], smallest: int
 
     Args:
         things: `(*shape)` voxels that belong to objects.
-        offsets: `(d, *shape)` the way to the centre in voxels, along the last d axes; objects do not extend along others.
+        offsets: `(d, *shape)` the way to the centre in voxels, along the last d axes. Where the first axis has none, slices are grouped one by
+            one, and groups in neighbouring slices that cover half of one of them are one object.
         smallest: voxels of the smallest object; smaller ones are dropped.
         reach: see `InstanceSettings`.
     """
@@ -35,7 +38,11 @@ def group_voxels(things: NDArray[np.bool_], offsets: NDArray[Any], smallest: int
     ways = np.zeros_like(places)
     ways[-len(offsets) :] = offsets.reshape(len(offsets), -1)[:, inside]
     groups = _groups(places, ways, inside, things.shape)
-    groups = _united(groups, places + ways, reach, len(offsets))
+    votes = places + ways
+    votes[: -len(offsets)] *= APART
+    groups = _united(groups, votes, reach, len(offsets))
+    if len(offsets) < things.ndim:
+        groups = _linked(groups, inside, things.shape)
     sizes = np.bincount(groups)
     kept = sizes[groups] >= smallest
     _, first, order = np.unique(groups[kept], return_index=True, return_inverse=True)
@@ -85,6 +92,23 @@ def _united(groups: Indices, votes: Floats, reach: float, axes: int) -> Indices:
     graph = coo_matrix((np.ones(int(near.sum()), np.int8), (one[near], other[near])), shape=(count, count))
     united: Indices = connected_components(graph, directed=False)[1].astype(np.int64)
     return united[groups]
+
+
+def _linked(groups: Indices, inside: Indices, shape: tuple[int, ...]) -> Indices:
+    """Groups of slices with those united that lie over each other."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    index = np.full(shape, -1, np.int64)
+    index.reshape(-1)[inside] = groups
+    above, below = index[:-1].reshape(-1), index[1:].reshape(-1)
+    both = (above >= 0) & (below >= 0)
+    pairs, shared = np.unique(np.stack([above[both], below[both]]), axis=1, return_counts=True)
+    sizes = np.bincount(groups)
+    one, other = pairs[:, shared >= COVERED * np.minimum(sizes[pairs[0]], sizes[pairs[1]])]
+    graph = coo_matrix((np.ones(len(one), np.int8), (one, other)), shape=(len(sizes), len(sizes)))
+    linked: Indices = connected_components(graph, directed=False)[1].astype(np.int64)
+    return linked[groups]
 
 
 def _centres(groups: Indices, votes: Floats, count: int) -> tuple[Floats, Floats]:
