@@ -48,6 +48,8 @@ class LabelClass(Record):
 
 
 ObjectForm = Literal["numbers", "components", "codes"]
+"""How label files tell objects apart: `numbers`, every value is one object of the only class; `components`, values are classes, and each
+connected component of a thing is an object; `codes`, as in memory (`Labels`)."""
 NUMBER_BITS = 16
 """Of a code of things: the lower bits number the object, the class's value is above them."""
 MOST_OBJECTS = 2**NUMBER_BITS - 1
@@ -64,8 +66,7 @@ class Labels(Record):
         ignore: value of voxels without annotation; they count in no loss and no score.
         order: for regions only: the value written for each class; later classes overwrite earlier ones (nnU-Net's `regions_class_order`).
         things: names of classes whose voxels are separate objects. Written where there are any.
-        objects: how label files tell objects apart: `numbers`, every value is one object of the only class; `components`, values are classes
-            and each connected component of a thing is an object; `codes`, as in memory. Written where it is not `codes`.
+        objects: how label files tell objects apart (see `ObjectForm`). Written where it is not `codes`.
     """
 
     seldom: ClassVar[tuple[str, ...]] = ("things", "objects")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from synthetic import TWO, make_dataset
 
 from medseg.case import Case
-from medseg.dataset import CaseFiles, Dataset
+from medseg.dataset import CaseFiles, Dataset, Labels
 from medseg.device import memory_per_array
 from medseg.errors import DatasetError
 from medseg.fingerprint import QUANTILES, CaseStats, ClassStats, Fingerprint, Intensities
@@ -102,9 +102,9 @@ def test_large_images_are_measured_from_files(dataset: Dataset, monkeypatch: pyt
     """Memory is shared out among the workers; an image beyond its share is measured where it lies, with the same result."""
     scratches: list[Scratch] = []
 
-    def read(files: CaseFiles, scratch: Scratch) -> Case:
+    def read(files: CaseFiles, scratch: Scratch, labels: Labels) -> Case:
         scratches.append(scratch)
-        case = read_case(files, scratch=scratch)
+        case = read_case(files, scratch=scratch, labels=labels)
         owner = case.image
         while isinstance(owner, np.ndarray):
             owner = owner.base

@@ -409,9 +409,9 @@ def test_measured_on_the_way_and_nothing_read_twice(root, tmp_path_factory, monk
     dataset = open_dataset(root, LayoutOptions())
     apart = make_fingerprint(verify(dataset, workers=1).dataset, dataset.domain, None, workers=1)
     seen = []
-    for name in ("read_image", "read_label"):
+    for name in ("read_image", "read_annotation"):
         read = getattr(inspection, name)
-        monkeypatch.setattr(inspection, name, lambda path, *more, read=read: seen.append(path) or read(path, *more))
+        monkeypatch.setattr(inspection, name, lambda path, *more, read=read, **named: seen.append(path) or read(path, *more, **named))
     cache = tmp_path_factory.mktemp("cache")
     verified, together = verify_and_measure(dataset, 1, cache=cache)
     assert together.to_json() == apart.to_json()
