@@ -246,6 +246,8 @@ def _compared(
 
     todo = [(fold, dataset.case(case)) for fold, cases in left_out(splits.folds, range(len(splits.folds))).items() for case in cases]
     names = candidates([one.name for one in of])
+    if not find_task(of[0].plan.task).combines:
+        names = tuple(name for name in names if len(name) == 1)
     taken: dict[Members, float] = dict.fromkeys(names, 0.0)
     problems: list[Problem] = []
     members: dict[str, Predictor] = {}

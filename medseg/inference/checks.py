@@ -14,6 +14,7 @@ from medseg.device import out_of_memory
 from medseg.errors import ImageError, MedsegError, ModelError, Problem
 from medseg.plans import DataPlan, Plan
 from medseg.scratch import release, row_slabs
+from medseg.tasks.base import find_task
 
 
 def check_fit(data: DataPlan, case_id: str, channels: int, shape: tuple[int, ...], path: Path | None = None) -> None:
@@ -64,6 +65,16 @@ def check_partners(plan: Plan, others: Sequence[Plan]) -> None:
         )
         if ours != theirs
     ]
+    if others and not find_task(plan.task).combines:
+        problems.append(
+            Problem(
+                "models of this task cannot be combined",
+                where=f"plan '{plan.name}'",
+                found=f"{len(others) + 1} models of task '{plan.task}'",
+                expected="one",
+                fix="Predict with one of them.",
+            )
+        )
     if problems:
         raise ModelError(problems)
 

@@ -115,6 +115,8 @@ class Task(Objective):
     """Names of what `score` can compute; the first one selects models and is what validation during training shows."""
     objects: ClassVar[bool] = False
     """Whether it tells objects of one class apart, so that label values which nobody has declared are objects."""
+    combines: ClassVar[bool] = True
+    """Whether models of several configurations, whose outputs lie on grids and along axes of their own, may say together what a case shows."""
 
     @staticmethod
     @abstractmethod

@@ -44,6 +44,7 @@ class Instance(Task):
     summary = "each object by itself: a class for every voxel, and the centre of its object"
     metrics: ClassVar[tuple[str, ...]] = ("pq", *(name for name in INSTANCE_METRICS if name != "pq"))
     objects = True
+    combines = False  # offsets of several configurations have other axes and units
 
     @staticmethod
     def needs(dataset: Dataset, fingerprint: Fingerprint) -> Needs:
