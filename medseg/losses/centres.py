@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_LIBRARY = torch.library.Library("medseg", "FRAGMENT")  # what `custom_op` makes imports PyTorch's compiler when it is first called
-_LIBRARY.define("centre_offsets(Tensor objects) -> Tensor")
+# What `custom_op` makes imports PyTorch's compiler when it is first called.
+_LIBRARY = torch.library.Library("medseg", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("centre_offsets(Tensor objects) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 def centre_offsets(objects: Tensor) -> Tensor:
@@ -41,8 +42,8 @@ def _shaped(objects: Tensor) -> Tensor:
     return torch.empty((len(objects), objects.ndim, *objects.shape[1:]), dtype=torch.float32, device=objects.device)
 
 
-_LIBRARY.impl("centre_offsets", _centre_offsets, "CompositeExplicitAutograd")
-_LIBRARY.impl("centre_offsets", _shaped, "Meta")
+_LIBRARY.impl("centre_offsets", _centre_offsets, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("centre_offsets", _shaped, "Meta")  # type: ignore[no-untyped-call]
 
 
 def fill_offsets(window: NDArray[np.integer], out: NDArray[np.float32]) -> None:

@@ -1,0 +1,101 @@
+"""Objects from labels that number them to predictions that do, through the whole flow."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medseg import workflow
+from medseg.fingerprint import Fingerprint
+from medseg.io.layouts.base import LayoutOptions
+from medseg.plans import Plan
+
+SMALL = {
+    "window": "[32, 32]",
+    "network.features": "[16, 16]",
+    "network.strides": "[[1, 1], [2, 2]]",
+    "network.kernels": "[[3, 3], [3, 3]]",
+    "network.encoder": "[0, 0]",
+    "network.decoder": "[1]",
+    "training.steps": "60",
+    "training.batch_size": "4",
+    "training.folds": "2",
+    "target.smallest": "4",
+}
+
+
+def scenes(root: Path, count: int = 6) -> Path:
+    """Bright disks on dark ground, some of which touch; images of two sizes; labels are 16-bit numbers from 300 on."""
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    for k in range(count):
+        rows, columns = np.mgrid[: 48 + 8 * (k % 2), :56]
+        label = np.zeros(rows.shape, np.uint16)
+        for number, (y, x) in enumerate([(10, 10), (10, 21), (30, 12), (34, 40), (8, 45)], 300):
+            label[(rows - y) ** 2 + (columns - x) ** 2 <= 25] = number
+        image = np.where(label > 0, 160, 40) + rng.normal(0, 8, label.shape)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / "images" / f"s{k}.png")
+        Image.fromarray(label).save(root / "labels" / f"s{k}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("objects")
+    workflow.run(scenes(folder / "data"), folder / "run", task="instance", epochs=1, edits=SMALL, device="cpu", workers=1)
+    return folder
+
+
+def test_a_plan_of_objects(root):
+    plan = Plan.load(root / "run" / "plan.json")
+    assert (plan.task, plan.data.labels.things, plan.data.labels.objects) == ("instance", ("object",), "numbers")
+    (objects,) = Fingerprint.load(root / "run" / "workspace" / "fingerprint.json").cases[0].objects
+    assert objects.count == 5
+    assert objects.sizes == (81,) * 7
+    assert objects.touching == 0.4
+
+
+def test_objects_are_found_and_written_as_numbers(root):
+    """Even so short a training finds bright disks; also those of images that it has not seen."""
+    with (root / "run" / "report" / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    assert np.mean([float(row["pq"]) for row in rows]) > 0.3
+    for row in rows:
+        found = np.asarray(Image.open(root / "run" / "held_out" / f"{row['case']}.png"))
+        assert found.shape == np.asarray(Image.open(root / "data" / "images" / f"{row['case']}.png")).shape
+        assert found.max() == len(np.unique(found)) - 1  # numbered from 1 on
+        assert int(row["predicted_voxels"]) == np.count_nonzero(found)
+
+
+def test_a_model_is_evaluated_on_a_folder_of_numbers(root):
+    workflow.predict(root / "run", [root / "data" / "images"], root / "predicted", device="cpu")
+    folder = workflow.evaluate(root / "predicted", root / "data" / "labels", run=root / "run", workers=1)
+    dataset = workflow.evaluate(root / "predicted", root / "data", run=root / "run", workers=1)
+    assert folder.metrics[0] == "pq"
+    assert len(folder.cases) == 6
+    assert [case.scores for case in folder.cases] == [case.scores for case in dataset.cases]
+
+
+def test_components_of_a_mask_are_objects(tmp_path):
+    """0/255 masks: with the task alone, with the option, and as classes that are declared."""
+    data = scenes(tmp_path / "data", 4)
+    for file in (data / "labels").iterdir():
+        label = np.asarray(Image.open(file))
+        Image.fromarray(((label > 0) * 255).astype(np.uint8)).save(file)
+    for n, (options, name) in enumerate(
+        [
+            (LayoutOptions(), "object"),
+            (LayoutOptions(objects="components"), "foreground"),
+            (LayoutOptions(classes={"disk": (255,)}), "disk"),
+        ]
+    ):
+        (plan,) = workflow.plan(data, tmp_path / str(n), task="instance", options=options, device="cpu", memory=4, workers=1)
+        assert (plan.data.labels.things, plan.data.labels.objects) == ((name,), "components")
+        assert "20 objects" not in plan.reasons["target.kind"]  # two of five touch
+        assert "16 objects" in plan.reasons["target.kind"]
