@@ -12,9 +12,12 @@ from medseg.dataset import Dataset, Split, Splits
 from medseg.domains.base import find_domain
 from medseg.errors import ModelError, PlanError, Problem, UsageError
 from medseg.fingerprint import Fingerprint
+from medseg.io.images import label_suffix
 from medseg.plans import Plan, edit_problems, is_field
 from medseg.record import check_writable
 from medseg.workspace import RunFolder, Workspace
+
+SIXTEEN_BITS = (".png", ".bmp", ".tif", ".tiff")  # formats whose label maps hold no more
 
 
 def check_workspace(workspace: Workspace, found: Dataset) -> None:
@@ -201,6 +204,19 @@ def check_fold_count(chosen: Plan, given: Splits | None) -> None:
             found=str(chosen.training.folds),
             expected=f"{len(given.folds)}, as in {given.source}",
             fix="Leave the field as it is, or plan with other splits.",
+        )
+
+
+def check_outputs(chosen: Plan, dataset: Dataset) -> None:
+    """Refuse a plan whose predictions the format of the images cannot hold: codes of several classes of objects need 32 bits. Raises PlanError."""
+    labels, suffix = chosen.data.labels, label_suffix(dataset.cases[0].images[0]).lower()
+    if labels.things and labels.given == "codes" and suffix in SIXTEEN_BITS:
+        raise PlanError.of(
+            "objects of several classes do not fit into label maps of this format",
+            where=f"dataset '{dataset.name}'",
+            found=f"{', '.join(labels.names)}; {suffix}",
+            expected="one class, or a format of 32 bits",
+            fix="Choose one class of one value with --class, or convert the images to .nii.gz, .nrrd or .mha.",
         )
 
 

@@ -22,7 +22,15 @@ from medseg.io.store import Store
 from medseg.parallel import Aside
 from medseg.planning.verify import verify_and_measure
 from medseg.plans import Plan
-from medseg.preconditions import check_cascade, check_fold_count, check_memory, check_names, check_same_splits, check_workspace
+from medseg.preconditions import (
+    check_cascade,
+    check_fold_count,
+    check_memory,
+    check_names,
+    check_outputs,
+    check_same_splits,
+    check_workspace,
+)
 from medseg.progress import Progress
 from medseg.workspace import RunFolder, Workspace
 
@@ -122,6 +130,7 @@ def planned(
     plans = edit_plans(plans, edits or {})
     for one in plans:
         check_fold_count(one, found.splits)
+        check_outputs(one, found)
     found.save(workspace.dataset_file)
     if found.splits is not None:
         found.splits.save(workspace.splits_file)

@@ -129,8 +129,8 @@ def test_displacements_on_another_grid(spatial):
 def test_displacements_turn_round_in_mirrored_views():
     maps = torch.arange(2 * 2 * 3 * 4, dtype=torch.float32).reshape(2, 2, 3, 4)
     vector, plain = Head("a", 2, vector=True), Head("b", 2)
-    assert torch.equal(plain.mirrored(maps, (1,)), maps.flip(3))
-    assert torch.equal(vector.mirrored(maps, (1,))[:, 0], maps[:, 0].flip(2))
-    assert torch.equal(vector.mirrored(maps, (1,))[:, 1], -maps[:, 1].flip(2))
-    assert torch.equal(vector.mirrored(maps, (0, 1)), -maps.flip(2, 3))
-    assert vector.mirrored(maps, ()) is maps
+    assert plain.turned(maps, (1,)) is maps
+    assert vector.turned(maps, ()) is maps
+    assert torch.equal(vector.turned(maps, (1,))[:, 0], maps[:, 0])
+    assert torch.equal(vector.turned(maps, (1,))[:, 1], -maps[:, 1])
+    assert torch.equal(vector.turned(maps, (0, 1)), -maps)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from medseg import workflow
+from medseg.errors import PlanError
 from medseg.fingerprint import Fingerprint
 from medseg.io.layouts.base import LayoutOptions
 from medseg.plans import Plan
@@ -80,6 +81,13 @@ def test_a_model_is_evaluated_on_a_folder_of_numbers(root):
     assert folder.metrics[0] == "pq"
     assert len(folder.cases) == 6
     assert [case.scores for case in folder.cases] == [case.scores for case in dataset.cases]
+
+
+def test_several_classes_need_more_than_sixteen_bits(tmp_path):
+    """Said before anything trains."""
+    several = LayoutOptions(classes={"a": (300, 301), "b": (302, 303, 304)})
+    with pytest.raises(PlanError, match=r"objects of several classes do not fit into label maps of this format.*found a, b; .png"):
+        workflow.plan(scenes(tmp_path / "data", 2), tmp_path / "p", task="instance", options=several, device="cpu", memory=4, workers=1)
 
 
 def test_components_of_a_mask_are_objects(tmp_path):
