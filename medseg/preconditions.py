@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medseg import registry
 from medseg.dataset import Dataset, Split, Splits
 from medseg.domains.base import find_domain
 from medseg.errors import ModelError, PlanError, Problem, UsageError
@@ -220,15 +219,16 @@ def check_outputs(chosen: Plan, dataset: Dataset) -> None:
         )
 
 
-def check_names(task: str | None, network: str) -> None:
-    """Refuse what is not registered before data are read. Raises PlanError."""
-    if task is not None:
-        registry.tasks.get(task)
-    registry.networks.get(network)
+def check_network(task: str, network: str | None) -> None:
+    """Refuse a task or network that nobody offers before data are read. Raises PlanError."""
+    from medseg.tasks.base import chosen_network, find_task
+
+    find_task(task)
+    chosen_network(task, network)
 
 
 def check_wishes(
-    found: Dataset, names: Sequence[str], edits: Mapping[str, str], task: str | None, network: str, prefixed: bool = False
+    found: Dataset, names: Sequence[str], edits: Mapping[str, str], task: str | None, network: str | None, prefixed: bool = False
 ) -> None:
     """Refuse configurations that the domain never makes, and edits that no plan could take, before data are read. Raises PlanError.
 
@@ -238,7 +238,11 @@ def check_wishes(
         task: None is the dataset's own.
         prefixed: a field may begin with the name of a configuration, as in `planning.editing.edit_plans`.
     """
-    known = find_domain(found.domain).configurations
+    from medseg.tasks.base import chosen_network, find_task
+
+    wanted = task or found.task
+    drafts = find_domain(found.domain).configurations
+    known = dict(drafts) | {f"{name}_{own}": axes for name, axes in drafts.items() for own in find_task(wanted).networks}
     unknown = ", ".join(f"'{name}'" for name in names if name not in known)
     problems = [Problem("no such configuration", "--configuration", unknown, f"of {', '.join(known)}")] if unknown else []
     fields: dict[str, str] = {}
@@ -254,7 +258,7 @@ def check_wishes(
                 expected = f"{known[name]}, one for each axis"
                 problems.append(Problem(f"not a window of '{name}'", "--edit", f"'{path}={text}', {axes} numbers", expected))
     problems += edit_problems(
-        fields, {"space": found.domain, "target": task or found.task, "network": network}, "--edit" if prefixed else "--set"
+        fields, {"space": found.domain, "target": wanted, "network": chosen_network(wanted, network)[0]}, "--edit" if prefixed else "--set"
     )
     if problems:
         raise PlanError(problems)

@@ -26,7 +26,7 @@ from medseg.preconditions import (
     check_cascade,
     check_fold_count,
     check_memory,
-    check_names,
+    check_network,
     check_outputs,
     check_same_splits,
     check_workspace,
@@ -91,10 +91,10 @@ def plan_of(model: Path) -> Plan:
     return Plan.load(folder.plan_file)
 
 
-def warm_up(task: str, network: str) -> None:
+def warm_up(task: str, network: str | None) -> None:
     """Import what `planned` needs: torch, and what that imports when it is first asked for a shape. Raises PlanError for an unknown name."""
     with importing():
-        check_names(task, network)
+        check_network(task, network)
         from medseg.planning import planner, shadows  # noqa: F401
 
         shadows.warm_up()
@@ -105,7 +105,7 @@ def planned(
     fingerprint: Fingerprint,
     workspace: Workspace,
     task: str | None,
-    network: str,
+    network: str | None,
     offered: Machine,
     edits: Mapping[str, str] | None = None,
     rules: Rules | None = None,
@@ -118,7 +118,7 @@ def planned(
     from medseg.planning.editing import edit_plans
     from medseg.planning.planner import make_plans
 
-    if like is not None and (rules is not None or network not in ("unet", like.network.kind)):
+    if like is not None and (rules is not None or network not in (None, like.network.kind)):
         raise UsageError.of(
             "a model brings its own network", where="--like, --init", found="another network or planner", expected=f"'{like.network.kind}'",
             fix="Drop --network and --preset.",

@@ -33,7 +33,7 @@ from medseg.preconditions import (
     check_fold_numbers,
     check_folds,
     check_length,
-    check_names,
+    check_network,
     check_wishes,
     read_plan,
 )
@@ -86,7 +86,7 @@ def plan(
     out: Path,
     *,
     task: str | None = None,
-    network: str = "unet",
+    network: str | None = None,
     memory: float | None = None,
     device: str = "auto",
     edits: Mapping[str, str] | None = None,
@@ -275,7 +275,7 @@ def run(
     init: Path | None = None,
     edits: Mapping[str, str] | None = None,
     task: str | None = None,
-    network: str = "unet",
+    network: str | None = None,
     memory: float | None = None,
     device: str = "auto",
     devices: int = 1,
@@ -303,13 +303,13 @@ def run(
     check_length(seconds, epochs)
     check_folds(folds)
     check_configurations(names, several)
-    check_names(task, network)
     choose_device(device)  # planning for a device that is not here would only end in a training that cannot begin
     offered, edits = machine(device, memory), dict(edits or {})
     folder, workspace = RunFolder(out), Workspace(out / "workspace")
     like = plan_of(init) if init is not None else None
     found = opened(dataset, options, splits, task)
     check_continued(folder, workspace, found.splits)
+    check_network(task or found.task, network)
     check_wishes(found, names, edits, task, like.network.kind if like else network)
     if "training.folds" not in edits:
         check_fold_numbers(folds, folder, found)

@@ -100,7 +100,7 @@ def plan(
     workers: Workers = None,
     resample_labels: ResampleLabels = False,
     splits: SplitsFile = None,
-    network: Network = "unet",
+    network: Network = None,
     edits: Edit = None,
     like: Annotated[
         Path | None,
@@ -129,7 +129,7 @@ def plan(
 ) -> None:
     """Fingerprint a dataset and write one plan per configuration; says which one it recommends and why."""
     if preset is not None or foreign is not None or program is not None:
-        chosen = {"--task": task, "--network": None if network == "unet" else network, "--like": like}
+        chosen = {"--task": task, "--network": network, "--like": like}
         given = [option for option, value in chosen.items() if value is not None]
         if preset is None or given:
             raise UsageError.of(
@@ -238,6 +238,8 @@ def tasks() -> None:
     for family in (registry.tasks, registry.domains, registry.networks, registry.layouts, registry.exports):
         for name, found in family.items():
             rows.append((family.family, name, getattr(found, "summary", None) or _first_line(found)))
+    for name, task in registry.tasks.items():
+        rows += [(registry.networks.family, own, f"{what} (task {name})") for own, what in getattr(task, "networks", {}).items()]
     table("Installed", ("family", "name", "what it is"), rows)
     answer([{"family": f, "name": n, "summary": s} for f, n, s in rows])
 

@@ -275,7 +275,7 @@ def run(
     init: Init = None,
     edits: Set = None,
     task: TaskName = None,
-    network: Network = "unet",
+    network: Network = None,
     memory: Memory = None,
     device: Device = "auto",
     devices: Devices = 1,

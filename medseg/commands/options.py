@@ -60,7 +60,10 @@ SplitsFile = Annotated[
 TaskName = Annotated[
     str | None, typer.Option("--task", help="What the labels mean, see `medseg tasks`. Default: as the dataset's layout says.")
 ]
-Network = Annotated[str, typer.Option("--network", help="Network family, see `medseg tasks`.")]
+Network = Annotated[
+    str | None,
+    typer.Option("--network", help="Network family, or what the task puts on one, see `medseg tasks`. Default: the task's choice."),
+]
 Memory = Annotated[float | None, typer.Option(min=0.1, help="GiB of memory to plan for or to stay within. Default: what the machine has.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Devices = Annotated[int, typer.Option(min=1, help="Number of devices (processes) to train on.")]

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Outputs: TypeAlias = "dict[str, list[Tensor]]"
-"""Head name -> maps `(N, C, *spatial)` from full resolution to coarse. More than one only in training mode (deep supervision)."""
+"""Head name -> maps `(N, C, *spatial)` from full resolution to coarse. More than one only in training mode (deep supervision) and of heads with
+levels."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Head:
         channels: its channels.
         prior: the logit of each channel before anything is learnt (the head's first bias), or empty for zeros.
         names: what each channel stands for, by which weights find their place in another network (`models.transfer`); or empty.
+        levels: decoder stages at which it answers, in training and inference alike, finest first (0 is full resolution); empty: at full
+            resolution, in training also at coarser ones where the network is supervised deeply. Heads with levels are a feature pyramid for
+            what a task puts on top; nobody stitches them.
         vector: the channels are one displacement, in the order of the window's axes and in proportion to voxels: it turns round where a view is
             mirrored, and grows where maps are resampled to smaller voxels.
     """
@@ -38,6 +42,7 @@ class Head:
     prior: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
     vector: bool = False
+    levels: tuple[int, ...] = ()
 
     def turned(self, maps: Tensor, axes: Sequence[int]) -> Tensor:
         """Maps `(N, C, *window)` of a view that is mirrored along these window axes, for mirroring them back: displacements turn round."""
@@ -75,6 +80,11 @@ class NetworkFamily(ABC):
     @abstractmethod
     def build(settings: Any, channels: int, heads: tuple[Head, ...]) -> nn.Module:
         """The network with `channels` input channels. Weights are initialised with torch's global generator."""
+
+    @staticmethod
+    def levels(settings: Any) -> tuple[Shape, ...]:
+        """Strides of the decoder stages at which heads may answer (`Head.levels`), against the window, finest first; none: at full resolution only."""
+        return ()
 
     @staticmethod
     def freeze(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:

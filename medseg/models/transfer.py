@@ -7,15 +7,15 @@ by name, so that channels and classes may have come, gone, or changed places. Ev
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from medseg.models.base import Head, NetworkFamily
-from medseg.record import Record, Section
+from medseg.models.base import Head
+from medseg.record import Record
 
 FAIR_SHARE = 0.5  # of the parameters: with fewer, the networks are different ones
 
@@ -69,16 +69,14 @@ class Transferred(Record):
     share: float
 
 
-def ports(family: type[NetworkFamily], settings: Section, channels: int, heads: tuple[Head, ...]) -> dict[str, tuple[Port, ...]]:
+def ports(build: Callable[[int, tuple[Head, ...]], nn.Module], channels: int, heads: tuple[Head, ...]) -> dict[str, tuple[Port, ...]]:
     """Which tensors of a network belong to its input channels and heads, and along which axes.
 
-    Found by building the network with one channel more on each side, so that it holds for any family. Global random numbers stay as
-    they are.
+    Found by building the network with one channel more on each side, so that it holds for any. Global random numbers stay as they are.
     """
 
     def shapes(channels: int, heads: tuple[Head, ...]) -> dict[str, tuple[int, ...]]:
-        network = family.build(settings, channels, heads)
-        return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in build(channels, heads).state_dict().items()}
 
     def grown(other: dict[str, tuple[int, ...]]) -> dict[str, int]:
         """Tensors with one more entry along exactly one axis, and the axis."""

@@ -68,12 +68,14 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(upsampling(widths[s + 1], widths[s], strides[s + 1]) for s in lower)
         self.fuse = nn.ModuleList(ConvBlock(2 * widths[s], widths[s], kernels[s]) if self.concat else nn.Identity() for s in lower)
         self.decoder = nn.ModuleList(_blocks(settings, s, settings.decoder[s]) for s in lower)
+        self.levels = {head.name: head.levels or tuple(range(self.supervised + 1)) for head in heads}
+        self.always = {head.name for head in heads if head.levels}
         self.heads = nn.ModuleDict(
-            {head.name: nn.ModuleList(_head(widths[s], head, self.axes) for s in range(self.supervised + 1)) for head in heads}
+            {head.name: nn.ModuleList(_head(widths[s], head, self.axes) for s in self.levels[head.name]) for head in heads}
         )
 
     def forward(self, image: Tensor) -> Outputs:
-        """`image`: `(N, channels, *window)`. Coarser maps only in training mode."""
+        """`image`: `(N, channels, *window)`. Coarser maps only in training mode, and of heads with levels."""
         x = image.contiguous(memory_format=memory_format(image.device, self.axes))
         skips: list[Tensor] = []
         for enter, blocks in zip(self.enter, self.encoder, strict=True):
@@ -85,11 +87,11 @@ class UNet(nn.Module):
             x = self.fuse[s](torch.cat([skips[s], x], 1)) if self.concat else skips[s] + x
             x = self.decoder[s](x)
             maps[s] = x
-        levels = self.supervised + 1 if self.training else 1
         outputs: Outputs = {}
         for name, stages in self.heads.items():
             assert isinstance(stages, nn.ModuleList)
-            outputs[name] = [stages[s](maps[s]) for s in range(levels)]
+            pairs = list(zip(stages, self.levels[name], strict=True))
+            outputs[name] = [stage(maps[s]) for stage, s in (pairs if self.training or name in self.always else pairs[:1])]
         return outputs
 
 
@@ -116,6 +118,16 @@ class UNetFamily(NetworkFamily):
             deep_supervision=0 if small else max(0, min(stages - 2, 3)),
         )
         return Configured(settings, top.window, _reasons(settings, window, spacing, top.window, machine))
+
+    @staticmethod
+    def levels(settings: Any) -> tuple[Shape, ...]:
+        """See `NetworkFamily.levels`: all stages, the bottleneck too."""
+        total = tuple(1 for _ in settings.strides[0])
+        found = []
+        for stride in settings.strides:
+            total = tuple(a * b for a, b in zip(total, stride, strict=True))
+            found.append(total)
+        return tuple(found)
 
     @staticmethod
     def check(settings: Any, window: Shape) -> str:

@@ -120,7 +120,7 @@ def _measured(step: _Step) -> Cost:
         try:
             targets = task.targets(batch)
             with torch.autocast("cpu", torch.bfloat16, enabled=plan.memory.device == "cuda"):
-                outputs = network(task.inputs(batch))
+                outputs = task.run(network, batch, targets)
             terms = task.loss(outputs, targets)
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         except UnknownValueError as error:

@@ -23,18 +23,18 @@ from medseg.planning import rules
 from medseg.planning.explain import unexplained
 from medseg.planning.memory import MEASURED, Cost, extrapolated, training_cost
 from medseg.plans import DataPlan, InferencePlan, Plan
-from medseg.tasks.base import Needs, find_task
+from medseg.tasks.base import Frame, Needs, chosen_network, find_objective, find_task
 
 
 def make_plans(
-    dataset: Dataset, fingerprint: Fingerprint, *, task: str, domain: str, network: str, machine: Machine, like: Plan | None = None
+    dataset: Dataset, fingerprint: Fingerprint, *, task: str, domain: str, network: str | None, machine: Machine, like: Plan | None = None
 ) -> tuple[Plan, ...]:
     """One plan per configuration that fits, in the domain's order.
 
     Args:
         dataset: as a layout read it.
         fingerprint: measured on it (`make_fingerprint`).
-        task, domain, network: registered names.
+        task, domain, network: registered names; the network may be one of the task's own (`Task.networks`), None is what the task prefers.
         machine: kind of device and GiB that training may use.
         like: the plan of a model whose weights trainings are to begin with. The only configuration is then the one of its kind, with its
             network and all that these weights depend on.
@@ -43,26 +43,54 @@ def make_plans(
         ResourceError: no configuration fits the machine; names the smallest budget in which one does.
         PlanError: a name is not registered; or the dataset cannot be planned for the network of `like`.
     """
-    needs = find_task(task).needs(dataset, fingerprint)
+    kind, own = chosen_network(task, network)
+    variants = find_task(task).variants(dataset, fingerprint, own)
     drafts = find_domain(domain).drafts(fingerprint, machine)
-    family: _Configures = find_network(network)
+    family: _Configures = find_network(kind)
     if like is not None:
         drafts, family = (_like(drafts, domain, fingerprint, machine, like),), _Known(like)
+        known = {head.name for head in find_objective(like.task)(like).heads}
+        variants = (max(variants, key=lambda one: len(known & {head.name for head in one.heads})),)
     folds = rules.cross_validation(dataset)
-    fitted: list[tuple[Draft, Plan]] = []
+    fitted: list[tuple[_Offer, Plan]] = []
     misfits: list[_Misfit] = []
     for draft in drafts:
-        plan = _Search(fingerprint, folds, draft, needs, task, domain, family, machine).result()
-        if isinstance(plan, _Misfit):
-            misfits.append(plan)
-        else:
-            fitted.append((draft, plan))
+        for needs in variants:
+            offer = _Offer(draft, needs)
+            plan = _Search(fingerprint, folds, offer, task, domain, family, machine).result()
+            if isinstance(plan, _Misfit):
+                misfits.append(plan)
+            else:
+                fitted.append((offer, plan))
     if not fitted:
         raise ResourceError(_nothing_fits(misfits, machine))
-    names = {draft.name for draft, _ in fitted}
-    fitted = [(draft, plan) for draft, plan in fitted if draft.previous in ("", *names)]
+    names = {offer.name for offer, _ in fitted}
+    fitted = [(offer, plan) for offer, plan in fitted if offer.draft.previous in ("", *names)]
     best = max(fitted, key=lambda pair: pair[0].preference)[0]
-    return tuple(_judged(plan, draft, best, misfits) for draft, plan in fitted)
+    return tuple(_judged(plan, offer, best, misfits) for offer, plan in fitted)
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What the domain drafts, for one of the task's variants."""
+
+    draft: Draft
+    needs: Needs
+
+    @property
+    def name(self) -> str:
+        """Of the configuration."""
+        return f"{self.draft.name}_{self.needs.name}" if self.needs.name else self.draft.name
+
+    @property
+    def preference(self) -> tuple[float, float]:
+        """The domain decides first."""
+        return self.draft.preference, self.needs.preference
+
+    @property
+    def because(self) -> str:
+        """Why it is offered."""
+        return f"{_sentence(self.draft.because)} {_sentence(self.needs.because)}" if self.needs.because else self.draft.because
 
 
 def choose_plan(plans: Sequence[Plan], name: str | None) -> Plan:
@@ -156,14 +184,14 @@ def _nothing_fits(misfits: Sequence[_Misfit], machine: Machine) -> list[Problem]
     ]
 
 
-def _judged(plan: Plan, draft: Draft, best: Draft, misfits: list[_Misfit]) -> Plan:
+def _judged(plan: Plan, offer: _Offer, best: _Offer, misfits: list[_Misfit]) -> Plan:
     """The plan with its recommendation, which also names the configurations that did not fit."""
-    reason = draft.because if draft is best else f"{draft.because.removesuffix('.')}; but {best.name} is recommended: {best.because}"
+    reason = offer.because if offer is best else f"{offer.because.removesuffix('.')}; but {best.name} is recommended: {best.because}"
     if misfits:
         left = ", ".join(f"{m.name} ({m.budget:g} GiB)" for m in misfits)
         reason += f"; left out, because the smallest window needs more than {plan.memory.budget:g} GiB: {left}"
     reasons = {path: _sentence(why) for path, why in sorted({**plan.reasons, "recommended": reason}.items())}
-    plan = plan.model_copy(update={"recommended": draft is best, "reasons": reasons})
+    plan = plan.model_copy(update={"recommended": offer is best, "reasons": reasons})
     missing = unexplained(plan)
     if missing:
         raise AssertionError(f"decisions without a reason in plan '{plan.name}': {', '.join(missing)}")
@@ -182,12 +210,16 @@ class _Search:
 
     fingerprint: Fingerprint
     folds: rules.Folds
-    draft: Draft
-    needs: Needs
+    offer: _Offer
     task: str
     domain: str
     family: _Configures
     machine: Machine
+
+    @property
+    def draft(self) -> Draft:
+        """The domain's share of the configuration."""
+        return self.offer.draft
 
     def result(self) -> Plan | _Misfit:
         """The plan with the first window that fits memory and work, and with the largest batch; a misfit when none fits memory."""
@@ -207,7 +239,7 @@ class _Search:
             works(low)
         configured, smallest = networks[low], costs[low]
         if smallest.memory > self.machine.memory:
-            return _Misfit(self.draft.name, configured.window, smallest.memory)
+            return _Misfit(self.offer.name, configured.window, smallest.memory)
         batch, why, cost = self._batch(configured, smallest)
         if isinstance(self.family, _Known):  # nothing was searched
             return self._plan(configured, batch, why, cost)
@@ -235,14 +267,20 @@ class _Search:
     def _configured(self, window: Shape) -> Configured:
         return self.family.configure(window, self.draft.spacing, self.machine)
 
+    def _fitted(self, configured: Configured) -> Needs:
+        """What the task needs in these windows and of this network."""
+        levels = find_network(configured.settings.kind).levels(configured.settings)
+        frame = Frame(configured.window, self.draft.spacing, levels, self.machine.kind)
+        return find_task(self.task).fit(self.offer.needs, self.fingerprint, frame)
+
     def _plan(self, configured: Configured, batch: int, why: str, cost: Cost | None = None, window_because: str = "") -> Plan:
-        draft, seen = self.draft, self.fingerprint
+        draft, seen, needs = self.draft, self.fingerprint, self._fitted(configured)
         training, of_training = rules.training(batch, why, configured.window, draft.samples, len(seen.cases), self.folds, self.machine)
         memory, of_memory = rules.memory(math.ceil(cost.memory * 100) / 100 if cost else 0.0, self.machine, cost)
         reasons = {"window": window_because}
         for part, told in (
             ("network", configured.reasons),
-            ("target", self.needs.reasons),
+            ("target", needs.reasons),
             ("training", of_training),
             ("memory", of_memory),
         ):
@@ -250,17 +288,19 @@ class _Search:
         for path, reason in draft.reasons.items():
             # The domain says why it proposes such windows, the planner which one fitted.
             reasons[path] = f"{_sentence(reason)} {window_because}".strip() if path == "window" else reason
+        if needs.overlap > draft.overlap:
+            reasons["inference.overlap"] = needs.overlap_because
         return Plan(
-            name=draft.name,
+            name=self.offer.name,
             task=self.task,
             domain=self.domain,
-            data=DataPlan(name=seen.dataset, digest=seen.digest, ndim=seen.ndim, channels=seen.channels, labels=self.needs.labels),
+            data=DataPlan(name=seen.dataset, digest=seen.digest, ndim=seen.ndim, channels=seen.channels, labels=needs.labels),
             window=configured.window,
             space=draft.space,
             network=configured.settings,
-            target=self.needs.target,
+            target=needs.target,
             training=training,
-            inference=InferencePlan(overlap=draft.overlap, mirror=draft.mirror),
+            inference=InferencePlan(overlap=max(draft.overlap, needs.overlap), mirror=draft.mirror),
             memory=memory,
             previous=draft.previous,
             reasons=dict(sorted(reasons.items())),

@@ -17,13 +17,17 @@ from torch import Tensor, nn
 from medseg import registry
 from medseg.case import Batch
 from medseg.dataset import Dataset, Labels
+from medseg.device import Kind
 from medseg.errors import PlanError
 from medseg.fingerprint import Fingerprint
+from medseg.geometry import Shape
 from medseg.models.base import Head, Outputs, find_network
 from medseg.plans import Plan, TargetSection
 from medseg.prediction import DenseMap, Prediction, Scores
 from medseg.scratch import IN_MEMORY, Scratch
 from medseg.tasks.cleaning import HeldOut
+
+DEFAULT_NETWORK = "unet"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,11 @@ class Needs:
         heads: outputs of the network.
         target: the task's section of the plan.
         reasons: field name within the section -> reason.
+        name: of one of several variants; it is added to the names of configurations. Empty: it is the only one, or the first.
+        preference: among variants, that of the highest is recommended.
+        because: why this variant is offered.
+        overlap: of neighbouring windows in inference, at least; 0 leaves it to the domain.
+        overlap_because: the reason for it.
     """
 
     labels: Labels
@@ -43,6 +52,28 @@ class Needs:
     heads: tuple[Head, ...]
     target: TargetSection
     reasons: dict[str, str]
+    name: str = ""
+    preference: float = 0.0
+    because: str = ""
+    overlap: float = 0.0
+    overlap_because: str = ""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a task may know of a configuration before it completes its section.
+
+    Attributes:
+        window: voxels of a network's input, per window axis.
+        spacing: mm of a window voxel, per window axis.
+        levels: strides of the decoder stages at which heads may answer (`Head.levels`), finest first.
+        device: kind of device that trains.
+    """
+
+    window: Shape
+    spacing: tuple[float, ...]
+    levels: tuple[Shape, ...]
+    device: Kind
 
 
 class Objective(ABC):
@@ -72,7 +103,16 @@ class Objective(ABC):
 
     def network(self) -> nn.Module:
         """A new network; also built to be measured without values, for the memory estimate."""
-        return find_network(self.plan.network.kind).build(self.plan.network, self.channels, self.heads)
+        return self.built(self.channels, self.heads)
+
+    def built(self, channels: int, heads: tuple[Head, ...]) -> nn.Module:
+        """The network under this plan with so many input channels and these heads; a task may put more on the planned one."""
+        return find_network(self.plan.network.kind).build(self.plan.network, channels, heads)
+
+    def run(self, network: nn.Module, batch: Batch, targets: Mapping[str, Tensor]) -> Outputs:
+        """The outputs of a network in training. Networks that must be told something of the targets to learn are told here."""
+        outputs: Outputs = network(self.inputs(batch))
+        return outputs
 
     def inputs(self, batch: Batch) -> Tensor:
         """The network's input `(N, C, *window)`: the image, then the prior as one 0/1 channel per foreground value. Never looks at labels."""
@@ -85,7 +125,7 @@ class Objective(ABC):
 
     @abstractmethod
     def targets(self, batch: Batch) -> dict[str, Tensor]:
-        """What the outputs should be, computed on the device after augmentation."""
+        """What the outputs should be, computed on the device after augmentation; the first axis of each is the batch's."""
 
     @abstractmethod
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -93,7 +133,8 @@ class Objective(ABC):
 
     @abstractmethod
     def oracle(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Full-resolution outputs `(N, C, *window)` per head, as a perfect network would give them. Used by contract tests."""
+        """What a perfect network would give, by head: full-resolution outputs `(N, C, *window)`, and whatever else `loss` looks at. Used by
+        contract tests."""
 
 
 class Pretext(Objective):
@@ -115,6 +156,8 @@ class Task(Objective):
     """Names of what `score` can compute; the first one selects models and is what validation during training shows."""
     objects: ClassVar[bool] = False
     """Whether it tells objects of one class apart, so that label values which nobody has declared are objects."""
+    networks: ClassVar[Mapping[str, str]] = {}
+    """What may be asked for as a network (`--network`) beside the registered families: a name -> what it puts on the planned network."""
     combines: ClassVar[bool] = True
     """Whether models of several configurations, whose outputs lie on grids and along axes of their own, may say together what a case shows."""
 
@@ -122,6 +165,16 @@ class Task(Objective):
     @abstractmethod
     def needs(dataset: Dataset, fingerprint: Fingerprint) -> Needs:
         """What the task asks of the planner for this dataset; its heads are those of the plan."""
+
+    @classmethod
+    def variants(cls, dataset: Dataset, fingerprint: Fingerprint, network: str | None) -> tuple[Needs, ...]:
+        """What it may ask of the planner instead, the plain one first; each makes configurations of its own. `network`: one of `networks`, or None."""
+        return (cls.needs(dataset, fingerprint),)
+
+    @staticmethod
+    def fit(needs: Needs, fingerprint: Fingerprint, frame: Frame) -> Needs:
+        """What it needs once window and network are known. Raises PlanError where it cannot be had there."""
+        return needs
 
     @abstractmethod
     def decode(
@@ -211,6 +264,30 @@ def find_task(name: str) -> type[Task]:
             fix="Pre-train with `medseg pretrain`, then begin a training with the result: `medseg train PLAN --init PRETRAINED -o RUN`.",
         )
     return found
+
+
+def chosen_network(task: str | None, network: str | None) -> tuple[str, str | None]:
+    """The family registered under a name, or the default one for none and for what the task puts on it, whose name comes second.
+
+    Raises:
+        PlanError: there is no such network.
+    """
+    if network is None:
+        return DEFAULT_NETWORK, None
+    offered = find_task(task).networks if task is not None else {}
+    if network in offered:
+        return DEFAULT_NETWORK, network
+    if network not in registry.networks.names():
+        others = {name: key for key, one in registry.tasks.items() if issubclass(one, Task) for name in one.networks}
+        if network in others:
+            raise PlanError.of(
+                f"network '{network}' is for other tasks",
+                where="--network",
+                found=f"task '{task}'" if task else "no task",
+                fix=f"Pass --task {others[network]}, too.",
+            )
+    registry.networks.get(network)
+    return network, None
 
 
 def find_pretext(name: str) -> type[Pretext]:

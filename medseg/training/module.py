@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from medseg.case import Batch
 from medseg.device import out_of_memory, release_cache
 from medseg.domains.base import find_domain
 from medseg.errors import ModelError, ResourceError
+from medseg.models.base import Outputs
 from medseg.models.blocks import memory_format
 from medseg.plans import Plan
 from medseg.progress import Progress, Silent
@@ -110,15 +111,20 @@ class Learner(LightningModule):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Augmentation, forward and loss."""
         augmented = self.augmented(*batch)
-        image = self.objective.inputs(augmented).contiguous(memory_format=self.layout)
+        targets = self.objective.targets(augmented)
         if self.portion is not None:
-            self._portions = Portions(self.network, image, self.portion, self._seed(4, self.global_step, self.rank))
-        outputs = self.network(image) if self._portions is None else self._portions.forward()
-        terms = self.objective.loss(outputs, self.objective.targets(augmented))
+            run = partial(self._part, augmented, targets)
+            self._portions = Portions(run, len(augmented), self.portion, self._seed(4, self.global_step, self.rank))
+        outputs = self.objective.run(self.network, augmented, targets) if self._portions is None else self._portions.forward()
+        terms = self.objective.loss(outputs, targets)
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
         self.summed += 1
         return torch.stack(list(terms.values())).sum()
+
+    def _part(self, batch: Batch, targets: Mapping[str, Tensor], rows: slice) -> Outputs:
+        """The outputs of some windows of a batch."""
+        return self.objective.run(self.network, batch[rows], {name: values[rows] for name, values in targets.items()})
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Gradients of the weights."""

@@ -10,10 +10,10 @@ Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Mem
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from medseg.models.base import Outputs
 
@@ -21,16 +21,16 @@ from medseg.models.base import Outputs
 class Portions:
     """One step of a network on a batch, `size` windows at once."""
 
-    def __init__(self, network: nn.Module, image: Tensor, size: int, seed: int) -> None:
+    def __init__(self, run: Callable[[slice], Outputs], windows: int, size: int, seed: int) -> None:
         """From a batch.
 
         Args:
-            network: in training mode; each window's output depends on this window alone (see `independent`).
-            image: `(N, C, *window)`.
+            run: some of the windows through the network in training mode; each window's output depends on this window alone (see `independent`).
+            windows: in the batch.
             size: windows at once; the last portion may be smaller.
             seed: what a network draws at random (dropout), it draws alike in both passes.
         """
-        self._network, self._image, self._size, self._seed = network, image, size, seed
+        self._run, self._windows, self._size, self._seed = run, windows, size, seed
         self._outputs: Outputs = {}
 
     def forward(self) -> Outputs:
@@ -39,21 +39,22 @@ class Portions:
             parts = [outputs for outputs, _ in self._runs()]
         for name in parts[0]:
             levels = zip(*(part[name] for part in parts), strict=True)
-            self._outputs[name] = [torch.cat(maps).requires_grad_() for maps in levels]
+            joined = [torch.cat(maps) for maps in levels]
+            self._outputs[name] = [values.requires_grad_(values.is_floating_point()) for values in joined]
         return self._outputs
 
     def backward(self) -> None:
         """Carry the gradient of the outputs on to the weights. Call it in the autocast context of `forward`."""
         for outputs, rows in self._runs():
             levels = [(part, whole.grad) for name, maps in outputs.items() for part, whole in zip(maps, self._outputs[name], strict=True)]
-            pairs = [(part, gradient[rows]) for part, gradient in levels if gradient is not None]
+            pairs = [(part, gradient[rows]) for part, gradient in levels if gradient is not None and part.requires_grad]
             torch.autograd.backward([part for part, _ in pairs], [gradient for _, gradient in pairs])
 
     def _runs(self) -> Iterator[tuple[Outputs, slice]]:
-        for number, start in enumerate(range(0, len(self._image), self._size)):
+        for number, start in enumerate(range(0, self._windows, self._size)):
             rows = slice(start, start + self._size)
             torch.manual_seed((self._seed + number) % 2**63)
-            yield self._network(self._image[rows]), rows
+            yield self._run(rows), rows
 
 
 def independent(network: nn.Module) -> bool:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from medseg.dataset import Labels, Split, file_digest
 from medseg.errors import ModelError
-from medseg.models.base import find_network
 from medseg.models.transfer import FAIR_SHARE, Meaning, Transferred, ports, transfer
 from medseg.models.weights import load_weights, read_tensors
 from medseg.plans import Plan
@@ -236,7 +235,7 @@ def _prior_names(labels: Labels) -> list[str]:
 
 def _transferred(plan: Plan, network: nn.Module, source: Mapping[str, Tensor], meaning: Meaning) -> tuple[dict[str, Tensor], Transferred]:
     objective = find_objective(plan.task)(plan)
-    of = ports(find_network(plan.network.kind), plan.network, objective.channels, objective.heads)
+    of = ports(objective.built, objective.channels, objective.heads)
     return transfer(network.state_dict(), _meaning(plan), source, meaning, of)
 
 

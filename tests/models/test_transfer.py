@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ class Made:
         self.meaning = Meaning.of(self.settings.kind, channels, more, heads)
 
     def begin(self, source):
-        of = ports(self.family, self.settings, len(self.channels), self.heads)
+        of = ports(partial(self.family.build, self.settings), len(self.channels), self.heads)
         state, told = transfer(self.state, self.meaning, source.state, source.meaning, of)
         self.network.load_state_dict(state)
         return told
@@ -122,7 +123,7 @@ def test_ports_are_found_and_random_numbers_are_left_alone(kind):
     settings = settings_of(kind)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    found = ports(find_network(settings.kind), settings, 2, (ORGANS, TUMOUR))
+    found = ports(partial(find_network(settings.kind).build, settings), 2, (ORGANS, TUMOUR))
     assert torch.equal(torch.get_rng_state(), before)
     inputs = {name for name, along in found.items() if Port(1) in along}
     heads = {head: {name for name, along in found.items() if any(head in port.heads for port in along)} for head in ("organs", "tumour")}
