@@ -51,6 +51,7 @@ class ClassStats:
     box: tuple[tuple[int, int], ...] = ()
 
 
+MOST_BOXES = 32
 OBJECT_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -64,6 +65,7 @@ class ObjectStats:
         sizes: in voxels.
         extents: longest side of an object's box, in mm (voxels where there is no spacing).
         aspects: longest over shortest side of an object's box, in mm.
+        boxes: sides of the boxes of at most `MOST_BOXES` objects along each axis, in mm: evenly from the smallest to the largest.
         touching: share of the objects that share a face of a voxel with another object, of whatever class.
     """
 
@@ -72,6 +74,7 @@ class ObjectStats:
     sizes: tuple[int, ...] = ()
     extents: tuple[float, ...] = ()
     aspects: tuple[float, ...] = ()
+    boxes: tuple[tuple[float, ...], ...] = ()
     touching: float = 0.0
 
 

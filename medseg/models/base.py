@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 from medseg import registry
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Outputs: TypeAlias = "dict[str, list[Tensor]]"
 """Head name -> maps `(N, C, *spatial)` from full resolution to coarse. More than one only in training mode (deep supervision) and of heads with
-levels."""
+levels. Of an `ObjectHead` one tensor of slots, `(N, slots, channels)`."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,29 @@ class Head:
             return maps
         signs = maps.new_tensor([-1.0 if channel in axes else 1.0 for channel in range(self.channels)])
         return maps * signs.reshape(-1, *(1,) * (maps.ndim - 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectHead(Head):
+    """An output that is no map but slots for objects, `(N, slots, channels)` (`models.slots.Slots`). Views and networks are not averaged:
+    each adds slots of its own.
+
+    Attributes:
+        channels: the numbers in one slot, which follow from the others.
+        slots: objects that one view of a window can have, at most.
+        mask: cells of an object's mask along each axis.
+        axes: axes of windows.
+    """
+
+    channels: int = field(init=False)
+    slots: int
+    mask: int
+    axes: int
+
+    def __post_init__(self) -> None:
+        from medseg.models.slots import slot_channels
+
+        object.__setattr__(self, "channels", slot_channels(self.axes, self.mask))
 
 
 @dataclass(frozen=True)

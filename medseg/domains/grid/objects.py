@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.dataset import Labels
-from medseg.fingerprint import OBJECT_QUANTILES, ObjectStats
+from medseg.fingerprint import MOST_BOXES, OBJECT_QUANTILES, ObjectStats
 
 
 def measure_objects(codes: NDArray[Any], labels: Labels, spacing: tuple[float, ...]) -> tuple[ObjectStats, ...]:
@@ -36,6 +36,7 @@ def measure_objects(codes: NDArray[Any], labels: Labels, spacing: tuple[float, .
                     sizes=tuple(int(v) for v in _quantiles(sizes[own])),
                     extents=tuple(float(f"{v:.6g}") for v in _quantiles(longest)),
                     aspects=tuple(float(f"{v:.6g}") for v in _quantiles(longest / shortest)),
+                    boxes=tuple(tuple(float(f"{v:.6g}") for v in box) for box in _some(sides[own])),
                     touching=round(float(near[own].mean()), 6) if own.any() else 0.0,
                 )
             )
@@ -45,6 +46,12 @@ def measure_objects(codes: NDArray[Any], labels: Labels, spacing: tuple[float, .
 def _quantiles(values: NDArray[Any]) -> NDArray[Any]:
     """Values that occur, so that they do not depend on the machine."""
     return np.quantile(values, OBJECT_QUANTILES, method="nearest") if len(values) else values
+
+
+def _some(sides: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of `(n, d)` boxes a few, evenly by volume."""
+    order = np.lexsort((*sides.T, sides.prod(1)))
+    return sides[order[np.unique(np.linspace(0, len(sides) - 1, min(len(sides), MOST_BOXES)).astype(np.int64))]] if len(sides) else sides
 
 
 def _touching(numbered: NDArray[np.int32], count: int) -> NDArray[np.bool_]:
