@@ -72,7 +72,7 @@ def test_combination_law(name: str, dataset, fingerprint) -> None:
     plans = make_plans(dataset, fingerprint, task=name, domain=dataset.domain, network="unet", machine=Machine("cpu", 8))
     plan = plans[0]
     if "smallest" in type(plan.target).model_fields:  # noise has only small objects
-        plan = plan.edited({"target.smallest": "1"})
+        plan = plan.edited({"target.head.smallest": "1"})
     task = find_task(name)(plan)
     rng = np.random.default_rng(0)
     outputs = [{head.name: Array(rng.normal(0, 2, (head.channels, 7, 6, 5)).astype(np.float32)) for head in task.heads} for _ in range(3)]

@@ -25,7 +25,7 @@ SMALL = {
     "training.steps": "60",
     "training.batch_size": "4",
     "training.folds": "2",
-    "target.smallest": "4",
+    "target.head.smallest": "4",
 }
 
 

@@ -43,7 +43,7 @@ class Slabs(DenseMap):
 
 
 def task_of(labels: Labels, ndim: int = 2) -> Instance:
-    plan = make_plan(labels, ndim, shape=(32, 64, 64), task="instance").edited({"target.smallest": "1"})
+    plan = make_plan(labels, ndim, shape=(32, 64, 64), task="instance").edited({"target.head.smallest": "1"})
     return Instance(plan)
 
 
@@ -151,7 +151,7 @@ def test_the_loss_of_an_offset_is_counted_in_radii(tasks):
         targets = task.targets(batch(codes))
         outputs = {name: [maps] for name, maps in task.oracle(targets).items()}
         assert sum(float(term) for term in task.loss(outputs, targets).values()) < 0.01
-        outputs["offsets"] = [outputs["offsets"][0] + 0.25 * size / task.settings.scale]
+        outputs["offsets"] = [outputs["offsets"][0] + 0.25 * size / task.head.settings.scale]
         losses.append(float(task.loss(outputs, targets)["offset"]))
     assert losses[0] == pytest.approx(losses[1])
     assert losses[0] == pytest.approx(0.25 * np.sqrt(np.pi), rel=1e-5)
@@ -206,9 +206,9 @@ def test_needs():
     dataset = make_dataset(TWO, 2)
     needs = Instance.needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0), (314, 100)))
     assert needs.labels == THINGS
-    assert needs.target.smallest == 75
-    assert needs.target.scale == 8.12  # of the 207 voxels between both
-    assert set(needs.reasons) == set(type(needs.target).model_fields)
+    assert needs.target.head.smallest == 75
+    assert needs.target.head.scale == 8.12  # of the 207 voxels between both
+    assert set(needs.reasons) == {f"head.{name}" for name in type(needs.target.head).model_fields}
     regions, things = make_dataset(REGIONS, 2), make_dataset(THINGS, 2)
     of_regions, of_things = (make_fingerprint_of(one, (50, 50), (1.0, 1.0)) for one in (regions, things))
     with pytest.raises(PlanError, match="regions that overlap have no separate objects"):

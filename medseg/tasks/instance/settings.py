@@ -10,17 +10,16 @@ from pydantic import Field, model_validator
 
 from medseg.fingerprint import Fingerprint
 from medseg.plans import TargetSection
+from medseg.record import Record
 
 FAINTEST = 1e-4  # a class is never taken to be rarer, so that its first logits are not out of reach
 REACH = 1.5
 
 
-class InstanceSettings(TargetSection):
-    """What the loss asks of the network, and how objects are found in its outputs."""
+class DenseSettings(Record):
+    """The dense head: a class for every voxel, and the way to the centre of its object."""
 
-    seldom: ClassVar[tuple[str, ...]] = ()
-
-    kind: Literal["instance"] = "instance"
+    kind: Literal["dense"] = "dense"
     frequencies: tuple[float, ...] = Field(
         description="Share of annotated voxels of background and each class; the network's first guess before anything is learnt."
     )
@@ -40,6 +39,15 @@ class InstanceSettings(TargetSection):
         return self
 
 
+class InstanceSettings(TargetSection):
+    """What the loss asks of the network, and how objects are found in its outputs."""
+
+    seldom: ClassVar[tuple[str, ...]] = ()
+
+    kind: Literal["instance"] = "instance"
+    head: DenseSettings = Field(description="How objects are found.")
+
+
 def settings_for(fingerprint: Fingerprint) -> tuple[InstanceSettings, dict[str, str]]:
     """The settings for these objects, and the reason for each."""
     found = [c for case in fingerprint.cases for c in case.classes if c.components]
@@ -49,7 +57,7 @@ def settings_for(fingerprint: Fingerprint) -> tuple[InstanceSettings, dict[str, 
     scale = float(f"{max(1.0, (median / math.pi) ** 0.5 if ndim == 2 else (median * 3 / (4 * math.pi)) ** (1 / 3)):.3g}")
     count = [sum(c.components for c in case.classes) for case in fingerprint.cases]
     objects = f"{sum(count)} objects, {np.median(count):g} in the median case, half of them below {median:g} voxels"
-    settings = InstanceSettings(
+    settings = DenseSettings(
         frequencies=_frequencies(fingerprint),
         dice=1.0,
         cross_entropy=1.0,
@@ -68,7 +76,7 @@ def settings_for(fingerprint: Fingerprint) -> tuple[InstanceSettings, dict[str, 
         "smallest": f"Three quarters of the smallest object in the labels ({least} voxels).",
         "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
     }
-    return settings, reasons
+    return InstanceSettings(head=settings), {f"head.{name}": reason for name, reason in reasons.items()}
 
 
 def _frequencies(fingerprint: Fingerprint) -> tuple[float, ...]:

@@ -1,44 +1,31 @@
-"""Instance segmentation with a dense head: a class for every voxel, and the way to the centre of its object.
-
-Centres as in Neven et al. 2019 (CVPR, arXiv:1906.11109) and Cheng et al. 2020 (Panoptic-DeepLab, arXiv:1911.10194); votes are grouped otherwise
-(`voting`). Classes that are not things have no objects: they come out as they are, with number 0.
-"""
+"""Instance segmentation: each object of a class by itself. How objects are found is the head's (`dense`)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.case import Batch
-from medseg.dataset import MOST_OBJECTS, NUMBER_BITS, Dataset, Labels
-from medseg.errors import ImageError, PlanError
+from medseg.dataset import NUMBER_BITS, Dataset, Labels
+from medseg.errors import PlanError
 from medseg.fingerprint import Fingerprint
-from medseg.losses.centres import centre_offsets, offset_loss
-from medseg.losses.dice import IGNORED, exclusive_loss
-from medseg.losses.levels import at_size, shares
 from medseg.metrics.descriptions import INSTANCE_METRICS
 from medseg.metrics.instances import Contingency, score_instances
 from medseg.models.base import Head, Outputs
 from medseg.prediction import DenseMap, Prediction, Scores
-from medseg.scratch import IN_MEMORY, Scratch, row_slabs
+from medseg.scratch import IN_MEMORY, Scratch
 from medseg.tasks.base import Needs, Task
+from medseg.tasks.instance.dense import Dense
 from medseg.tasks.instance.settings import InstanceSettings, settings_for
-from medseg.tasks.instance.voting import group_voxels
-
-CLASSES, OFFSETS = "classes", "offsets"
-BACKGROUND = "background"
-SURE = 12.0  # logit of a perfect network
 
 
 class Instance(Task):
-    """Two heads: `classes`, `1 + K` logits with background first, and `offsets`, the way to the object's centre along each axis of a window."""
+    """What labels and objects are is the task's; what the network learns and how objects come of it is the head's, to which all of that goes."""
 
     Settings = InstanceSettings
     summary = "each object by itself: a class for every voxel, and the centre of its object"
@@ -48,7 +35,7 @@ class Instance(Task):
 
     @staticmethod
     def needs(dataset: Dataset, fingerprint: Fingerprint) -> Needs:
-        """Two heads. Where the labels name no things, every class is one, and its connected components are the objects."""
+        """Where the labels name no things, every class is one, and its connected components are the objects."""
         labels = dataset.labels
         if not labels.exclusive:
             raise PlanError.of(
@@ -59,60 +46,36 @@ class Instance(Task):
             )
         labels = labels if labels.things else labels.as_objects("components")
         target, reasons = settings_for(fingerprint)
-        return Needs(labels, len(dataset.channels), _heads(labels, target, fingerprint.ndim), target, reasons)
+        return Needs(labels, len(dataset.channels), Dense(target.head, labels, fingerprint.ndim).heads, target, reasons)
 
     @property
     def labels(self) -> Labels:
         """Classes, things, ignore value."""
         return self.plan.data.labels
 
-    @property
-    def settings(self) -> InstanceSettings:
-        """The task's section of the plan."""
-        settings: InstanceSettings = self.plan.target
-        return settings
+    @cached_property
+    def head(self) -> Dense:
+        """How objects are found."""
+        settings = self.plan.target
+        assert isinstance(settings, InstanceSettings)
+        return Dense(settings.head, self.labels, len(self.plan.window))
 
     @property
     def heads(self) -> tuple[Head, ...]:
         """See `Task.heads`."""
-        return _heads(self.labels, self.settings, len(self.plan.window))
+        return self.head.heads
 
     def targets(self, batch: Batch) -> dict[str, Tensor]:
-        """`classes` `(N, *window)` int64 with `IGNORED`; `offsets` `(N, d, *window)` in units of `scale`; `sizes` `(N, *window)` voxels of the
-        object as far as it lies in the window, 0 where there is none."""
-        if batch.label is None:
-            raise ValueError("targets need labels")
-        values = self.labels.semantic(batch.label)
-        classes = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
-        for k, one in enumerate(self.labels.classes, 1):
-            for value in one.values:
-                classes = torch.where(values == value, k, classes)
-        if self.labels.ignore is not None:
-            classes = torch.where(values == self.labels.ignore, IGNORED, classes)
-        objects = torch.where(self.labels.numbers(batch.label) > 0, batch.label, 0)
-        found = centre_offsets(objects)
-        return {"classes": classes, "offsets": found[:, :-1] / self.settings.scale, "sizes": found[:, -1]}
+        """See `Task.targets`."""
+        return self.head.targets(batch)
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`dice` and `cross_entropy` of the classes, `offset` of the centres; each over all supervised resolutions (nnU-Net's weights)."""
-        settings, scale = self.settings, self.settings.scale
-        sums: dict[str, Tensor] = {}
-        pairs = zip(outputs[CLASSES], outputs[OFFSETS], shares(len(outputs[CLASSES])), strict=True)
-        for logits, offsets, share in pairs:
-            truth = {name: at_size(target, logits.shape[2:]) for name, target in targets.items()}
-            terms = exclusive_loss(logits, truth["classes"]) | {
-                "offset": offset_loss(offsets.float() * scale, truth["offsets"] * scale, truth["sizes"])
-            }
-            for name, factor in (("dice", settings.dice), ("cross_entropy", settings.cross_entropy), ("offset", settings.offset)):
-                term = terms[name] * (factor * share)
-                sums[name] = sums[name] + term if name in sums else term
-        return sums
+        """See `Task.loss`."""
+        return self.head.loss(outputs, targets)
 
     def oracle(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Logits of +-12, and the offsets."""
-        channels = torch.arange(len(self.labels.classes) + 1, device=targets["classes"].device)
-        hot = (targets["classes"].clamp_min(0)[..., None] == channels).movedim(-1, 1).float()
-        return {CLASSES: (2 * hot - 1) * SURE, OFFSETS: targets["offsets"]}
+        """See `Task.oracle`."""
+        return self.head.oracle(targets)
 
     def decode(
         self,
@@ -122,19 +85,8 @@ class Instance(Task):
         scratch: Scratch = IN_MEMORY,
         uncertainty: bool = False,
     ) -> Prediction:
-        """The most probable class per voxel, and the objects that their votes make of things (`voting`), as codes (`Labels`).
-
-        Probabilities are those of the classes, then the offsets, by which predictions are combined.
-        """
-        dense, ways = outputs[CLASSES], outputs[OFFSETS]
-        count = dense.shape[0]
-        maps = scratch.zeros((count + ways.shape[0], *dense.shape[1:]), np.float16)
-        for rows, logits in dense.slabs():
-            powers = np.exp(logits - logits.max(0))
-            maps[:count, rows] = powers / powers.sum(0)
-        for rows, values in ways.slabs():
-            maps[count:, rows] = values
-        return self._decided(maps, case_id, probabilities, scratch, uncertainty)
+        """See `Task.decode`."""
+        return self.head.decode(outputs, case_id, probabilities, scratch, uncertainty)
 
     def combine(
         self,
@@ -144,39 +96,8 @@ class Instance(Task):
         scratch: Scratch = IN_MEMORY,
         uncertainty: bool = False,
     ) -> Prediction:
-        """The mean of class probabilities and offsets, decided as `decode` decides."""
-        parts = [one.probabilities for one in predictions if one.probabilities is not None]
-        if not parts or len(parts) < len(predictions):
-            raise ValueError("predictions are combined by their probabilities")
-        maps = scratch.zeros(parts[0].shape, np.float16)
-        for rows in row_slabs((maps.shape[1], maps.shape[0], *maps.shape[2:])):
-            total = sum((part[:, rows].astype(np.float64) for part in parts), start=np.zeros(1))  # exact in whatever order
-            maps[:, rows] = total / len(parts)
-        return self._decided(maps, case_id, probabilities, scratch, uncertainty)
-
-    def _decided(self, maps: NDArray[np.float16], case_id: str, probabilities: bool, scratch: Scratch, uncertainty: bool) -> Prediction:
-        """A prediction from class probabilities and offsets `(1 + K + d, *shape)`."""
-        labels, settings, count = self.labels, self.settings, len(self.labels.classes) + 1
-        chosen = np.zeros(maps.shape[1:], np.int32)
-        for rows in row_slabs((maps.shape[1], maps.shape[0], *maps.shape[2:])):
-            chosen[rows] = maps[:count, rows].argmax(0)
-        thing = np.array([False, *(name in labels.things for name in labels.names)])
-        offsets = maps[count:].astype(np.float32) * np.float32(settings.scale)
-        numbers = group_voxels(thing[chosen], offsets, settings.smallest, settings.reach)
-        most = int(numbers.max(initial=0))
-        if most > MOST_OBJECTS:
-            raise ImageError.of(
-                "more objects were found than can be numbered", where=f"case '{case_id}'", found=str(most), expected=f"{MOST_OBJECTS}"
-            )
-        inside = numbers != 0
-        votes = np.bincount(numbers[inside].astype(np.int64) * count + chosen[inside], minlength=(most + 1) * count).reshape(-1, count)
-        kinds = np.where(thing, votes, -1).argmax(1)  # of each object
-        values = np.array([0, *labels.written], np.int32) << NUMBER_BITS
-        decoded = scratch.zeros(chosen.shape, np.int32)
-        decoded[...] = np.where(thing[chosen], 0, values[chosen])
-        decoded[inside] = values[kinds[numbers[inside]]] | numbers[inside]
-        doubt = _doubt(maps[:count], decoded != 0) if uncertainty else None
-        return Prediction(case_id, decoded, maps if probabilities else None, doubt)
+        """See `Task.combine`."""
+        return self.head.combine(predictions, case_id, probabilities, scratch, uncertainty)
 
     def score(
         self, prediction: NDArray[Any], truth: NDArray[Any], spacing: tuple[float, ...], metrics: tuple[str, ...] | None = None
@@ -194,17 +115,3 @@ class Instance(Task):
     @cached_property
     def _order(self) -> dict[int, int]:
         return {value: k for k, one in enumerate(self.labels.classes, 1) for value in one.values}
-
-
-def _heads(labels: Labels, settings: InstanceSettings, axes: int) -> tuple[Head, ...]:
-    odds = tuple(math.log(f) for f in settings.frequencies)
-    names = (BACKGROUND, *labels.names)
-    return Head(CLASSES, len(names), odds, names), Head(OFFSETS, axes, vector=True)
-
-
-def _doubt(chances: NDArray[np.float16], found: NDArray[np.bool_]) -> float | None:
-    """Mean entropy, from 0 (sure) to 1 (ignorant), of the classes of found voxels; None without any."""
-    if not found.any():
-        return None
-    safe = np.clip(chances[:, found].astype(np.float32), 1e-7, 1)
-    return float(-(safe * np.log(safe)).sum(0).mean(dtype=np.float64) / math.log(len(safe)))

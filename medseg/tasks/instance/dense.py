@@ -1,0 +1,155 @@
+"""The dense head of instance segmentation: a class for every voxel, and the way to the centre of its object.
+
+Centres as in Neven et al. 2019 (CVPR, arXiv:1906.11109) and Cheng et al. 2020 (Panoptic-DeepLab, arXiv:1911.10194); votes are grouped otherwise
+(`voting`). Classes that are not things have no objects: they come out as they are, with number 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medseg.case import Batch
+from medseg.dataset import MOST_OBJECTS, NUMBER_BITS, Labels
+from medseg.errors import ImageError
+from medseg.losses.centres import centre_offsets, offset_loss
+from medseg.losses.dice import IGNORED, exclusive_loss
+from medseg.losses.levels import at_size, shares
+from medseg.models.base import Head, Outputs
+from medseg.prediction import DenseMap, Prediction
+from medseg.scratch import IN_MEMORY, Scratch, row_slabs
+from medseg.tasks.instance.settings import DenseSettings
+from medseg.tasks.instance.voting import group_voxels
+
+CLASSES, OFFSETS = "classes", "offsets"
+BACKGROUND = "background"
+SURE = 12.0  # logit of a perfect network
+
+
+class Dense:
+    """Two heads: `classes`, `1 + K` logits with background first, and `offsets`, the way to the object's centre along each axis of a window."""
+
+    def __init__(self, settings: DenseSettings, labels: Labels, axes: int) -> None:
+        """`axes`: of a window."""
+        self.settings, self.labels, self.axes = settings, labels, axes
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """See `Task.heads`."""
+        odds = tuple(math.log(f) for f in self.settings.frequencies)
+        names = (BACKGROUND, *self.labels.names)
+        return Head(CLASSES, len(names), odds, names), Head(OFFSETS, self.axes, vector=True)
+
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
+        """`classes` `(N, *window)` int64 with `IGNORED`; `offsets` `(N, d, *window)` in units of `scale`; `sizes` `(N, *window)` voxels of the
+        object as far as it lies in the window, 0 where there is none."""
+        if batch.label is None:
+            raise ValueError("targets need labels")
+        values = self.labels.semantic(batch.label)
+        classes = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
+        for k, one in enumerate(self.labels.classes, 1):
+            for value in one.values:
+                classes = torch.where(values == value, k, classes)
+        if self.labels.ignore is not None:
+            classes = torch.where(values == self.labels.ignore, IGNORED, classes)
+        objects = torch.where(self.labels.numbers(batch.label) > 0, batch.label, 0)
+        found = centre_offsets(objects)
+        return {"classes": classes, "offsets": found[:, :-1] / self.settings.scale, "sizes": found[:, -1]}
+
+    def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`dice` and `cross_entropy` of the classes, `offset` of the centres; each over all supervised resolutions (nnU-Net's weights)."""
+        settings, scale = self.settings, self.settings.scale
+        sums: dict[str, Tensor] = {}
+        pairs = zip(outputs[CLASSES], outputs[OFFSETS], shares(len(outputs[CLASSES])), strict=True)
+        for logits, offsets, share in pairs:
+            truth = {name: at_size(target, logits.shape[2:]) for name, target in targets.items()}
+            terms = exclusive_loss(logits, truth["classes"]) | {
+                "offset": offset_loss(offsets.float() * scale, truth["offsets"] * scale, truth["sizes"])
+            }
+            for name, factor in (("dice", settings.dice), ("cross_entropy", settings.cross_entropy), ("offset", settings.offset)):
+                term = terms[name] * (factor * share)
+                sums[name] = sums[name] + term if name in sums else term
+        return sums
+
+    def oracle(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Logits of +-12, and the offsets."""
+        channels = torch.arange(len(self.labels.classes) + 1, device=targets["classes"].device)
+        hot = (targets["classes"].clamp_min(0)[..., None] == channels).movedim(-1, 1).float()
+        return {CLASSES: (2 * hot - 1) * SURE, OFFSETS: targets["offsets"]}
+
+    def decode(
+        self,
+        outputs: Mapping[str, DenseMap],
+        case_id: str,
+        probabilities: bool = False,
+        scratch: Scratch = IN_MEMORY,
+        uncertainty: bool = False,
+    ) -> Prediction:
+        """The most probable class per voxel, and the objects that their votes make of things (`voting`), as codes (`Labels`).
+
+        Probabilities are those of the classes, then the offsets, by which predictions are combined.
+        """
+        dense, ways = outputs[CLASSES], outputs[OFFSETS]
+        count = dense.shape[0]
+        maps = scratch.zeros((count + ways.shape[0], *dense.shape[1:]), np.float16)
+        for rows, logits in dense.slabs():
+            powers = np.exp(logits - logits.max(0))
+            maps[:count, rows] = powers / powers.sum(0)
+        for rows, values in ways.slabs():
+            maps[count:, rows] = values
+        return self._decided(maps, case_id, probabilities, scratch, uncertainty)
+
+    def combine(
+        self,
+        predictions: Sequence[Prediction],
+        case_id: str,
+        probabilities: bool = False,
+        scratch: Scratch = IN_MEMORY,
+        uncertainty: bool = False,
+    ) -> Prediction:
+        """The mean of class probabilities and offsets, decided as `decode` decides."""
+        parts = [one.probabilities for one in predictions if one.probabilities is not None]
+        if not parts or len(parts) < len(predictions):
+            raise ValueError("predictions are combined by their probabilities")
+        maps = scratch.zeros(parts[0].shape, np.float16)
+        for rows in row_slabs((maps.shape[1], maps.shape[0], *maps.shape[2:])):
+            total = sum((part[:, rows].astype(np.float64) for part in parts), start=np.zeros(1))  # exact in whatever order
+            maps[:, rows] = total / len(parts)
+        return self._decided(maps, case_id, probabilities, scratch, uncertainty)
+
+    def _decided(self, maps: NDArray[np.float16], case_id: str, probabilities: bool, scratch: Scratch, uncertainty: bool) -> Prediction:
+        """A prediction from class probabilities and offsets `(1 + K + d, *shape)`."""
+        labels, settings, count = self.labels, self.settings, len(self.labels.classes) + 1
+        chosen = np.zeros(maps.shape[1:], np.int32)
+        for rows in row_slabs((maps.shape[1], maps.shape[0], *maps.shape[2:])):
+            chosen[rows] = maps[:count, rows].argmax(0)
+        thing = np.array([False, *(name in labels.things for name in labels.names)])
+        offsets = maps[count:].astype(np.float32) * np.float32(settings.scale)
+        numbers = group_voxels(thing[chosen], offsets, settings.smallest, settings.reach)
+        most = int(numbers.max(initial=0))
+        if most > MOST_OBJECTS:
+            raise ImageError.of(
+                "more objects were found than can be numbered", where=f"case '{case_id}'", found=str(most), expected=f"{MOST_OBJECTS}"
+            )
+        inside = numbers != 0
+        votes = np.bincount(numbers[inside].astype(np.int64) * count + chosen[inside], minlength=(most + 1) * count).reshape(-1, count)
+        kinds = np.where(thing, votes, -1).argmax(1)  # of each object
+        values = np.array([0, *labels.written], np.int32) << NUMBER_BITS
+        decoded = scratch.zeros(chosen.shape, np.int32)
+        decoded[...] = np.where(thing[chosen], 0, values[chosen])
+        decoded[inside] = values[kinds[numbers[inside]]] | numbers[inside]
+        doubt = _doubt(maps[:count], decoded != 0) if uncertainty else None
+        return Prediction(case_id, decoded, maps if probabilities else None, doubt)
+
+
+def _doubt(chances: NDArray[np.float16], found: NDArray[np.bool_]) -> float | None:
+    """Mean entropy, from 0 (sure) to 1 (ignorant), of the classes of found voxels; None without any."""
+    if not found.any():
+        return None
+    safe = np.clip(chances[:, found].astype(np.float32), 1e-7, 1)
+    return float(-(safe * np.log(safe)).sum(0).mean(dtype=np.float64) / math.log(len(safe)))
