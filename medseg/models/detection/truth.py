@@ -1,0 +1,85 @@
+"""The true objects of windows, in as many places as there are at most, and what a grid over a box shows of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medseg.geometry import Shape
+from medseg.models.detection.boxes import cell_centres, clip
+
+IGNORED = -1
+"""Value of voxels that teach nothing: not annotated, or of an object for which there was no place."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The objects of N windows.
+
+    Attributes:
+        boxes: `(N, M, 2 d)` float32, see `boxes`; of a place without an object whatever is finite.
+        classes: `(N, M)` int64, 1 to K; 0: there is no object in this place.
+        codes: `(N, M)` int32, the value of each object's voxels in `map`.
+        map: `(N, *window)` int32; 0 for background, `IGNORED` for voxels that count nowhere.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    codes: Tensor
+    map: Tensor
+
+    @property
+    def window(self) -> Shape:
+        """Voxels along each axis."""
+        return tuple(self.map.shape[1:])
+
+    @property
+    def there(self) -> Tensor:
+        """`(N, M)` places that hold an object."""
+        return self.classes > 0
+
+    def part(self, rows: slice) -> Truth:
+        """The objects of some of the windows."""
+        return Truth(self.boxes[rows], self.classes[rows], self.codes[rows], self.map[rows])
+
+    def at(self, boxes: Tensor, cells: int) -> Tensor:
+        """Values `(N, R, cells ** d)` of the voxels nearest to the cell centres of grids over boxes `(N, R, 2 d)`, in C order."""
+        window = self.window
+        centres = cell_centres(clip(boxes, window), cells).floor().long()
+        flat = torch.zeros_like(centres[..., 0, :1])
+        for axis, size in enumerate(window):
+            index = centres[..., axis, :].clamp(0, size - 1)
+            flat = (flat[..., :, None] * size + index[..., None, :]).flatten(-2)
+        return self.map.flatten(1).gather(1, flat.flatten(1)).view(flat.shape)
+
+    def outlines(self, boxes: Tensor, match: Tensor, cells: int) -> Tensor:
+        """Masks `(N, R, cells ** d)` float32 of one true object within each box: 1 inside, 0 outside, `IGNORED` where nothing counts.
+
+        Args:
+            boxes: `(N, R, 2 d)`.
+            match: `(N, R)` int64, place of the object plus 1; 0 or below: none, and nothing counts.
+            cells: of the grid, per axis.
+        """
+        found = self.at(boxes, cells)
+        code = self.codes.gather(1, (match - 1).clamp_min(0))[..., None]
+        counts = (found != IGNORED) & (match > 0)[..., None]
+        return torch.where(counts, (found == code).float(), float(IGNORED))
+
+    def semantic(self, shape: Shape) -> Tensor:
+        """Class index `(N, *shape)` int64 at the centres of a coarser grid over the window: 0 for background, `IGNORED` where nothing counts."""
+        found = at_centres(self.map, shape).flatten(1).contiguous()
+        codes, order = torch.where(self.there, self.codes, 0).sort(1)
+        place = torch.searchsorted(codes.contiguous(), found).clamp(max=codes.shape[1] - 1)
+        same = codes.gather(1, place) == found
+        classes = torch.where(same & (found > 0), self.classes.gather(1, order.gather(1, place)), 0)
+        return torch.where(found == IGNORED, IGNORED, classes).view(len(found), *shape)
+
+
+def at_centres(maps: Tensor, shape: Shape) -> Tensor:
+    """Maps `(N, *window)` at the centres of the cells of a coarser grid `(N, *shape)`."""
+    for axis, cells in enumerate(shape, 1):
+        step = maps.shape[axis] / cells
+        maps = maps.index_select(axis, ((torch.arange(cells, device=maps.device) + 0.5) * step).long())
+    return maps
