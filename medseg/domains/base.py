@@ -42,6 +42,7 @@ class Draft:
         space: the domain's section of the plan.
         windows: candidate windows, largest first; the planner takes the first that fits the machine.
         spacing: mm of a window voxel along each window axis.
+        axes: the canonical axis of a case that each window axis is.
         shape: median shape of the prepared cases along each window axis.
         samples: median number of windows' worth of data: prepared voxels of all cases together.
         mirror: window axes along which mirroring leaves every class what it is.
@@ -56,6 +57,7 @@ class Draft:
     space: SpaceSection
     windows: tuple[Shape, ...]
     spacing: tuple[float, ...]
+    axes: tuple[int, ...]
     shape: Shape
     samples: int
     mirror: tuple[int, ...]

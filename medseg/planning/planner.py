@@ -270,7 +270,7 @@ class _Search:
     def _fitted(self, configured: Configured) -> Needs:
         """What the task needs in these windows and of this network."""
         levels = find_network(configured.settings.kind).levels(configured.settings)
-        frame = Frame(configured.window, self.draft.spacing, levels, self.machine.kind)
+        frame = Frame(configured.window, self.draft.spacing, self.draft.axes, levels, self.machine.kind)
         return find_task(self.task).fit(self.offer.needs, self.fingerprint, frame)
 
     def _plan(self, configured: Configured, batch: int, why: str, cost: Cost | None = None, window_because: str = "") -> Plan:

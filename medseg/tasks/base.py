@@ -66,12 +66,14 @@ class Frame:
     Attributes:
         window: voxels of a network's input, per window axis.
         spacing: mm of a window voxel, per window axis.
+        axes: the canonical axis of a case that each window axis is; sizes in fingerprints lie along these.
         levels: strides of the decoder stages at which heads may answer (`Head.levels`), finest first.
         device: kind of device that trains.
     """
 
     window: Shape
     spacing: tuple[float, ...]
+    axes: tuple[int, ...]
     levels: tuple[Shape, ...]
     device: Kind
 
@@ -159,7 +161,8 @@ class Task(Objective):
     networks: ClassVar[Mapping[str, str]] = {}
     """What may be asked for as a network (`--network`) beside the registered families: a name -> what it puts on the planned network."""
     combines: ClassVar[bool] = True
-    """Whether models of several configurations, whose outputs lie on grids and along axes of their own, may say together what a case shows."""
+    """Whether models of several configurations, whose outputs lie on grids and along axes of their own, may say together what a case shows
+    (`combine`)."""
 
     @staticmethod
     @abstractmethod
@@ -190,7 +193,6 @@ class Task(Objective):
         Where neither probabilities nor uncertainty are asked for, labels alone may be found in less time (`DenseMap.strongest`).
         """
 
-    @abstractmethod
     def combine(
         self,
         predictions: Sequence[Prediction],
@@ -201,8 +203,9 @@ class Task(Objective):
     ) -> Prediction:
         """One prediction out of those of several models for one case, on one grid and all with probabilities, slab by slab.
 
-        The order of the predictions plays no part, and several equal ones come to the same as one of them.
+        The order of the predictions plays no part, and several equal ones come to the same as one of them. Only where the task `combines`.
         """
+        raise ValueError(f"predictions of task '{self.plan.task}' are not combined")
 
     def learn(self, cases: Iterable[HeldOut]) -> tuple[TargetSection, dict[str, str]]:
         """What predictions of held-out cases teach about `finish`: the task's section of the plan, and the reason for each field it sets.

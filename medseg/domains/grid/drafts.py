@@ -160,6 +160,7 @@ class _Survey:
             ),
             windows=windows.value,
             spacing=target.value[lead:],
+            axes=self.order.value[lead:],
             shape=tuple(round(v) for v in rules.median(planes)),
             samples=sum(math.prod(shape) for shape in prepared),
             mirror=mirror.value,

@@ -7,7 +7,7 @@ Centres as in Neven et al. 2019 (CVPR, arXiv:1906.11109) and Cheng et al. 2020 (
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -17,26 +17,30 @@ from torch import Tensor
 from medseg.case import Batch
 from medseg.dataset import MOST_OBJECTS, NUMBER_BITS, Labels
 from medseg.errors import ImageError
+from medseg.fingerprint import Fingerprint
 from medseg.losses.centres import centre_offsets, offset_loss
-from medseg.losses.dice import IGNORED, exclusive_loss
+from medseg.losses.dice import exclusive_loss
 from medseg.losses.levels import at_size, shares
 from medseg.models.base import Head, Outputs
 from medseg.prediction import DenseMap, Prediction
 from medseg.scratch import IN_MEMORY, Scratch, row_slabs
-from medseg.tasks.instance.settings import DenseSettings
+from medseg.tasks.base import Frame
+from medseg.tasks.instance.head import BACKGROUND, CLASSES, SURE, ObjectFinder, Planned
+from medseg.tasks.instance.settings import DenseSettings, dense_settings
 from medseg.tasks.instance.voting import group_voxels
 
-CLASSES, OFFSETS = "classes", "offsets"
-BACKGROUND = "background"
-SURE = 12.0  # logit of a perfect network
+OFFSETS = "offsets"
 
 
-class Dense:
+class Dense(ObjectFinder):
     """Two heads: `classes`, `1 + K` logits with background first, and `offsets`, the way to the object's centre along each axis of a window."""
 
-    def __init__(self, settings: DenseSettings, labels: Labels, axes: int) -> None:
-        """`axes`: of a window."""
-        self.settings, self.labels, self.axes = settings, labels, axes
+    settings: DenseSettings
+
+    @staticmethod
+    def planned(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
+        """See `dense_settings`."""
+        return Planned(*dense_settings(fingerprint))
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -50,15 +54,8 @@ class Dense:
         object as far as it lies in the window, 0 where there is none."""
         if batch.label is None:
             raise ValueError("targets need labels")
-        values = self.labels.semantic(batch.label)
-        classes = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
-        for k, one in enumerate(self.labels.classes, 1):
-            for value in one.values:
-                classes = torch.where(values == value, k, classes)
-        if self.labels.ignore is not None:
-            classes = torch.where(values == self.labels.ignore, IGNORED, classes)
-        objects = torch.where(self.labels.numbers(batch.label) > 0, batch.label, 0)
-        found = centre_offsets(objects)
+        classes = self.class_targets(batch.label)
+        found = centre_offsets(self.objects(batch.label))
         return {"classes": classes, "offsets": found[:, :-1] / self.settings.scale, "sizes": found[:, -1]}
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -92,7 +89,7 @@ class Dense:
     ) -> Prediction:
         """The most probable class per voxel, and the objects that their votes make of things (`voting`), as codes (`Labels`).
 
-        Probabilities are those of the classes, then the offsets, by which predictions are combined.
+        Probabilities are those of the classes, then the offsets.
         """
         dense, ways = outputs[CLASSES], outputs[OFFSETS]
         count = dense.shape[0]
@@ -102,24 +99,6 @@ class Dense:
             maps[:count, rows] = powers / powers.sum(0)
         for rows, values in ways.slabs():
             maps[count:, rows] = values
-        return self._decided(maps, case_id, probabilities, scratch, uncertainty)
-
-    def combine(
-        self,
-        predictions: Sequence[Prediction],
-        case_id: str,
-        probabilities: bool = False,
-        scratch: Scratch = IN_MEMORY,
-        uncertainty: bool = False,
-    ) -> Prediction:
-        """The mean of class probabilities and offsets, decided as `decode` decides."""
-        parts = [one.probabilities for one in predictions if one.probabilities is not None]
-        if not parts or len(parts) < len(predictions):
-            raise ValueError("predictions are combined by their probabilities")
-        maps = scratch.zeros(parts[0].shape, np.float16)
-        for rows in row_slabs((maps.shape[1], maps.shape[0], *maps.shape[2:])):
-            total = sum((part[:, rows].astype(np.float64) for part in parts), start=np.zeros(1))  # exact in whatever order
-            maps[:, rows] = total / len(parts)
         return self._decided(maps, case_id, probabilities, scratch, uncertainty)
 
     def _decided(self, maps: NDArray[np.float16], case_id: str, probabilities: bool, scratch: Scratch, uncertainty: bool) -> Prediction:

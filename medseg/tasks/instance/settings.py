@@ -39,17 +39,47 @@ class DenseSettings(Record):
         return self
 
 
+class RegionSettings(Record):
+    """Mask R-CNN: regions that may hold an object, then its class, box and mask."""
+
+    kind: Literal["mask-rcnn"] = "mask-rcnn"
+    levels: tuple[int, ...] = Field(min_length=1, description="Decoder stages that are the levels of the feature pyramid, finest first.")
+    channels: int = Field(ge=8, description="Channels of the pyramid.")
+    anchors: tuple[tuple[tuple[float, ...], ...], ...] = Field(
+        description="Of each level, the sides in voxels of the boxes that are compared with objects at each cell."
+    )
+    proposals: int = Field(ge=8, le=4096, description="Regions of a window that are looked at more closely.")
+    samples: int = Field(ge=8, le=4096, description="Regions of a window that a training step learns from.")
+    slots: int = Field(ge=1, le=2048, description="Objects that a window can have, at most.")
+    cells: int = Field(ge=2, le=14, description="Cells along each axis of the grid by which a region is classified.")
+    mask: int = Field(ge=4, le=56, description="Cells along each axis of an object's mask.")
+    score: float = Field(gt=0, lt=1, description="Confidence of an object that is predicted, at least.")
+    smallest: int = Field(ge=1, description="Voxels of the smallest object that is predicted, at native spacing.")
+    semantic: float = Field(ge=0, le=10, description="Factor of the loss of a class for every voxel, where some classes have no objects.")
+    frequencies: tuple[float, ...] = Field(description="As for the dense head; for voxels of classes without objects.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.anchors) != len(self.levels) or len({len(sizes) for sizes in self.anchors}) > 1 or not all(self.anchors):
+            raise ValueError(f"each of the {len(self.levels)} levels needs as many anchors; found {[len(sizes) for sizes in self.anchors]}")
+        if any(not side > 0 for sizes in self.anchors for size in sizes for side in size):
+            raise ValueError("sides of anchors are positive")
+        if self.mask % 2:
+            raise ValueError(f"masks have an even number of cells; found {self.mask}")
+        return self
+
+
 class InstanceSettings(TargetSection):
     """What the loss asks of the network, and how objects are found in its outputs."""
 
     seldom: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["instance"] = "instance"
-    head: DenseSettings = Field(description="How objects are found.")
+    head: DenseSettings | RegionSettings = Field(discriminator="kind", description="How objects are found.")
 
 
-def settings_for(fingerprint: Fingerprint) -> tuple[InstanceSettings, dict[str, str]]:
-    """The settings for these objects, and the reason for each."""
+def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, str]]:
+    """The dense head for these objects, and the reason for each setting."""
     found = [c for case in fingerprint.cases for c in case.classes if c.components]
     ndim = fingerprint.ndim
     median = float(np.median([c.sizes[len(c.sizes) // 2] for c in found])) if found else 1.0
@@ -58,7 +88,7 @@ def settings_for(fingerprint: Fingerprint) -> tuple[InstanceSettings, dict[str, 
     count = [sum(c.components for c in case.classes) for case in fingerprint.cases]
     objects = f"{sum(count)} objects, {np.median(count):g} in the median case, half of them below {median:g} voxels"
     settings = DenseSettings(
-        frequencies=_frequencies(fingerprint),
+        frequencies=frequencies(fingerprint),
         dice=1.0,
         cross_entropy=1.0,
         offset=1.0,
@@ -76,10 +106,11 @@ def settings_for(fingerprint: Fingerprint) -> tuple[InstanceSettings, dict[str, 
         "smallest": f"Three quarters of the smallest object in the labels ({least} voxels).",
         "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
     }
-    return InstanceSettings(head=settings), {f"head.{name}": reason for name, reason in reasons.items()}
+    return settings, reasons
 
 
-def _frequencies(fingerprint: Fingerprint) -> tuple[float, ...]:
+def frequencies(fingerprint: Fingerprint) -> tuple[float, ...]:
+    """Share of annotated voxels of background and each class."""
     voxels = [sum(case.classes[k].voxels for case in fingerprint.cases) for k in range(len(fingerprint.labels.classes))]
     total = max(1, sum(math.prod(case.shape) - case.ignored for case in fingerprint.cases))
     shares = [(total - sum(voxels)) / total, *(v / total for v in voxels)]

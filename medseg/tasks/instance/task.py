@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from medseg.case import Batch
 from medseg.dataset import NUMBER_BITS, Dataset, Labels
@@ -16,12 +17,17 @@ from medseg.errors import PlanError
 from medseg.fingerprint import Fingerprint
 from medseg.metrics.descriptions import INSTANCE_METRICS
 from medseg.metrics.instances import Contingency, score_instances
-from medseg.models.base import Head, Outputs
+from medseg.models.base import Head, Outputs, find_network
 from medseg.prediction import DenseMap, Prediction, Scores
 from medseg.scratch import IN_MEMORY, Scratch
-from medseg.tasks.base import Needs, Task
+from medseg.tasks.base import Frame, Needs, Task
 from medseg.tasks.instance.dense import Dense
-from medseg.tasks.instance.settings import InstanceSettings, settings_for
+from medseg.tasks.instance.fitting import nominal
+from medseg.tasks.instance.head import ObjectFinder
+from medseg.tasks.instance.regions import Regions
+from medseg.tasks.instance.settings import InstanceSettings
+
+WAYS: dict[str, type[Any]] = {"dense": Dense, "mask-rcnn": Regions}  # each an `ObjectFinder`
 
 
 class Instance(Task):
@@ -31,10 +37,14 @@ class Instance(Task):
     summary = "each object by itself: a class for every voxel, and the centre of its object"
     metrics: ClassVar[tuple[str, ...]] = ("pq", *(name for name in INSTANCE_METRICS if name != "pq"))
     objects = True
-    combines = False  # offsets of several configurations have other axes and units
+    combines = False  # what votes and boxes mean depends on a configuration's axes and voxels
+    networks: ClassVar[Mapping[str, str]] = {
+        "dense": "a class for every voxel, and votes for the centres of objects",
+        "mask-rcnn": "regions that may hold an object, then its class, box and mask",
+    }
 
-    @staticmethod
-    def needs(dataset: Dataset, fingerprint: Fingerprint) -> Needs:
+    @classmethod
+    def needs(cls, dataset: Dataset, fingerprint: Fingerprint) -> Needs:
         """Where the labels name no things, every class is one, and its connected components are the objects."""
         labels = dataset.labels
         if not labels.exclusive:
@@ -45,8 +55,30 @@ class Instance(Task):
                 fix="Give each class values of its own, e.g. --class tumour=1,2.",
             )
         labels = labels if labels.things else labels.as_objects("components")
-        target, reasons = settings_for(fingerprint)
-        return Needs(labels, len(dataset.channels), Dense(target.head, labels, fingerprint.ndim).heads, target, reasons)
+        return cls._by(Dense, labels, len(dataset.channels), fingerprint, nominal(fingerprint))
+
+    @classmethod
+    def variants(cls, dataset: Dataset, fingerprint: Fingerprint, network: str | None) -> tuple[Needs, ...]:
+        """Votes and regions, or the way that is asked for."""
+        plain = cls.needs(dataset, fingerprint)
+        if network is not None:
+            return (cls._by(WAYS[network], plain.labels, plain.channels, fingerprint, nominal(fingerprint)),)
+        regions = cls._by(Regions, plain.labels, plain.channels, fingerprint, nominal(fingerprint))
+        return plain, replace(regions, name="mask-rcnn", preference=-1.0, because="Mask R-CNN instead of votes for centres")
+
+    @classmethod
+    def fit(cls, needs: Needs, fingerprint: Fingerprint, frame: Frame) -> Needs:
+        """Detectors are fitted to the objects in voxels of a window."""
+        assert isinstance(needs.target, InstanceSettings)
+        fitted = cls._by(WAYS[needs.target.head.kind], needs.labels, needs.channels, fingerprint, frame)
+        return replace(fitted, name=needs.name, preference=needs.preference, because=needs.because)
+
+    @classmethod
+    def _by(cls, way: type[Any], labels: Labels, channels: int, fingerprint: Fingerprint, frame: Frame) -> Needs:
+        made = way.planned(fingerprint, labels, frame)
+        heads = way(made.settings, labels, len(frame.window), frame.levels).heads
+        reasons = {f"head.{name}": reason for name, reason in made.reasons.items()}
+        return Needs(labels, channels, heads, cls.Settings(head=made.settings), reasons, overlap=made.overlap, overlap_because=made.because)
 
     @property
     def labels(self) -> Labels:
@@ -54,11 +86,21 @@ class Instance(Task):
         return self.plan.data.labels
 
     @cached_property
-    def head(self) -> Dense:
+    def head(self) -> ObjectFinder:
         """How objects are found."""
         settings = self.plan.target
         assert isinstance(settings, InstanceSettings)
-        return Dense(settings.head, self.labels, len(self.plan.window))
+        levels = find_network(self.plan.network.kind).levels(self.plan.network)
+        finder: ObjectFinder = WAYS[settings.head.kind](settings.head, self.labels, len(self.plan.window), levels)
+        return finder
+
+    def built(self, channels: int, heads: tuple[Head, ...]) -> nn.Module:
+        """See `Objective.built`."""
+        return self.head.built(super().built(channels, self.head.grown(heads)))
+
+    def run(self, network: nn.Module, batch: Batch, targets: Mapping[str, Tensor]) -> Outputs:
+        """See `Objective.run`."""
+        return self.head.run(network, self.inputs(batch), targets)
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -87,17 +129,6 @@ class Instance(Task):
     ) -> Prediction:
         """See `Task.decode`."""
         return self.head.decode(outputs, case_id, probabilities, scratch, uncertainty)
-
-    def combine(
-        self,
-        predictions: Sequence[Prediction],
-        case_id: str,
-        probabilities: bool = False,
-        scratch: Scratch = IN_MEMORY,
-        uncertainty: bool = False,
-    ) -> Prediction:
-        """See `Task.combine`."""
-        return self.head.combine(predictions, case_id, probabilities, scratch, uncertainty)
 
     def score(
         self, prediction: NDArray[Any], truth: NDArray[Any], spacing: tuple[float, ...], metrics: tuple[str, ...] | None = None

@@ -1,0 +1,212 @@
+"""How a detector follows from the objects of a dataset: pyramid levels, anchors, and how many objects a window may hold.
+
+Sizes are those of the boxes that fingerprints sample, in voxels of a configuration's window.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.device import Kind
+from medseg.fingerprint import CaseStats, Fingerprint
+from medseg.geometry import Shape
+from medseg.tasks.base import Frame
+from medseg.tasks.instance.head import Planned
+from medseg.tasks.instance.settings import RegionSettings, frequencies
+
+CELLS = 6.0  # of a level's map along a typical object: with fewer its neighbours share its cells, with more the level costs for nothing
+FINEST = 2.0  # voxels; a level at full resolution would cost more than all others
+MOST_SHAPES = 3  # anchors of a cell
+ENOUGH = 0.95  # of the boxes overlap an anchor by half, when both have one centre
+HALF = 0.5
+ROOM = 1.5  # places for so many times the objects that the densest case has in a window's voxels on average, because they are not spread evenly
+FEWEST, MOST = 16, 512  # places for objects in a window
+QUANTUM = 8
+LARGEST_OVERLAP = 0.75
+CHANNELS = {"cpu": 64, "gpu": 128}
+PROPOSED = 2
+FEWEST_SAMPLES, MOST_SAMPLES = 32, 128
+
+Boxes = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Where objects of which size are looked for.
+
+    Attributes:
+        levels: decoder stages.
+        anchors: of each level, sides in voxels of the anchors of a cell; equally many on all.
+        recall: share of the sampled boxes that overlap an anchor of their level by half, when both have one centre.
+        count: sampled boxes.
+    """
+
+    levels: tuple[int, ...]
+    anchors: tuple[tuple[tuple[float, ...], ...], ...]
+    recall: float
+    count: int
+
+
+def boxes_in(fingerprint: Fingerprint, frame: Frame) -> Boxes:
+    """Sides `(n, d)` of the sampled boxes in voxels of a window, along its axes, at least 1; one box of 8 voxels where no case has an object."""
+    sides = [[box[axis] for axis in frame.axes] for case in fingerprint.cases for one in case.objects for box in one.boxes]
+    found = np.array(sides, np.float64).reshape(-1, len(frame.axes))
+    return np.maximum(found / frame.spacing, 1) if len(found) else np.full((1, len(frame.axes)), 8.0)
+
+
+def fit_pyramid(boxes: Boxes, strides: tuple[Shape, ...]) -> Pyramid:
+    """Levels for these boxes, and on each the anchors that fit them best.
+
+    Args:
+        boxes: `(n, d)` sides in voxels.
+        strides: of the decoder stages, finest first.
+    """
+    steps = np.array([np.mean(np.log(stride)) for stride in strides])
+    able = [level for level, step in enumerate(steps) if step >= math.log(FINEST)] or [len(strides) - 1]
+    sizes = np.log(boxes).mean(1)
+    nearest = np.abs(sizes[:, None] - (steps[able] + math.log(CELLS))).argmin(1)
+    low, high = np.quantile(nearest, [0.02, 0.98], method="nearest")
+    levels = able[low : high + 1]
+    place = np.clip(nearest - low, 0, len(levels) - 1)
+    for shapes in range(1, MOST_SHAPES + 1):
+        anchors = [_centres(np.log(boxes[place == k]), shapes, float(steps[level])) for k, level in enumerate(levels)]
+        recall = float(np.mean([_overlap(box, np.exp(anchors[k])).max() >= HALF for box, k in zip(boxes, place, strict=True)]))
+        if recall >= ENOUGH:
+            break
+    rounded = tuple(tuple(tuple(float(f"{side:.3g}") for side in shape) for shape in np.exp(level)) for level in anchors)
+    return Pyramid(tuple(levels), rounded, recall, len(boxes))
+
+
+def _centres(logs: Boxes, count: int, step: float) -> Boxes:
+    """`(count, d)` sides that stand for boxes, all as logarithms: k-means from quantiles of the size, so the same on every machine."""
+    if not len(logs):
+        return np.full((count, logs.shape[1]), step + math.log(CELLS)) + np.linspace(0, 0.1, count)[:, None]
+    order = logs[np.argsort(logs.mean(1), kind="stable")]
+    centres = order[np.linspace(0, len(order) - 1, 2 * count + 1).astype(int)[1::2]]
+    for _ in range(20):
+        nearest = np.square(logs[:, None] - centres).sum(-1).argmin(1)
+        centres = np.stack([logs[nearest == k].mean(0) if (nearest == k).any() else centres[k] for k in range(count)])
+    ordered: Boxes = centres[np.argsort(centres.mean(1), kind="stable")]
+    return ordered
+
+
+def _overlap(box: NDArray[np.float64], others: Boxes) -> NDArray[np.float64]:
+    """Intersection over union of one box with others about the same centre, from their sides."""
+    shared = np.minimum(box, others).prod(-1)
+    result: NDArray[np.float64] = shared / (box.prod() + others.prod(-1) - shared)
+    return result
+
+
+def most_objects(fingerprint: Fingerprint, frame: Frame) -> tuple[int, str]:
+    """Places for the objects of one window, and the reason."""
+    counts = [(_in_window(case, frame), case.id) for case in fingerprint.cases if case.objects]
+    densest, name = max(counts, default=(0.0, ""))
+    room = -(-math.ceil(ROOM * densest) // QUANTUM) * QUANTUM
+    places = min(max(room, FEWEST), MOST)
+    if not name:
+        return places, "No case has an object."
+    return (
+        places,
+        f"The densest case has {densest:.3g} objects in a window's voxels on average; {ROOM:g} times as many, because they are not spread evenly.",
+    )
+
+
+def _in_window(case: CaseStats, frame: Frame) -> float:
+    """Objects of a case in a window's voxels, on average, or in the whole case where that is smaller."""
+    count = sum(one.count for one in case.objects)
+    window = dict(zip(frame.axes, zip(frame.window, frame.spacing, strict=True), strict=True))
+    share = 1.0
+    for axis, (n, spacing) in enumerate(zip(case.shape, case.spacing, strict=True)):
+        if axis in window:
+            share *= min(1.0, math.prod(window[axis]) / (n * spacing))
+        else:  # a slice shows all objects that it cuts
+            thick = [box[axis] for one in case.objects for box in one.boxes]
+            share *= min(1.0, (float(np.mean(thick)) / spacing + 1) / n)
+    return count * share
+
+
+def overlap_for(boxes: Boxes, window: Shape, least: float = 0.0) -> tuple[float, str]:
+    """The overlap of neighbouring windows, as a fraction, in which nearly every object is whole in one of them, and the reason."""
+    largest = np.quantile(boxes, 0.95, axis=0, method="nearest")
+    share = float(max(n / w for n, w in zip(largest, window, strict=True)))
+    overlap = float(f"{min(max(share, least), LARGEST_OVERLAP):.2g}")
+    size = " x ".join(f"{n:.3g}" for n in largest)
+    return (
+        overlap,
+        f"95 % of the objects are at most {size} voxels, so they are whole in one of the windows; those that are not are put together.",
+    )
+
+
+def cells_for(boxes: Boxes, axes: int) -> tuple[int, str]:
+    """Cells of an object's mask along each axis, and the reason."""
+    steps = (14, 28) if axes == 2 else (8, 14)
+    side = float(np.quantile(boxes.max(1), 0.75, method="nearest"))
+    chosen = next((n for n in steps if n >= side), steps[-1])
+    return chosen, f"Three quarters of the objects are at most {side:.3g} voxels long."
+
+
+def told(pyramid: Pyramid, strides: tuple[Shape, ...]) -> str:
+    """The anchors in words."""
+    parts = [
+        f"stride {'x'.join(map(str, strides[level]))}: " + ", ".join("x".join(f"{side:g}" for side in shape) for shape in shapes)
+        for level, shapes in zip(pyramid.levels, pyramid.anchors, strict=True)
+    ]
+    return f"Fitted to {pyramid.count} boxes, of which {pyramid.recall:.0%} overlap one by half ({'; '.join(parts)} voxels)."
+
+
+def region_settings(fingerprint: Fingerprint, frame: Frame) -> Planned:
+    """Mask R-CNN for these objects in these windows."""
+    boxes, gpu, axes = boxes_in(fingerprint, frame), frame.device != "cpu", len(frame.window)
+    pyramid = fit_pyramid(boxes, frame.levels)
+    slots, density = most_objects(fingerprint, frame)
+    mask, length = cells_for(boxes, axes)
+    overlap, cut = overlap_for(boxes, frame.window)
+    least = min((c.sizes[0] for case in fingerprint.cases for c in case.classes if c.components), default=1)
+    count = sum(one.count for case in fingerprint.cases for one in case.objects)
+    settings = RegionSettings(
+        levels=pyramid.levels,
+        channels=CHANNELS["gpu" if gpu else "cpu"],
+        anchors=pyramid.anchors,
+        proposals=PROPOSED * slots,
+        samples=min(max(slots, FEWEST_SAMPLES), MOST_SAMPLES),
+        slots=slots,
+        cells=7 if axes == 2 else 5,
+        mask=mask,
+        score=0.5,
+        smallest=max(1, 3 * least // 4),
+        semantic=1.0,
+        frequencies=frequencies(fingerprint),
+    )
+    strides = ", ".join("x".join(map(str, frame.levels[level])) for level in pyramid.levels)
+    reasons = {
+        "kind": f"Labels tell objects apart: {count} of them. Regions that may hold an object, then its class, box and mask (He et al. 2017).",
+        "levels": f"Strides {strides}: a typical object has about {CELLS:g} cells of its level along each axis.",
+        "channels": "As many as a level needs to tell objects from each other; more would cost a CPU more than the network itself."
+        if not gpu
+        else "As in feature pyramid networks (Lin et al. 2017).",
+        "anchors": told(pyramid, frame.levels),
+        "proposals": f"{PROPOSED} for each place in a window: most turn out to be the same objects.",
+        "samples": f"As many as places, from {FEWEST_SAMPLES} to {MOST_SAMPLES}: more teach little and cost memory.",
+        "slots": density,
+        "cells": "7 x 7 as published; 5 along each of three axes, which are about as many cells as are worth their cost.",
+        "mask": length,
+        "score": "An object is as likely as not.",
+        "smallest": f"Three quarters of the smallest object in the labels ({least} voxels).",
+        "semantic": "Where some classes have no objects, each voxel's class counts as much as an object's.",
+        "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background.",
+    }
+    return Planned(settings, reasons, overlap, cut)
+
+
+def nominal(fingerprint: Fingerprint, device: Kind = "cpu") -> Frame:
+    """A frame for what is decided before there is any: the median case at its own spacing."""
+    shape = np.median([case.shape for case in fingerprint.cases], axis=0)
+    spacing = np.median([case.spacing for case in fingerprint.cases], axis=0)
+    axes = fingerprint.ndim
+    return Frame(
+        tuple(int(n) for n in shape), tuple(map(float, spacing)), tuple(range(axes)), tuple((2**k,) * axes for k in range(5)), device
+    )

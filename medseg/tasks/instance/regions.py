@@ -1,0 +1,146 @@
+"""Instances by detection: Mask R-CNN (`medseg.models.detection`) on the planned network, and a class for every voxel where there is stuff, too.
+
+With stuff this is the panoptic feature pyramid network (Kirillov et al. 2019, arXiv:1901.02446): one pyramid, a branch for objects, a branch for
+voxels, and their published merge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from medseg.case import Batch
+from medseg.dataset import Labels
+from medseg.fingerprint import Fingerprint
+from medseg.losses.detection import region_losses
+from medseg.losses.dice import IGNORED, exclusive_loss
+from medseg.losses.levels import at_size, shares
+from medseg.losses.objects import object_table
+from medseg.models.base import Head, ObjectHead, Outputs
+from medseg.models.detection import Level, MaskRCNN, RegionDesign, Truth
+from medseg.models.detection.rcnn import perfect
+from medseg.prediction import DenseMap, Prediction
+from medseg.scratch import IN_MEMORY, Scratch
+from medseg.tasks.base import Frame
+from medseg.tasks.instance.fitting import region_settings
+from medseg.tasks.instance.head import BACKGROUND, CLASSES, OBJECTS, PYRAMID, SURE, ObjectFinder, Planned
+from medseg.tasks.instance.settings import RegionSettings
+
+
+class Regions(ObjectFinder):
+    """Heads: `objects`, slots; and `classes`, `1 + K` logits with background first, where some classes are no things."""
+
+    settings: RegionSettings
+
+    @staticmethod
+    def planned(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
+        """See `fitting.region_settings`."""
+        return region_settings(fingerprint, frame)
+
+    @property
+    def stuff(self) -> bool:
+        """Whether some classes have no objects."""
+        return len(self.labels.things) < len(self.labels.names)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """See `Task.heads`."""
+        settings = self.settings
+        objects = ObjectHead(name=OBJECTS, slots=settings.slots, mask=settings.mask, axes=self.axes)
+        return (objects, self.semantic) if self.stuff else (objects,)
+
+    @property
+    def semantic(self) -> Head:
+        """A class for every voxel."""
+        names = (BACKGROUND, *self.labels.names)
+        return Head(CLASSES, len(names), tuple(math.log(f) for f in self.settings.frequencies), names)
+
+    def grown(self, heads: tuple[Head, ...]) -> tuple[Head, ...]:
+        """The pyramid, and the heads that are maps."""
+        pyramid = Head(PYRAMID, self.settings.channels, levels=self.settings.levels)
+        return (pyramid, *(head for head in heads if head.name != OBJECTS))
+
+    @cached_property
+    def design(self) -> RegionDesign:
+        """What the network is built by."""
+        settings = self.settings
+        levels = tuple(Level(tuple(self.levels[level]), sizes) for level, sizes in zip(settings.levels, settings.anchors, strict=True))
+        return RegionDesign(
+            levels, len(self.labels.things), settings.slots, settings.mask, settings.proposals, settings.samples, settings.cells
+        )
+
+    def built(self, backbone: nn.Module) -> nn.Module:
+        """See `ObjectFinder.built`."""
+        return MaskRCNN(backbone, self.settings.channels, self.design)
+
+    def run(self, network: nn.Module, image: Tensor, targets: Mapping[str, Tensor]) -> Outputs:
+        """The network is told the true objects: it learns from regions about them."""
+        outputs: Outputs = network(image, truth_of(targets))
+        return outputs
+
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
+        """`boxes` `(N, M, 2 d)`, `kinds` `(N, M)` index among things, 0 for no object, `codes` `(N, M)`, `map` `(N, *window)` codes of objects, below 0
+        where nothing counts; with stuff also `classes` `(N, *window)`."""
+        if batch.label is None:
+            raise ValueError("targets need labels")
+        objects = self.objects(batch.label)
+        table = object_table(objects, self.settings.slots)
+        codes, boxes = table[..., 0].int(), table[..., 1:].float()
+        kinds = torch.zeros_like(codes, dtype=torch.int64)
+        values = self.labels.semantic(codes)
+        for k, one in enumerate((c for c in self.labels.classes if c.name in self.labels.things), 1):
+            for value in one.values:
+                kinds = torch.where((values == value) & (codes > 0), k, kinds)
+        classes = self.class_targets(batch.label)
+        unknown = (classes == IGNORED) | ~_listed(objects, codes)  # what has no place in the table is no background either
+        found = {"boxes": boxes, "kinds": kinds, "codes": codes, "map": torch.where(unknown, -1, objects)}
+        return found | {"classes": classes} if self.stuff else found
+
+    def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of `region_losses`; with stuff also `dice` and `cross_entropy`."""
+        settings = self.settings
+        terms = region_losses(outputs, targets["boxes"], targets["kinds"])
+        if not self.stuff:
+            return terms
+        maps = outputs[CLASSES]
+        for logits, share in zip(maps, shares(len(maps)), strict=True):
+            for name, term in exclusive_loss(logits, at_size(targets["classes"], logits.shape[2:])).items():
+                terms[name] = terms.get(name, 0) + term * (settings.semantic * share)
+        return terms
+
+    def oracle(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a perfect network says."""
+        found = perfect(truth_of(targets), self.design)
+        if self.stuff:
+            channels = torch.arange(len(self.labels.classes) + 1, device=targets["classes"].device)
+            hot = (targets["classes"].clamp_min(0)[..., None] == channels).movedim(-1, 1).float()
+            found[CLASSES] = (2 * hot - 1) * SURE
+        return found
+
+    def decode(
+        self,
+        outputs: Mapping[str, DenseMap],
+        case_id: str,
+        probabilities: bool = False,
+        scratch: Scratch = IN_MEMORY,
+        uncertainty: bool = False,
+    ) -> Prediction:
+        """TODO."""
+        raise RuntimeError
+
+
+def _listed(objects: Tensor, codes: Tensor) -> Tensor:
+    """Whether each voxel `(N, *window)` is background, or of an object among the window's `codes` `(N, M)`."""
+    known = torch.cat([torch.zeros_like(codes[:, :1]), codes], 1).sort(1).values
+    flat = objects.flatten(1).to(known.dtype).contiguous()
+    place = torch.searchsorted(known.contiguous(), flat).clamp(max=known.shape[1] - 1)
+    return (known.gather(1, place) == flat).view(objects.shape)
+
+
+def truth_of(targets: Mapping[str, Tensor]) -> Truth:
+    """The true objects of windows."""
+    return Truth(targets["boxes"], targets["kinds"], targets["codes"], targets["map"])
