@@ -97,6 +97,30 @@ def region_losses(outputs: Mapping[str, list[Tensor]], boxes: Tensor, classes: T
     }
 
 
+def prototype_losses(outputs: Mapping[str, list[Tensor]], boxes: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    """Terms of what `medseg.models.detection.Yolact` returns in training, for true `boxes` `(N, M, 2 d)` and `classes` `(N, M)`."""
+    raw = {name: maps[0] for name, maps in outputs.items()}
+    match = raw["anchor_match"]
+    return {
+        "class": anchor_loss(_surprise(raw["anchor_scores"], classes, match), match),
+        "box": box_loss(raw["anchor_boxes"], boxes, match),
+        "mask": mask_loss(raw["masks"], raw["outlines"]),
+        "semantic": semantic_loss(raw["semantic"], raw["semantic_truth"]),
+    }
+
+
+def semantic_loss(logits: Tensor, classes: Tensor) -> Tensor:
+    """Sigmoid cross entropy of each class, mean over voxels that count: it shapes the features, nothing is predicted with it.
+
+    Args:
+        logits: `(N, K, *cells)`.
+        classes: `(N, *cells)` class index; 0: none; below: does not count.
+    """
+    index = torch.arange(1, logits.shape[1] + 1, device=logits.device).view(-1, *(1,) * (logits.ndim - 2))
+    each = F.binary_cross_entropy_with_logits(logits.float(), (classes[:, None] == index).float(), reduction="none")
+    return _mean(each.mean(1), classes >= 0)
+
+
 def _surprise(logits: Tensor, classes: Tensor, match: Tensor) -> Tensor:
     index = torch.where(match > 0, classes.gather(1, (match.long() - 1).clamp_min(0)), 0)
     return -F.log_softmax(logits.float(), -1).gather(-1, index[..., None])[..., 0]

@@ -66,6 +66,13 @@ def clip(boxes: Tensor, window: Shape) -> Tensor:
     return torch.minimum(boxes.clamp_min(0), boxes.new_tensor((*window, *window)))
 
 
+def grown(boxes: Tensor, share: float) -> Tensor:
+    """Boxes that reach further on each side, by this share of it."""
+    lower, upper = boxes.chunk(2, -1)
+    more = share * (upper - lower)
+    return torch.cat([lower - more, upper + more], -1)
+
+
 def whole(boxes: Tensor) -> Tensor:
     """Which boxes `(...)` are thick enough to hold an object."""
     return (sides(boxes) >= THINNEST).all(-1)

@@ -8,7 +8,9 @@ from torch import Tensor
 from medseg.models.detection.boxes import clip
 from medseg.models.detection.truth import Truth
 
-OBJECTS = "objects"
+PYRAMID, OBJECTS = "pyramid", "objects"
+FAINTEST = 0.05  # score of what is called an object
+SURE = 12.0  # logit of a perfect network
 
 
 def pack(scores: Tensor, classes: Tensor, boxes: Tensor, masks: Tensor, there: Tensor) -> Tensor:
@@ -32,3 +34,8 @@ def perfect_slots(truth: Truth, slots: int, mask: int) -> Tensor:
     place = (torch.arange(slots, device=truth.boxes.device) + 1).expand(len(truth.boxes), -1)
     masks = part.outlines(part.boxes, torch.where(part.there, place, 0), mask)
     return pack(part.there.float(), part.classes, part.boxes, masks.clamp_min(0), part.there & fits)
+
+
+def sure(yes: Tensor) -> Tensor:
+    """Logits of +-`SURE`."""
+    return (2 * yes.float() - 1) * SURE

@@ -14,20 +14,17 @@ from medseg.models.detection.boxes import clip, decode, whole
 from medseg.models.detection.heads import AnchorHead, MaskHead, RegionHead
 from medseg.models.detection.matching import match_anchors, match_regions
 from medseg.models.detection.nms import gather, greedy
-from medseg.models.detection.packed import OBJECTS, pack, perfect_slots
+from medseg.models.detection.packed import FAINTEST, OBJECTS, PYRAMID, pack, perfect_slots, sure
 from medseg.models.detection.roi_align import roi_align
 from medseg.models.detection.sampling import balanced
 from medseg.models.detection.truth import Truth
 
-PYRAMID = "pyramid"
 AMONG = 3  # times as many boxes are looked at as may come out of suppression
 PROPOSED = 0.7  # overlap of two proposals (Ren et al. 2015)
 DETECTED = 0.5  # overlap of two objects
 MATCHED = 0.5  # overlap of a region with the object that it is taken for
 POSITIVE = 0.25  # of the sampled regions at most
-FAINTEST = 0.05  # score of what is called an object
 REFINED = (0.1, 0.2)  # what 1 means for a region: its centre is off by a tenth of its side, its side by a fifth (Girshick 2015)
-SURE = 12.0  # logit of a perfect network
 
 
 @dataclass(frozen=True)
@@ -175,27 +172,12 @@ def perfect(truth: Truth, design: RegionDesign) -> dict[str, Tensor]:
     outlines = truth.outlines(regions[:, : design.outlined], found[:, : design.outlined], design.mask)
     return {
         "anchor_scores": sure(match > 0),
-        "anchor_boxes": at_best(truth, match, anchors),
+        "anchor_boxes": truth.boxes_of(match, anchors),
         "anchor_match": match.float(),
-        "region_scores": sure(class_of(truth, found)[..., None] == torch.arange(design.classes + 1, device=match.device)),
-        "region_boxes": at_best(truth, found, regions),
+        "region_scores": sure(truth.classes_of(found)[..., None] == torch.arange(design.classes + 1, device=match.device)),
+        "region_boxes": truth.boxes_of(found, regions),
         "region_match": found.float(),
         "region_masks": sure(outlines > 0),
         "region_outlines": outlines,
         OBJECTS: perfect_slots(truth, design.slots, design.mask),
     }
-
-
-def sure(yes: Tensor) -> Tensor:
-    """Logits of +-`SURE`."""
-    return (2 * yes.float() - 1) * SURE
-
-
-def class_of(truth: Truth, match: Tensor) -> Tensor:
-    """Class index `(N, R)` of the object that each is matched with; 0 without one."""
-    return torch.where(match > 0, truth.classes.gather(1, (match - 1).clamp_min(0)), 0)
-
-
-def at_best(truth: Truth, match: Tensor, boxes: Tensor) -> Tensor:
-    """Boxes `(N, R, 2 d)` as they should be: those of their objects, the others as they are."""
-    return torch.where((match > 0)[..., None], gather(truth.boxes, (match - 1).clamp_min(0)), boxes)

@@ -44,6 +44,15 @@ class Truth:
         """The objects of some of the windows."""
         return Truth(self.boxes[rows], self.classes[rows], self.codes[rows], self.map[rows])
 
+    def classes_of(self, match: Tensor) -> Tensor:
+        """Class index `(N, R)` of the objects with which something is matched (place plus 1); 0 without one."""
+        return torch.where(match > 0, self.classes.gather(1, (match - 1).clamp_min(0)), 0)
+
+    def boxes_of(self, match: Tensor, otherwise: Tensor) -> Tensor:
+        """Boxes `(N, R, 2 d)` of the objects with which something is matched; `otherwise` without one."""
+        index = (match - 1).clamp_min(0)[..., None].expand(-1, -1, self.boxes.shape[-1])
+        return torch.where((match > 0)[..., None], self.boxes.gather(1, index), otherwise)
+
     def at(self, boxes: Tensor, cells: int) -> Tensor:
         """Values `(N, R, cells ** d)` of the voxels nearest to the cell centres of grids over boxes `(N, R, 2 d)`, in C order."""
         window = self.window
