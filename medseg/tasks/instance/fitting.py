@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.dataset import Labels
 from medseg.device import Kind
 from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Shape
 from medseg.tasks.base import Frame
 from medseg.tasks.instance.head import Planned
-from medseg.tasks.instance.settings import RegionSettings, frequencies
+from medseg.tasks.instance.settings import PrototypeSettings, RegionSettings, frequencies
 
 CELLS = 6.0  # of a level's map along a typical object: with fewer its neighbours share its cells, with more the level costs for nothing
 FINEST = 2.0  # voxels; a level at full resolution would cost more than all others
@@ -30,6 +31,7 @@ LARGEST_OVERLAP = 0.75
 CHANNELS = {"cpu": 64, "gpu": 128}
 PROPOSED = 2
 FEWEST_SAMPLES, MOST_SAMPLES = 32, 128
+PROTOTYPES = 32
 
 Boxes = NDArray[np.float64]
 
@@ -158,41 +160,65 @@ def told(pyramid: Pyramid, strides: tuple[Shape, ...]) -> str:
     return f"Fitted to {pyramid.count} boxes, of which {pyramid.recall:.0%} overlap one by half ({'; '.join(parts)} voxels)."
 
 
-def region_settings(fingerprint: Fingerprint, frame: Frame) -> Planned:
+def region_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
     """Mask R-CNN for these objects in these windows."""
+    common = _common(fingerprint, labels, frame)
+    settings = RegionSettings(
+        **common.settings,
+        proposals=PROPOSED * common.settings["slots"],
+        cells=7 if len(frame.window) == 2 else 5,
+    )
+    reasons = {
+        "kind": f"{_objects(fingerprint)}. Regions that may hold an object, then its class, box and mask (He et al. 2017).",
+        "proposals": f"{PROPOSED} for each place in a window: most turn out to be the same objects.",
+        "cells": "7 x 7 as published; 5 along each of three axes, which are about as many cells as are worth their cost.",
+    }
+    return common._replace(settings=settings, reasons=common.reasons | reasons)
+
+
+def prototype_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
+    """YOLACT for these objects in these windows."""
+    common = _common(fingerprint, labels, frame)
+    reasons = {
+        "kind": f"{_objects(fingerprint)}. One pass: each anchor says class, box and how its mask is made of maps common to all (Bolya et al. 2019).",
+        "prototypes": "As published.",
+    }
+    return common._replace(settings=PrototypeSettings(**common.settings, prototypes=PROTOTYPES), reasons=common.reasons | reasons)
+
+
+def _objects(fingerprint: Fingerprint) -> str:
+    return f"Labels tell objects apart: {sum(one.count for case in fingerprint.cases for one in case.objects)} of them"
+
+
+def _common(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
+    """What detectors have in common; `settings` are those as a mapping."""
     boxes, gpu, axes = boxes_in(fingerprint, frame), frame.device != "cpu", len(frame.window)
     pyramid = fit_pyramid(boxes, frame.levels)
     slots, density = most_objects(fingerprint, frame)
     mask, length = cells_for(boxes, axes)
     overlap, cut = overlap_for(boxes, frame.window)
-    least = min((c.sizes[0] for case in fingerprint.cases for c in case.classes if c.components), default=1)
-    count = sum(one.count for case in fingerprint.cases for one in case.objects)
-    settings = RegionSettings(
-        levels=pyramid.levels,
-        channels=CHANNELS["gpu" if gpu else "cpu"],
-        anchors=pyramid.anchors,
-        proposals=PROPOSED * slots,
-        samples=min(max(slots, FEWEST_SAMPLES), MOST_SAMPLES),
-        slots=slots,
-        cells=7 if axes == 2 else 5,
-        mask=mask,
-        score=0.5,
-        smallest=max(1, 3 * least // 4),
-        semantic=1.0,
-        frequencies=frequencies(fingerprint),
-    )
+    least = least_voxels(fingerprint, labels)
+    settings = {
+        "levels": pyramid.levels,
+        "channels": CHANNELS["gpu" if gpu else "cpu"],
+        "anchors": pyramid.anchors,
+        "samples": min(max(slots, FEWEST_SAMPLES), MOST_SAMPLES),
+        "slots": slots,
+        "mask": mask,
+        "score": 0.5,
+        "smallest": max(1, 3 * least // 4),
+        "semantic": 1.0,
+        "frequencies": frequencies(fingerprint),
+    }
     strides = ", ".join("x".join(map(str, frame.levels[level])) for level in pyramid.levels)
     reasons = {
-        "kind": f"Labels tell objects apart: {count} of them. Regions that may hold an object, then its class, box and mask (He et al. 2017).",
         "levels": f"Strides {strides}: a typical object has about {CELLS:g} cells of its level along each axis.",
-        "channels": "As many as a level needs to tell objects from each other; more would cost a CPU more than the network itself."
-        if not gpu
-        else "As in feature pyramid networks (Lin et al. 2017).",
+        "channels": "As in feature pyramid networks, halved."
+        if gpu
+        else "As many as a level needs to tell objects apart; more would cost a CPU more than the network itself.",
         "anchors": told(pyramid, frame.levels),
-        "proposals": f"{PROPOSED} for each place in a window: most turn out to be the same objects.",
         "samples": f"As many as places, from {FEWEST_SAMPLES} to {MOST_SAMPLES}: more teach little and cost memory.",
         "slots": density,
-        "cells": "7 x 7 as published; 5 along each of three axes, which are about as many cells as are worth their cost.",
         "mask": length,
         "score": "An object is as likely as not.",
         "smallest": f"Three quarters of the smallest object in the labels ({least} voxels).",
@@ -200,6 +226,11 @@ def region_settings(fingerprint: Fingerprint, frame: Frame) -> Planned:
         "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background.",
     }
     return Planned(settings, reasons, overlap, cut)
+
+
+def least_voxels(fingerprint: Fingerprint, labels: Labels) -> int:
+    """Voxels of the smallest object."""
+    return min((one.sizes[0] for case in fingerprint.cases for one in case.objects if one.name in labels.things and one.count), default=1)
 
 
 def nominal(fingerprint: Fingerprint, device: Kind = "cpu") -> Frame:

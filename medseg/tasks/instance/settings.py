@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -39,24 +39,24 @@ class DenseSettings(Record):
         return self
 
 
-class RegionSettings(Record):
-    """Mask R-CNN: regions that may hold an object, then its class, box and mask."""
+class DetectorSettings(Record):
+    """What detectors have in common: a feature pyramid, anchors, and places for objects."""
 
-    kind: Literal["mask-rcnn"] = "mask-rcnn"
+    kind: str
     levels: tuple[int, ...] = Field(min_length=1, description="Decoder stages that are the levels of the feature pyramid, finest first.")
     channels: int = Field(ge=8, description="Channels of the pyramid.")
     anchors: tuple[tuple[tuple[float, ...], ...], ...] = Field(
         description="Of each level, the sides in voxels of the boxes that are compared with objects at each cell."
     )
-    proposals: int = Field(ge=8, le=4096, description="Regions of a window that are looked at more closely.")
-    samples: int = Field(ge=8, le=4096, description="Regions of a window that a training step learns from.")
+    samples: int = Field(ge=8, le=4096, description="Regions of a window that a training step looks at more closely.")
     slots: int = Field(ge=1, le=2048, description="Objects that a window can have, at most.")
-    cells: int = Field(ge=2, le=14, description="Cells along each axis of the grid by which a region is classified.")
     mask: int = Field(ge=4, le=56, description="Cells along each axis of an object's mask.")
     score: float = Field(gt=0, lt=1, description="Confidence of an object that is predicted, at least.")
     smallest: int = Field(ge=1, description="Voxels of the smallest object that is predicted, at native spacing.")
     semantic: float = Field(ge=0, le=10, description="Factor of the loss of a class for every voxel, where some classes have no objects.")
-    frequencies: tuple[float, ...] = Field(description="As for the dense head; for voxels of classes without objects.")
+    frequencies: tuple[float, ...] = Field(
+        description="Share of annotated voxels of background and each class; where some classes have no objects, the first guess of them."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -69,13 +69,37 @@ class RegionSettings(Record):
         return self
 
 
-class InstanceSettings(TargetSection):
+class RegionSettings(DetectorSettings):
+    """Mask R-CNN: regions that may hold an object, then its class, box and mask."""
+
+    kind: Literal["mask-rcnn"] = "mask-rcnn"
+    proposals: int = Field(ge=8, le=4096, description="Regions of a window that are looked at more closely.")
+    cells: int = Field(ge=2, le=14, description="Cells along each axis of the grid by which a region is classified.")
+
+
+class PrototypeSettings(DetectorSettings):
+    """YOLACT: objects in one pass; masks are sums of maps that all objects share."""
+
+    kind: Literal["yolact"] = "yolact"
+    prototypes: int = Field(ge=1, le=256, description="Maps of which masks are made.")
+
+
+class ObjectSettings(TargetSection):
     """What the loss asks of the network, and how objects are found in its outputs."""
 
-    seldom: ClassVar[tuple[str, ...]] = ()
+    head: DenseSettings | RegionSettings | PrototypeSettings = Field(discriminator="kind", description="How objects are found.")
+
+
+class InstanceSettings(ObjectSettings):
+    """Of instance segmentation."""
 
     kind: Literal["instance"] = "instance"
-    head: DenseSettings | RegionSettings = Field(discriminator="kind", description="How objects are found.")
+
+
+class PanopticSettings(ObjectSettings):
+    """Of panoptic segmentation."""
+
+    kind: Literal["panoptic"] = "panoptic"
 
 
 def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, str]]:

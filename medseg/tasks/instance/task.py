@@ -22,18 +22,18 @@ from medseg.prediction import DenseMap, Prediction, Scores
 from medseg.scratch import IN_MEMORY, Scratch
 from medseg.tasks.base import Frame, Needs, Task
 from medseg.tasks.instance.dense import Dense
+from medseg.tasks.instance.detectors import Prototypes, Regions
 from medseg.tasks.instance.fitting import nominal
 from medseg.tasks.instance.head import ObjectFinder
-from medseg.tasks.instance.regions import Regions
-from medseg.tasks.instance.settings import InstanceSettings
+from medseg.tasks.instance.settings import InstanceSettings, ObjectSettings
 
-WAYS: dict[str, type[Any]] = {"dense": Dense, "mask-rcnn": Regions}  # each an `ObjectFinder`
+WAYS: dict[str, type[Any]] = {"dense": Dense, "mask-rcnn": Regions, "yolact": Prototypes}  # each an `ObjectFinder`
 
 
 class Instance(Task):
     """What labels and objects are is the task's; what the network learns and how objects come of it is the head's, to which all of that goes."""
 
-    Settings = InstanceSettings
+    Settings: ClassVar[type[ObjectSettings]] = InstanceSettings
     summary = "each object by itself: a class for every voxel, and the centre of its object"
     metrics: ClassVar[tuple[str, ...]] = ("pq", *(name for name in INSTANCE_METRICS if name != "pq"))
     objects = True
@@ -41,6 +41,7 @@ class Instance(Task):
     networks: ClassVar[Mapping[str, str]] = {
         "dense": "a class for every voxel, and votes for the centres of objects",
         "mask-rcnn": "regions that may hold an object, then its class, box and mask",
+        "yolact": "class, box and mask of all objects in one pass",
     }
 
     @classmethod
@@ -69,7 +70,7 @@ class Instance(Task):
     @classmethod
     def fit(cls, needs: Needs, fingerprint: Fingerprint, frame: Frame) -> Needs:
         """Detectors are fitted to the objects in voxels of a window."""
-        assert isinstance(needs.target, InstanceSettings)
+        assert isinstance(needs.target, ObjectSettings)
         fitted = cls._by(WAYS[needs.target.head.kind], needs.labels, needs.channels, fingerprint, frame)
         return replace(fitted, name=needs.name, preference=needs.preference, because=needs.because)
 
@@ -89,7 +90,7 @@ class Instance(Task):
     def head(self) -> ObjectFinder:
         """How objects are found."""
         settings = self.plan.target
-        assert isinstance(settings, InstanceSettings)
+        assert isinstance(settings, ObjectSettings)
         levels = find_network(self.plan.network.kind).levels(self.plan.network)
         finder: ObjectFinder = WAYS[settings.head.kind](settings.head, self.labels, len(self.plan.window), levels)
         return finder

@@ -1,4 +1,5 @@
-"""Instances by detection: Mask R-CNN (`medseg.models.detection`) on the planned network, and a class for every voxel where there is stuff, too.
+"""Instances by detection: Mask R-CNN and YOLACT (`medseg.models.detection`) on the planned network, and a class for every voxel where there is
+stuff, too.
 
 With stuff this is the panoptic feature pyramid network (Kirillov et al. 2019, arXiv:1901.02446): one pyramid, a branch for objects, a branch for
 voxels, and their published merge.
@@ -7,6 +8,7 @@ voxels, and their published merge.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -16,30 +18,24 @@ from torch import Tensor, nn
 from medseg.case import Batch
 from medseg.dataset import Labels
 from medseg.fingerprint import Fingerprint
-from medseg.losses.detection import region_losses
+from medseg.losses.detection import prototype_losses, region_losses
 from medseg.losses.dice import IGNORED, exclusive_loss
 from medseg.losses.levels import at_size, shares
 from medseg.losses.objects import object_table
 from medseg.models.base import Head, ObjectHead, Outputs
-from medseg.models.detection import Level, MaskRCNN, RegionDesign, Truth
-from medseg.models.detection.rcnn import perfect
+from medseg.models.detection import Level, MaskRCNN, PrototypeDesign, RegionDesign, Truth, Yolact, rcnn, yolact
 from medseg.prediction import DenseMap, Prediction
 from medseg.scratch import IN_MEMORY, Scratch
 from medseg.tasks.base import Frame
-from medseg.tasks.instance.fitting import region_settings
+from medseg.tasks.instance.fitting import prototype_settings, region_settings
 from medseg.tasks.instance.head import BACKGROUND, CLASSES, OBJECTS, PYRAMID, SURE, ObjectFinder, Planned
-from medseg.tasks.instance.settings import RegionSettings
+from medseg.tasks.instance.settings import DetectorSettings, PrototypeSettings, RegionSettings
 
 
-class Regions(ObjectFinder):
+class Detector(ObjectFinder):
     """Heads: `objects`, slots; and `classes`, `1 + K` logits with background first, where some classes are no things."""
 
-    settings: RegionSettings
-
-    @staticmethod
-    def planned(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
-        """See `fitting.region_settings`."""
-        return region_settings(fingerprint, frame)
+    settings: DetectorSettings
 
     @property
     def stuff(self) -> bool:
@@ -65,17 +61,18 @@ class Regions(ObjectFinder):
         return (pyramid, *(head for head in heads if head.name != OBJECTS))
 
     @cached_property
-    def design(self) -> RegionDesign:
-        """What the network is built by."""
+    def pyramid(self) -> tuple[Level, ...]:
+        """Levels with their anchors."""
         settings = self.settings
-        levels = tuple(Level(tuple(self.levels[level]), sizes) for level, sizes in zip(settings.levels, settings.anchors, strict=True))
-        return RegionDesign(
-            levels, len(self.labels.things), settings.slots, settings.mask, settings.proposals, settings.samples, settings.cells
-        )
+        return tuple(Level(tuple(self.levels[level]), sizes) for level, sizes in zip(settings.levels, settings.anchors, strict=True))
 
-    def built(self, backbone: nn.Module) -> nn.Module:
-        """See `ObjectFinder.built`."""
-        return MaskRCNN(backbone, self.settings.channels, self.design)
+    @abstractmethod
+    def terms(self, outputs: Outputs, boxes: Tensor, kinds: Tensor) -> dict[str, Tensor]:
+        """The loss of objects."""
+
+    @abstractmethod
+    def perfect(self, truth: Truth) -> dict[str, Tensor]:
+        """What a perfect network says of objects, in training and in inference."""
 
     def run(self, network: nn.Module, image: Tensor, targets: Mapping[str, Tensor]) -> Outputs:
         """The network is told the true objects: it learns from regions about them."""
@@ -101,9 +98,9 @@ class Regions(ObjectFinder):
         return found | {"classes": classes} if self.stuff else found
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of `region_losses`; with stuff also `dice` and `cross_entropy`."""
+        """Those of objects; with stuff also `dice` and `cross_entropy`."""
         settings = self.settings
-        terms = region_losses(outputs, targets["boxes"], targets["kinds"])
+        terms = self.terms(outputs, targets["boxes"], targets["kinds"])
         if not self.stuff:
             return terms
         maps = outputs[CLASSES]
@@ -114,7 +111,7 @@ class Regions(ObjectFinder):
 
     def oracle(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a perfect network says."""
-        found = perfect(truth_of(targets), self.design)
+        found = self.perfect(truth_of(targets))
         if self.stuff:
             channels = torch.arange(len(self.labels.classes) + 1, device=targets["classes"].device)
             hot = (targets["classes"].clamp_min(0)[..., None] == channels).movedim(-1, 1).float()
@@ -131,6 +128,64 @@ class Regions(ObjectFinder):
     ) -> Prediction:
         """TODO."""
         raise RuntimeError
+
+
+class Regions(Detector):
+    """Mask R-CNN."""
+
+    settings: RegionSettings
+
+    @staticmethod
+    def planned(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
+        """See `fitting.region_settings`."""
+        return region_settings(fingerprint, labels, frame)
+
+    @cached_property
+    def design(self) -> RegionDesign:
+        """What the network is built by."""
+        s = self.settings
+        return RegionDesign(self.pyramid, len(self.labels.things), s.slots, s.mask, s.proposals, s.samples, s.cells)
+
+    def built(self, backbone: nn.Module) -> nn.Module:
+        """See `ObjectFinder.built`."""
+        return MaskRCNN(backbone, self.settings.channels, self.design)
+
+    def terms(self, outputs: Outputs, boxes: Tensor, kinds: Tensor) -> dict[str, Tensor]:
+        """See `region_losses`."""
+        return region_losses(outputs, boxes, kinds)
+
+    def perfect(self, truth: Truth) -> dict[str, Tensor]:
+        """See `medseg.models.detection.rcnn.perfect`."""
+        return rcnn.perfect(truth, self.design)
+
+
+class Prototypes(Detector):
+    """YOLACT."""
+
+    settings: PrototypeSettings
+
+    @staticmethod
+    def planned(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
+        """See `fitting.prototype_settings`."""
+        return prototype_settings(fingerprint, labels, frame)
+
+    @cached_property
+    def design(self) -> PrototypeDesign:
+        """What the network is built by."""
+        s = self.settings
+        return PrototypeDesign(self.pyramid, len(self.labels.things), s.slots, s.mask, s.samples, s.prototypes)
+
+    def built(self, backbone: nn.Module) -> nn.Module:
+        """See `ObjectFinder.built`."""
+        return Yolact(backbone, self.settings.channels, self.design)
+
+    def terms(self, outputs: Outputs, boxes: Tensor, kinds: Tensor) -> dict[str, Tensor]:
+        """See `prototype_losses`."""
+        return prototype_losses(outputs, boxes, kinds)
+
+    def perfect(self, truth: Truth) -> dict[str, Tensor]:
+        """See `medseg.models.detection.yolact.perfect`."""
+        return yolact.perfect(truth, self.design)
 
 
 def _listed(objects: Tensor, codes: Tensor) -> Tensor:
