@@ -46,6 +46,10 @@ ObjectsOption = Annotated[
         "codes (65536 times the class's value, plus a number). Default: as the dataset says; with --task instance it is found out.",
     ),
 ]
+ThingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--thing", help="A class that has separate objects, where others have none; may be repeated. Default: all classes have."),
+]
 ResampleLabels = Annotated[
     bool, typer.Option("--resample-labels", help="Resample labels that lie on another grid onto their image's grid.")
 ]
@@ -103,7 +107,12 @@ def out_option(text: str) -> OptionInfo:
 
 
 def options(
-    classes: list[str] | None, labels: str | None, modality: str | None, reference: str | None, objects: str | None
+    classes: list[str] | None,
+    labels: str | None,
+    modality: str | None,
+    reference: str | None,
+    objects: str | None,
+    things: list[str] | None,
 ) -> LayoutOptions:
     """The dataset options of the command line."""
     from medseg.io.layouts.base import LayoutOptions
@@ -114,6 +123,7 @@ def options(
         modality=cast("Modality | None", modality),
         reference=reference,
         objects=cast("Objects | None", objects),
+        things=tuple(things or ()),
     )
 
 

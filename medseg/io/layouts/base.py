@@ -30,6 +30,7 @@ class LayoutOptions:
         modality: what the values of every channel mean; replaces what names suggest.
         reference: name of the channel on whose grid a case is read, where files are channels by their names.
         objects: how labels tell objects apart (see `Labels`), where that is what they are for; `auto` finds out where nothing is declared.
+        things: names of the classes that have objects; empty: all of them, where labels tell objects apart.
     """
 
     classes: Mapping[str, tuple[int, ...]] | None = None
@@ -37,6 +38,7 @@ class LayoutOptions:
     modality: Modality | None = None
     reference: str | None = None
     objects: Objects | None = None
+    things: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.objects is not None and self.objects not in get_args(Objects):
@@ -150,10 +152,13 @@ def make_labels(
     chosen = {name: tuple(values) for name, values in (options.classes or classes).items()}
     if options.classes is not None:
         order = None
-    objects = options.objects if options.objects not in (None, "auto") else None
+    objects = options.objects if options.objects not in (None, "auto") else "components" if options.things else None
     if objects == "numbers":
         chosen = {one_class(tuple(chosen), where): (1,)}
-    told: dict[str, Any] = {"things": tuple(chosen), "objects": objects} if objects else {}
+    if options.things and (unknown := sorted(set(options.things) - set(chosen))):
+        raise UsageError.of("no such class", where="--thing", found=", ".join(unknown), expected=f"of {', '.join(chosen)}")
+    things = options.things or tuple(chosen)
+    told: dict[str, Any] = {"things": tuple(name for name in chosen if name in things), "objects": objects} if objects else {}
     try:
         return Labels(classes=tuple(LabelClass(name=n, values=v) for n, v in chosen.items()), ignore=ignore, order=order, **told)
     except ValidationError as error:

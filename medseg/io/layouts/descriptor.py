@@ -36,6 +36,7 @@ class Descriptor(Record):
         order: for regions that overlap, the value written for each class.
         objects: where labels tell objects apart, how (see `Labels`): `numbers`, every value is an object of the only class; `components`,
             every connected component of a class is one; `codes`, 65536 times the class's value plus the object's number.
+        things: names of the classes that have objects, where not all have; what `objects` says is about these.
         labels: name of the folder of labels; in case folders, of the label file.
         groups: regular expression whose first group, matched from the start of a case id, names the patient.
         reference: in case folders and DICOM, the channel on whose grid cases are read.
@@ -52,6 +53,7 @@ class Descriptor(Record):
     ignore: int | None = None
     order: tuple[int, ...] | None = None
     objects: ObjectForm | None = None
+    things: tuple[str, ...] = ()
     labels: str | None = None
     groups: str | None = None
     reference: str | None = None
@@ -128,6 +130,8 @@ def classes_of(root: Path, descriptor: Descriptor, options: LayoutOptions, files
     """
     if descriptor.objects is not None and options.objects in (None, "auto"):
         options = replace(options, objects=descriptor.objects)
+    if descriptor.things and not options.things and options.classes is None:
+        options = replace(options, things=descriptor.things)
     declared = options.classes is not None or descriptor.classes is not None
     if declared or options.objects == "numbers":
         return make_labels(options, descriptor.classes or {}, root / NAME, descriptor.ignore, descriptor.order)

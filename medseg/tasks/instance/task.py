@@ -79,7 +79,15 @@ class Instance(Task):
         made = way.planned(fingerprint, labels, frame)
         heads = way(made.settings, labels, len(frame.window), frame.levels).heads
         reasons = {f"head.{name}": reason for name, reason in made.reasons.items()}
-        return Needs(labels, channels, heads, cls.Settings(head=made.settings), reasons, overlap=made.overlap, overlap_because=made.because)
+        return Needs(
+            labels,
+            channels,
+            heads,
+            cls.Settings(kind=cls.Settings.model_fields["kind"].default, head=made.settings),
+            reasons,
+            overlap=made.overlap,
+            overlap_because=made.because,
+        )
 
     @property
     def labels(self) -> Labels:
