@@ -16,7 +16,8 @@ from medseg.plans import Plan, edit_problems, is_field
 from medseg.record import check_writable
 from medseg.workspace import RunFolder, Workspace
 
-SIXTEEN_BITS = (".png", ".bmp", ".tif", ".tiff")  # formats whose label maps hold no more
+PICTURES = (".png", ".bmp")  # formats whose label maps hold three bytes at most
+HIGHEST = 255  # class value that then has room above the number of an object
 
 
 def check_workspace(workspace: Workspace, found: Dataset) -> None:
@@ -207,15 +208,16 @@ def check_fold_count(chosen: Plan, given: Splits | None) -> None:
 
 
 def check_outputs(chosen: Plan, dataset: Dataset) -> None:
-    """Refuse a plan whose predictions the format of the images cannot hold: codes of several classes of objects need 32 bits. Raises PlanError."""
+    """Refuse a plan whose predictions the format of the images cannot hold: codes of objects are colours in pictures. Raises PlanError."""
     labels, suffix = chosen.data.labels, label_suffix(dataset.cases[0].images[0]).lower()
-    if labels.things and labels.given == "codes" and suffix in SIXTEEN_BITS:
+    highest = max(labels.written)
+    if labels.things and labels.given == "codes" and suffix in PICTURES and highest > HIGHEST:
         raise PlanError.of(
-            "objects of several classes do not fit into label maps of this format",
+            "objects of classes with such high values do not fit into pictures",
             where=f"dataset '{dataset.name}'",
-            found=f"{', '.join(labels.names)}; {suffix}",
-            expected="one class, or a format of 32 bits",
-            fix="Choose one class of one value with --class, or convert the images to .nii.gz, .nrrd or .mha.",
+            found=f"class '{labels.names[labels.written.index(highest)]}' of value {highest}; {suffix}",
+            expected=f"values up to {HIGHEST}, or a format of 32 bits",
+            fix="Number the classes anew, or convert the images to .tif.",
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from medseg.dataset import CaseFiles, case_digest, file_digest
 from medseg.errors import PlanError
+from medseg.io.coco import labels as coco
 from medseg.io.dicom.volume import LABELS
 from medseg.io.dicom.volume import SUFFIX as SERIES
 from medseg.record import Record
@@ -68,6 +69,8 @@ class Digests:
             from medseg.io.dicom.reading.labels import label_digest
 
             return label_digest(path, self.file)
+        if path.name.endswith(coco.SUFFIX):
+            return coco.label_digest(path, self.file)
         if self.folder is None:
             return file_digest(path)
         try:

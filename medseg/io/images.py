@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from medseg.case import Case
-from medseg.dataset import CaseFiles, Labels
+from medseg.dataset import CaseFiles, Labels, ObjectForm
 from medseg.errors import ImageError, Problem
 from medseg.geometry import Array
+from medseg.io.coco.labels import SUFFIX as COCO
+from medseg.io.coco.labels import files_of
 from medseg.io.dicom.volume import LABELS
 from medseg.io.dicom.volume import SUFFIX as SERIES
 from medseg.io.format import Format, Header, Image, Native, numbers, smallest_integer
@@ -27,7 +29,9 @@ from medseg.scratch import IN_MEMORY, Scratch, copy
 
 FORMATS = {".nii.gz": "nifti", ".nii": "nifti", ".nrrd": "itk", ".mha": "itk", ".mhd": "itk", ".png": "raster", ".jpg": "raster",
            ".jpeg": "raster", ".bmp": "raster", ".tif": "tiff", ".tiff": "tiff", SERIES: "dicom",
-           LABELS: "dicom labels"}  # fmt: skip
+           LABELS: "dicom labels", COCO: "coco"}  # fmt: skip
+
+COLOURED = (".png", ".bmp")  # pictures whose label maps may hold numbers as colours
 
 SUFFIXES: tuple[str, ...] = tuple(FORMATS)
 """Every suffix that can be read, lower case."""
@@ -52,6 +56,10 @@ def _load(kind: str) -> Format:
         from medseg.io.dicom.reading.labels import DicomLabels
 
         return DicomLabels()
+    if kind == "coco":
+        from medseg.io.coco.labels import CocoLabels
+
+        return CocoLabels()
     if kind == "tiff":
         from medseg.io.tiff import Tiff
 
@@ -77,7 +85,9 @@ def image_stem(path: Path) -> str:
 
 
 def files_behind(path: Path) -> tuple[Path, ...]:
-    """The files that an image is read from: itself, or those of a DICOM volume (none where it is not there any more)."""
+    """The files that an image is read from: itself, or those of a DICOM volume or of a COCO annotation (none where it is not there any more)."""
+    if path.name.endswith(COCO):
+        return files_of(path)
     if not path.name.endswith(SERIES):
         return (path,)
     from medseg.io.dicom.reading.reader import find_volume
@@ -103,8 +113,8 @@ def map_suffix(path: Path) -> str:
 
 
 def is_present(path: Path) -> bool:
-    """Whether an image is where its path says. DICOM volumes and their labels are no files; whether they exist, their headers tell."""
-    return path.name.endswith((SERIES, LABELS)) or path.is_file()
+    """Whether an image is where its path says. DICOM volumes and annotations are no files; whether they exist, their headers tell."""
+    return path.name.endswith((SERIES, LABELS, COCO)) or path.is_file()
 
 
 def read_header(path: Path, label: bool = False) -> Header:
@@ -168,18 +178,23 @@ def read_stack(paths: Sequence[Path], scratch: Scratch = IN_MEMORY, read: Callab
 
 def read_annotation(path: Path, labels: Labels) -> Image:
     """A label map as it is in memory: with codes where there are things. Raises ImageError as `read_label`, and for objects that cannot be coded."""
-    image = read_label(path)
-    return Image(encode(image.array[0], labels, labels.objects, path)[None], image.grid, image.native)
+    return _coded(path, labels, labels.objects)
 
 
 def read_prediction(path: Path, labels: Labels) -> Image:
     """As `read_annotation`, of a label map that a prediction was written to."""
-    image = read_label(path)
-    return Image(encode(image.array[0], labels, labels.given, path)[None], image.grid, image.native)
+    return _coded(path, labels, labels.given)
 
 
-def read_label(path: Path) -> Image:
+def _coded(path: Path, labels: Labels, form: ObjectForm) -> Image:
+    image = read_label(path, colours=bool(labels.things) and form == "codes")
+    return Image(encode(image.array[0], labels, form, path)[None], image.grid, image.native)
+
+
+def read_label(path: Path, colours: bool = False) -> Image:
     """A label map as its file holds it, one channel of integers; floats that are exactly integers become integers.
+
+    With `colours`, those of a picture stand for one number each (`raster.joined`), as `write_label` writes large ones.
 
     Raises:
         ImageError: as `read_image`, and for JPEG, colour, several channels, or values that are no integers.
@@ -193,6 +208,10 @@ def read_label(path: Path) -> Image:
         )
     image = _format(path).read(path, label=True)
     array = image.array
+    if colours and array.shape[0] == 3 and array.dtype == np.uint8:
+        from medseg.io.raster import joined
+
+        array = joined(array)[None]
     if array.shape[0] == 3 and np.array_equal(array[0], array[1]) and np.array_equal(array[0], array[2]):
         array = array[:1]  # gray, stored as colour
     if array.shape[0] != 1:
@@ -228,10 +247,11 @@ def _whole(path: Path, array: Array) -> Array:
     return array.astype(smallest_integer(array))
 
 
-def write_label(path: Path, array: Array, like: Path) -> None:
+def write_label(path: Path, array: Array, like: Path, colours: bool = False) -> None:
     """Write a label map `(*shape)`, atomically, in the smallest integer type, on the grid of `like`.
 
-    Between files of one format the geometry is copied to the bit; otherwise it goes through `Grid`.
+    Between files of one format the geometry is copied to the bit; otherwise it goes through `Grid`. With `colours`, what is too large for a
+    picture of one channel becomes colours, which `read_label` can join again.
 
     Raises:
         ImageError: the format cannot hold labels, or the shape is not that of `like`.
@@ -243,6 +263,11 @@ def write_label(path: Path, array: Array, like: Path) -> None:
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iu":
         raise ImageError.of("label values are not whole numbers", where=str(path), found=array.dtype.name, expected="integers")
+    if colours and image_suffix(path).lower() in COLOURED and array.max(initial=0) > 255 and array.max(initial=0) < 2**24:
+        from medseg.io.raster import coloured
+
+        _write(path, coloured(array), like)
+        return
     _write(path, array[None].astype(smallest_integer(array), copy=False), like)
 
 

@@ -1,6 +1,7 @@
 """PNG, JPEG and BMP through Pillow. They hold no geometry: spacing is 1 (their resolution is meant for printing).
 
 Transparency is dropped from images, colours stay as stored; palettes become colours in images and indices in labels.
+Numbers of 24 bits are colours: R + 256 G + 65536 B, as in COCO's panoptic maps.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast, final
+from typing import Any, cast, final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
@@ -56,10 +58,10 @@ class Raster(Format):
         return Image(scratch.keep(array), Grid.plain(array.shape[1:]), Native(self.name, array.dtype.name, False))
 
     def write(self, path: Path, array: Array, grid: Grid, like: Path | None) -> None:
-        """See `Format.write`. One channel of uint8, and in PNG of uint16."""
+        """See `Format.write`. One channel of uint8, in PNG of uint16, or colours `(3, *shape)` uint8."""
         png = path.name.lower().endswith(".png")
         most = 65535 if png else 255
-        if array.shape[0] != 1 or grid.ndim != 2 or array.min(initial=0) < 0 or array.max(initial=0) > most:
+        if array.shape[0] not in (1, 3) or grid.ndim != 2 or array.min(initial=0) < 0 or array.max(initial=0) > most:
             raise ImageError.of(
                 "the format cannot hold this label map",
                 where=str(path),
@@ -68,7 +70,8 @@ class Raster(Format):
                 fix="Write .tif or .nii.gz.",
             )
         kind = np.uint8 if array.max(initial=0) <= 255 else np.uint16
-        Pillow.fromarray(np.ascontiguousarray(array[0].astype(kind))).save(path)
+        values = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+        Pillow.fromarray(np.ascontiguousarray(values.astype(kind))).save(path)
 
 
 @contextmanager
@@ -125,3 +128,14 @@ def _channels(picture: Pillow.Image, label: bool) -> int:
         palette = np.array(cast("list[int]", picture.getpalette("RGB"))).reshape(-1, 3)
         return 1 if (palette == palette[:, :1]).all() else 3
     return 3
+
+
+def joined(colours: NDArray[Any]) -> NDArray[np.int32]:
+    """The numbers that colours `(3, *shape)` stand for: R + 256 G + 65536 B."""
+    red, green, blue = colours.astype(np.int32)
+    return np.asarray(red + (green << 8) + (blue << 16))
+
+
+def coloured(ids: NDArray[Any]) -> NDArray[np.uint8]:
+    """The colours `(3, *shape)` of numbers up to 24 bits, as `joined` reads them."""
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255]).astype(np.uint8)

@@ -56,12 +56,12 @@ class Tiff(Format):
         return Image(scratch.keep(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))), header.grid, header.native)
 
     def write(self, path: Path, array: Array, grid: Grid, like: Path | None) -> None:
-        """See `Format.write`. An ImageJ file, which is how spacing in mm is kept."""
+        """See `Format.write`. An ImageJ file, which is how spacing in mm is kept; larger integers, which that does not know, in an OME file."""
         kind = array.dtype
         if kind == np.int16 or (kind.itemsize > 2 and kind.kind in "iu"):
-            if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
-                raise ImageError.of("TIFF label maps hold values from 0 to 65535", where=str(path), fix="Write .nii.gz.")
-            array = array.astype(np.uint16)
+            if array.min(initial=0) < 0 or array.max(initial=0) > 2**32 - 1:
+                raise ImageError.of("TIFF label maps hold values from 0 to 4294967295", where=str(path), fix="Write .nii.gz.")
+            array = array.astype(np.uint16 if array.max(initial=0) < 2**16 else np.uint32)
         axes = ("Z" if grid.ndim == 3 else "") + ("C" if array.shape[0] > 1 else "") + "YX"
         data = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, 1) if grid.ndim == 3 else array
         metadata: dict[str, Any] = {"axes": axes, "unit": "mm"}
@@ -74,6 +74,11 @@ class Tiff(Format):
         if not spaced:
             metadata = {"axes": axes}
         resolution = (1 / grid.spacing[-1], 1 / grid.spacing[-2])
+        if array.dtype == np.uint32:
+            sizes = zip("ZYX"[-grid.ndim :], grid.spacing, strict=True) if spaced else ()
+            told = {key: value for axis, size in sizes for key, value in ((f"PhysicalSize{axis}", size), (f"PhysicalSize{axis}Unit", "mm"))}
+            tifffile.imwrite(path, data, ome=True, metadata={"axes": axes, **told})
+            return
         tifffile.imwrite(path, data, imagej=True, resolution=resolution, metadata=metadata)
 
 

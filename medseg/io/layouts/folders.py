@@ -15,6 +15,7 @@ from medseg.dataset import CaseFiles, Dataset
 from medseg.errors import DatasetError, Problem
 from medseg.io.images import SUFFIXES, image_stem, image_suffix
 from medseg.io.layouts.base import Layout, LayoutOptions, is_described, make_dataset, refuse_reference
+from medseg.io.layouts.coco import coco_files
 from medseg.io.layouts.descriptor import channels_in_order, classes_of, groups_of, read_descriptor
 from medseg.io.layouts.files import channel_gaps, channel_sets, image_files, missing_image, missing_label, usual_header
 
@@ -30,11 +31,13 @@ class Folders(Layout):
     name: ClassVar[str] = "folders"
     task: ClassVar[str] = "semantic"
     domain: ClassVar[str] = "grid"
-    looks_for: ClassVar[str] = "images/ and a folder of labels (labels*, masks*, annotations*, groundTruth*), without a dataset.json"
+    looks_for: ClassVar[str] = (
+        "images/ and a folder of labels (labels*, masks*, annotations*, groundTruth*), without a dataset.json or COCO's JSON"
+    )
 
     def detect(self, root: Path) -> bool:
         """See `Layout.detect`."""
-        return not is_described(root) and _first(root, IMAGES) is not None
+        return not is_described(root) and _first(root, IMAGES) is not None and not coco_files(root)
 
     def read(self, root: Path, options: LayoutOptions) -> Dataset:
         """See `Layout.read`."""

@@ -1,0 +1,1 @@
+"""COCO's files of objects: read as label maps, and written of predictions."""

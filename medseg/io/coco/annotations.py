@@ -1,0 +1,338 @@
+"""COCO's JSON of instances and of panoptic segments (Lin et al. 2014, arXiv:1405.0312; Kirillov et al. 2019, arXiv:1801.00868).
+
+One file holds `images` (id, file_name, width, height), `categories` (id, name, in panoptic files `isthing`) and `annotations`: of instances
+one for each object, of panoptic segments one for each image, whose PNG lies in the folder that has the name of the file without `.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeGuard
+
+from medseg.errors import DatasetError, Problem
+
+Kind = Literal["instances", "panoptic", "images"]
+PALETTE = 254  # class values up to here fit into one byte, with one more for voxels without annotation
+MOST_CATEGORIES = 2**15 - 2  # class values that codes of objects have room for
+SEGMENTS = 2**24 - 1  # ids that three bytes of a pixel hold
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Category:
+    """A category; `thing` where its voxels are separate objects."""
+
+    id: int
+    name: str
+    thing: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as the file tells of it; `file` is its name, which may have folders."""
+
+    id: int
+    file: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """A file that has been read and is sound, apart from masks, which are looked at image by image.
+
+    Attributes:
+        path: the JSON file.
+        kind: `images` where nothing is annotated.
+        categories: by id.
+        pictures: by id.
+        entries: image id -> its annotations, as in the file: those of objects, or the one of its segments.
+        annotated: ids of categories that occur.
+        crowded: whether areas are annotated as crowds.
+        licence: empty where there is none, or where images have several.
+    """
+
+    path: Path
+    kind: Kind
+    categories: dict[int, Category]
+    pictures: dict[int, Picture]
+    entries: dict[int, list[Mapping[str, Any]]] = field(repr=False)
+    annotated: frozenset[int]
+    crowded: bool
+    licence: str
+
+    @property
+    def values(self) -> dict[int, int]:
+        """Category id -> class value: the id itself where all of them fit into a byte, else 1, 2, ... in the order of ids."""
+        ids = sorted(self.categories)
+        return {i: i for i in ids} if ids and ids[0] > 0 and ids[-1] <= PALETTE else {i: k for k, i in enumerate(ids, 1)}
+
+    @property
+    def ignore(self) -> int:
+        """The value of voxels that nobody annotated: crowds, and what is void."""
+        return max(self.values.values(), default=0) + 1
+
+    @property
+    def maps(self) -> Path:
+        """The folder of panoptic PNG files."""
+        return self.path.with_suffix("")
+
+
+def looks_like_coco(path: Path) -> bool:
+    """Whether a file's text has the keys of COCO, be it sound JSON or not; not parsed, because it may be large."""
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return False
+    return b'"images"' in text and b'"file_name"' in text and (b'"annotations"' in text or b'"categories"' in text)
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Read and check a file; the last ones are remembered as long as they do not change.
+
+    Raises:
+        DatasetError: it cannot be read, is no such JSON, or contradicts itself; all problems at once.
+    """
+    try:
+        seen = path.stat()
+    except OSError as error:
+        raise DatasetError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
+    return _read(path, seen.st_mtime_ns, seen.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, modified: int, size: int) -> Annotations:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DatasetError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError.of(
+            "is not valid JSON", where=str(path), found=str(error), fix="Export or download it again; it may be truncated."
+        ) from None
+    lists = [key for key in ("images", "categories", "annotations") if isinstance(data, dict) and isinstance(data.get(key), list)]
+    if "images" not in lists or ("annotations" in lists and "categories" not in lists):
+        found = type(data).__name__ if not isinstance(data, dict) else f"keys {', '.join(map(str, list(data)[:8]))}"
+        raise DatasetError.of("is no COCO file", where=str(path), found=found, expected="lists 'images', 'categories' and 'annotations'")
+    check = _Check(path)
+    annotations = [entry for entry in data.get("annotations", ()) if check.is_object(entry, "annotations")]
+    kind = _kind(annotations, path)
+    categories = _categories(data.get("categories", ()), kind, check)
+    pictures = _pictures(data["images"], check)
+    entries = _entries(annotations, kind, categories, pictures, check)
+    if check.problems:
+        raise DatasetError(check.problems)
+    segments = [one for several in entries.values() for entry in several for one in entry.get("segments_info", (entry,))]
+    return Annotations(
+        path=path,
+        kind=kind,
+        categories=categories,
+        pictures=pictures,
+        entries=entries,
+        annotated=frozenset(one["category_id"] for one in segments),
+        crowded=any(one.get("iscrowd", 0) for one in segments),
+        licence=_licence(data),
+    )
+
+
+class _Check:
+    """Problems of a file, those of one kind together."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._found: dict[tuple[str, str, str], list[str]] = {}
+
+    def add(self, what: str, item: object, expected: str = "", fix: str = "") -> None:
+        """Note a problem of one item."""
+        self._found.setdefault((what, expected, fix), []).append(str(item))
+
+    def is_object(self, entry: object, where: str) -> bool:
+        """Whether an entry of a list is a JSON object."""
+        if isinstance(entry, dict):
+            return True
+        self.add(f"entries of '{where}' are no objects", repr(entry)[:40], "{...}")
+        return False
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What was noted."""
+        return [
+            Problem(what, str(self.path), shown(items), expected, fix)
+            for (what, expected, fix), items in self._found.items()
+        ]  # fmt: skip
+
+
+def shown(items: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+
+
+def is_id(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number from 0 on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _kind(annotations: Sequence[Mapping[str, Any]], path: Path) -> Kind:
+    if not annotations:
+        return "images"
+    panoptic, masks = (any(key in one for one in annotations) for key in ("segments_info", "segmentation"))
+    if panoptic == masks:
+        raise DatasetError.of(
+            "holds no masks" if not panoptic else "holds objects and segments in one list",
+            where=str(path),
+            found=f"annotations with {', '.join(map(str, list(annotations[0])[:8]))}",
+            expected="'segmentation' in each annotation (instances), or 'segments_info' (panoptic)",
+            fix="Captions, boxes and keypoints alone cannot be learnt from.",
+        )
+    return "panoptic" if panoptic else "instances"
+
+
+def _twice(values: Iterable[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _categories(given: Iterable[Any], kind: Kind, check: _Check) -> dict[int, Category]:
+    found: list[Category] = []
+    for one in given:
+        if not check.is_object(one, "categories"):
+            continue
+        identity, name, thing = one.get("id"), one.get("name"), one.get("isthing")
+        if not is_id(identity):
+            check.add("category ids are no whole numbers from 0 on", repr(identity))
+        elif not isinstance(name, str) or not name.strip():
+            check.add("categories without a name", f"id {identity}")
+        elif kind == "panoptic" and thing not in (0, 1):
+            check.add("categories that do not say whether they are things", f"'{name}'", "'isthing' of 0 or 1")
+        else:
+            found.append(Category(identity, name.strip(), kind != "panoptic" or bool(thing)))
+    for what, values in (("id", [c.id for c in found]), ("name", [c.name for c in found])):
+        for value in _twice(values):
+            check.add(f"several categories have one {what}", value, fix="Merge or rename them.")
+    if len(found) > MOST_CATEGORIES:
+        check.add("too many categories", len(found), f"at most {MOST_CATEGORIES}")
+    return {one.id: one for one in found}
+
+
+def _pictures(given: Iterable[Any], check: _Check) -> dict[int, Picture]:
+    found: list[Picture] = []
+    for one in given:
+        if not check.is_object(one, "images"):
+            continue
+        identity, name, width, height = (one.get(key) for key in ("id", "file_name", "width", "height"))
+        told = f"'{name}'" if isinstance(name, str) else f"id {identity!r}"
+        if not is_id(identity):
+            check.add("image ids are no whole numbers from 0 on", f"{identity!r} ({told})")
+        elif not isinstance(name, str) or not name:
+            check.add("images without a 'file_name'", told)
+        elif (file := _inside(name)) is None:
+            check.add("file names lead out of the folder of images", told, "names, or names below it", "Correct 'file_name'.")
+        elif not all(is_id(n) and n for n in (width, height)):
+            check.add("images without a size", f"{told} ({width!r} x {height!r})", "'width' and 'height' in pixels")
+        else:
+            found.append(Picture(identity, file, (height, width)))
+    for value in _twice(p.id for p in found):
+        check.add("several images have one id", f"{value} ({shown([repr(p.file) for p in found if p.id == value])})")
+    for name in _twice(p.file for p in found):
+        check.add("images that are listed several times", f"'{name}' (ids {shown([str(p.id) for p in found if p.file == name])})")
+    return {one.id: one for one in found}
+
+
+def _inside(name: str) -> str | None:
+    """A file name with `/`, None for one that leads out of its folder."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or not path.name:
+        return None
+    return str(path)
+
+
+def _entries(
+    annotations: Sequence[Mapping[str, Any]], kind: Kind, categories: Mapping[int, Any], pictures: Mapping[int, Picture], check: _Check
+) -> dict[int, list[Mapping[str, Any]]]:
+    entries: dict[int, list[Mapping[str, Any]]] = {}
+    numbers: list[int] = []
+    for place, one in enumerate(annotations):
+        image = one.get("image_id")
+        told = f"image {image!r}" if kind == "panoptic" else f"annotation {one['id']!r}" if "id" in one else f"annotation at place {place}"
+        if not is_id(image) or image not in pictures:
+            check.add("annotations of images that are not listed", f"{told} (image {image!r})")
+            continue
+        entries.setdefault(image, []).append(one)
+        if kind == "panoptic":
+            _check_segments(one, pictures[image], categories, check)
+            continue
+        if is_id(one.get("id")):
+            numbers.append(one["id"])
+        elif "id" in one:
+            check.add("annotation ids are no whole numbers from 0 on", repr(one["id"]))
+        _check_category(one, categories, f"{told} (category {one.get('category_id')!r})", check)
+        wrong = _no_mask(one.get("segmentation"), pictures[image])
+        if wrong:
+            check.add(wrong[0], f"{told} of '{pictures[image].file}'{wrong[1]}", wrong[2])
+    for value in _twice(numbers):
+        check.add("several annotations have one id", value, fix="Number them anew.")
+    if kind == "panoptic":
+        for image, several in entries.items():
+            if len(several) > 1:
+                check.add("images with several annotations", f"'{pictures[image].file}'", "one with all segments")
+    return entries
+
+
+def _check_category(one: Mapping[str, Any], categories: Mapping[int, Any], told: str, check: _Check) -> None:
+    category = one.get("category_id")
+    if not is_id(category) or category not in categories:
+        check.add("annotations of categories that are not listed", told, fix="Add the category, or remove them.")
+    if one.get("iscrowd", 0) not in (0, 1):
+        check.add("'iscrowd' is neither 0 nor 1", told)
+
+
+def _check_segments(one: Mapping[str, Any], picture: Picture, categories: Mapping[int, Any], check: _Check) -> None:
+    name, segments = one.get("file_name"), one.get("segments_info")
+    if not isinstance(name, str) or _inside(name) is None:
+        check.add("annotations without a PNG file", f"'{picture.file}' ({name!r})", "'file_name' within the folder of the JSON's name")
+    if not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
+        check.add("annotations without a list of segments", f"'{picture.file}'", "'segments_info'")
+        return
+    for segment in segments:
+        identity = segment.get("id")
+        if not is_id(identity) or not 0 < identity <= SEGMENTS:
+            check.add("segment ids that no pixel can have", f"{identity!r} of '{picture.file}'", f"1 to {SEGMENTS}; 0 is void")
+        told = f"segment {identity!r} of '{picture.file}' (category {segment.get('category_id')!r})"
+        _check_category(segment, categories, told, check)
+    for identity in _twice(s.get("id") for s in segments if is_id(s.get("id"))):
+        check.add("several segments of an image have one id", f"{identity} of '{picture.file}'")
+
+
+def _no_mask(segmentation: Any, picture: Picture) -> tuple[str, str, str] | None:
+    """Why an annotation says nothing of its pixels: what, details, what was expected."""
+    height, width = picture.shape
+    if isinstance(segmentation, dict):
+        size, counts = segmentation.get("size"), segmentation.get("counts")
+        if size != [height, width]:
+            return "run lengths of another size than their image", f" ({size!r})", "'size' of height and width, as its image"
+        if not isinstance(counts, str) and not (isinstance(counts, list) and all(is_id(n) for n in counts)):
+            return "run lengths that are none", f" ({repr(counts)[:40]})", "'counts', a text or numbers from 0 on"
+        if isinstance(counts, list) and sum(counts) != height * width:
+            return "run lengths that do not fill their image", f" ({sum(counts)} of {height * width} pixels)", "as many as it has pixels"
+        return None
+    if not isinstance(segmentation, list) or not segmentation:
+        return "annotations without a mask", "", "'segmentation': polygons or run lengths"
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(_is_finite(v) for v in polygon):
+            return "polygons that are none", f" ({repr(polygon)[:40]})", "x, y of three points or more, all finite"
+    return None
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _licence(data: Mapping[str, Any]) -> str:
+    licences = data.get("licenses")
+    names = {one.get("name") for one in licences if isinstance(one, dict)} if isinstance(licences, list) else set()
+    name = names.pop() if len(names) == 1 else None
+    return name if isinstance(name, str) else ""
