@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from medseg.record import Record
 
 SUMMARY_FILE = "summary.json"
 CASES_FILE = "cases.csv"
+OBJECTS_FILE = "objects.csv"
 PAGE_FILE = "index.html"
 
 
@@ -53,13 +54,28 @@ class Presence(Record):
     absent: int
 
 
+class Matched(Record):
+    """Objects of one class, of one case or of all together, matched as panoptic quality does (IoU above 0.5)."""
+
+    matched: int
+    missed: int
+    invented: int
+    iou: float = Field(description="Sum of the IoU of matched objects.")
+
+
 class CaseScores(Record):
-    """One case: class -> metric -> value, None where undefined; and the voxels of each class in reference and prediction."""
+    """One case: class -> metric -> value, None where undefined; and the voxels of each class in reference and prediction.
+
+    `objects` has the objects of each class, where classes are things.
+    """
+
+    seldom: ClassVar[tuple[str, ...]] = ("objects",)
 
     id: str
     scores: dict[str, dict[str, float | None]]
     reference: dict[str, int]
     predicted: dict[str, int]
+    objects: dict[str, Matched] | None = None
 
 
 class Before(Record):
@@ -90,6 +106,52 @@ class Before(Record):
         return tuple(lines)
 
 
+class Estimate(Record):
+    """A score of all cases together with its 95 % bootstrap interval over cases; None where undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class SizeGroup(Record):
+    """Objects of the reference between two sizes in voxels, both included, and how many were found (IoU of 0.5)."""
+
+    smallest: int
+    largest: int
+    objects: int
+    found: int
+
+
+class ObjectScores(Record):
+    """Scores of the objects of all cases together: counts are added up before ratios are taken.
+
+    Attributes:
+        metrics: names; see `medseg.metrics.instances`.
+        things: classes that have objects; each of the others counts as one object per case, and has panoptic quality only.
+        classes: class -> metric -> score.
+        means: `all`, and `things` and `stuff` where there are both -> metric -> mean over the classes in which it is defined.
+        counts: class -> objects that matched or did not.
+        thresholds: IoU at which the `curves` are: class -> metric -> scores.
+        precision: class -> precision at sensitivities 0, 0.01, ... 1, objects matching at an IoU of 0.5; with confidences only.
+        froc: class -> false positives per case, and the sensitivity at each; with confidences, in 3D.
+        sizes: class -> groups of objects, the smallest first.
+        left_out: metric -> why it could not be computed.
+    """
+
+    metrics: tuple[str, ...]
+    things: tuple[str, ...]
+    classes: dict[str, dict[str, Estimate]]
+    means: dict[str, dict[str, Estimate]]
+    counts: dict[str, Matched]
+    thresholds: tuple[float, ...]
+    curves: dict[str, dict[str, tuple[float | None, ...]]]
+    precision: dict[str, tuple[float, ...]] = {}
+    froc: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
+    sizes: dict[str, tuple[SizeGroup, ...]] = {}
+    left_out: dict[str, str] = {}
+
+
 class Evaluation(Record):
     """The evaluation of a set of predictions.
 
@@ -105,7 +167,10 @@ class Evaluation(Record):
         selected: weights (`--patience`), the configuration or cleaning rules were chosen by their scores on these very cases, so the
             scores are slightly optimistic.
         before: what models that this one began with saw of these cases.
+        objects: scores of all cases together, where classes are things. Written where there are.
     """
+
+    seldom: ClassVar[tuple[str, ...]] = ("objects",)
 
     format: int = Field(default=1, ge=1, le=1)
     title: str
@@ -119,6 +184,7 @@ class Evaluation(Record):
     extra: tuple[str, ...] = ()
     selected: bool = False
     before: Before = Before()
+    objects: ObjectScores | None = None
     cases: tuple[CaseScores, ...] = Field(min_length=1)
 
     @property

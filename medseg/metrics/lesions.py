@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from medseg.imaging.components import label_components
@@ -25,18 +27,43 @@ def covered_f1(contingency: Contingency) -> float:
     Crowds are no lesions; what is mostly ignored, or within crowds, and covers no lesion, is no claim.
     NaN when neither side has a lesion, 0 when one has none.
     """
+    return covered(contingency).f1
+
+
+@dataclass(frozen=True)
+class Covered:
+    """Lesions of one case, or (added up) of a dataset.
+
+    Attributes:
+        found: lesions of the truth of which enough is covered, of `lesions`.
+        real: predicted lesions of which enough is covered, of those `claimed`.
+    """
+
+    found: int = 0
+    lesions: int = 0
+    real: int = 0
+    claimed: int = 0
+
+    @property
+    def f1(self) -> float:
+        """See `covered_f1`."""
+        if self.lesions == 0 and self.claimed == 0:
+            return float("nan")
+        if not self.found or not self.real:
+            return 0.0
+        sensitivity, precision = self.found / self.lesions, self.real / self.claimed
+        return 2 * sensitivity * precision / (sensitivity + precision)
+
+
+def covered(contingency: Contingency) -> Covered:
+    """The counts of `covered_f1`."""
     truth, prediction = contingency.truth, contingency.prediction
     pairs = contingency.akin & ~truth.crowd[contingency.rows]
     shared = contingency.shared[pairs]
     found = _covered(contingency.rows[pairs], shared, truth.sizes) & ~truth.crowd
     real = _covered(contingency.columns[pairs], shared, prediction.sizes - prediction.ignored)
-    lesions, claimed = np.count_nonzero(~truth.crowd), np.count_nonzero(real | ~contingency.excused)
-    if lesions == 0 and claimed == 0:
-        return float("nan")
-    if not found.any() or not real.any():
-        return 0.0
-    sensitivity, precision = float(np.count_nonzero(found) / lesions), float(np.count_nonzero(real) / claimed)
-    return 2 * sensitivity * precision / (sensitivity + precision)
+    counts = (found, ~truth.crowd, real, real | ~contingency.excused)
+    return Covered(*(int(np.count_nonzero(flags)) for flags in counts))
 
 
 def _covered(at: Integers, shared: Integers, sizes: Integers) -> Flags:

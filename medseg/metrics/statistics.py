@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,16 +49,19 @@ def mean_interval(values: Floats) -> Interval:
     mean = float(_column_means(table, np.ones((1, n)))[0])
     if n == 1:
         return Interval(mean, math.nan, math.nan)
-    rng = np.random.default_rng(SEED)
-    means = []
-    step = max(1, 2_000_000 // n)  # keeps the resampling weights below 16 MB for any number of cases
-    for start in range(0, RESAMPLES, step):
-        rows = min(step, RESAMPLES - start)
-        drawn = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
-        means.append(_column_means(table, weights))
+    means = [_column_means(table, weights) for weights in resamples(n)]
     low, high = np.nanpercentile(np.concatenate(means), [2.5, 97.5])
     return Interval(mean, min(float(low), mean), max(float(high), mean))
+
+
+def resamples(cases: int, count: int = RESAMPLES) -> Iterator[Floats]:
+    """How often each case is drawn in each of `count` bootstrap samples: arrays `(rows, cases)`, always the same ones."""
+    rng = np.random.default_rng(SEED)
+    step = max(1, 2_000_000 // cases)  # keeps the weights below 16 MB for any number of cases
+    for start in range(0, count, step):
+        rows = min(step, count - start)
+        drawn = rng.integers(0, cases, (rows, cases)) + cases * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * cases).reshape(rows, cases).astype(np.float64)
 
 
 def _column_means(table: Floats, weights: Floats) -> Floats:

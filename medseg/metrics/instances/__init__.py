@@ -8,6 +8,8 @@ Two label maps are counted once (`Contingency.between`); all scores of label map
   averaged over classes (`mean_quality`) (Kirillov et al. 2019);
 - `medseg.metrics.lesions.covered_f1`: lesion-wise F1, which lets lesions split and merge.
 
+`count_case` and `pool` take all of these over the cases of a dataset together, with bootstrap intervals.
+
 Scored objects (`Detections`: of masks, boxes or a label map) have an `average_precision` (Lin et al. 2014, COCO) and a curve `froc` of
 sensitivity by false positives per case (Setio et al. 2017). They are scores of a dataset; their mean over cases is something else.
 
@@ -34,7 +36,9 @@ from medseg.metrics.instances.average_precision import COCO_SIZES, EVERY_SIZE, T
 from medseg.metrics.instances.boxes import box_iou, box_volumes, label_boxes, of_coco
 from medseg.metrics.instances.detections import Detections
 from medseg.metrics.instances.froc import RATES, Froc, froc
+from medseg.metrics.instances.labelled import class_numbers, count_objects
 from medseg.metrics.instances.matching import Matches, Quality, Tally, add_up, match, mean_quality, panoptic
+from medseg.metrics.instances.pooling import LEVELS, ClassCounts, Confidence, Pooled, count_case, curve_of, pool, poolable, ranked_of
 from medseg.metrics.instances.scores import score_detections, score_instances
 
 __all__ = [
@@ -42,26 +46,37 @@ __all__ = [
     "DETECTION_METRICS",
     "EVERY_SIZE",
     "INSTANCE_METRICS",
+    "LEVELS",
     "RATES",
     "THRESHOLDS",
     "AveragePrecision",
+    "ClassCounts",
+    "Confidence",
     "Contingency",
     "Detections",
     "Froc",
     "Matches",
     "Objects",
+    "Pooled",
     "Quality",
     "Tally",
     "add_up",
     "average_precision",
     "box_iou",
     "box_volumes",
+    "class_numbers",
+    "count_case",
+    "count_objects",
+    "curve_of",
     "froc",
     "label_boxes",
     "match",
     "mean_quality",
     "of_coco",
     "panoptic",
+    "pool",
+    "poolable",
+    "ranked_of",
     "score_detections",
     "score_instances",
 ]

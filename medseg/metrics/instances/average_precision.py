@@ -101,25 +101,15 @@ def average_precision(
     precision = np.full((len(levels), len(_SENSITIVITIES), len(classes), len(ranges)), np.nan)
     sensitivity = np.full((len(levels), len(classes), len(ranges)), np.nan)
     for k, cls in enumerate(classes):
-        outcomes = [_outcome(case, cls, levels, ranges, limit) for case in cases]
-        if not outcomes:
-            continue
-        scores = np.concatenate([o.scores for o in outcomes])
-        order = np.argsort(-scores, kind="stable")
-        found = np.concatenate([o.found for o in outcomes], axis=2)[:, :, order]
-        neutral = np.concatenate([o.neutral for o in outcomes], axis=2)[:, :, order]
-        objects = np.sum([o.objects for o in outcomes], axis=0)
-        for a in np.flatnonzero(objects):
-            tp = np.cumsum(found[:, a] & ~neutral[:, a], axis=1).astype(np.float64)
-            fp = np.cumsum(~found[:, a] & ~neutral[:, a], axis=1).astype(np.float64)
-            sensitivity[:, k, a] = tp[:, -1] / objects[a] if len(scores) else 0.0
-            for t in range(len(levels)):
-                precision[t, :, k, a] = _read(tp[t], fp[t], int(objects[a]))
+        outcomes = [outcome(case, cls, levels, ranges, limit) for case in cases]
+        for a in range(len(ranges) if outcomes else 0):
+            ranked = Ranked.of(outcomes, a)
+            precision[:, :, k, a], sensitivity[:, k, a] = ranked.precision(), ranked.sensitivity()
     return AveragePrecision(tuple(levels.tolist()), tuple(classes), tuple(sizes), precision, sensitivity)
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class Outcome:
     """Detections of one case and class, surest first: `(d,)` scores, `(T, A, d)` whether found and whether neutral; `(A,)` objects."""
 
     scores: Floats
@@ -128,7 +118,55 @@ class _Outcome:
     objects: Integers
 
 
-def _outcome(case: Detections, cls: int, levels: Floats, ranges: Floats, limit: int | None) -> _Outcome:
+@dataclass(frozen=True)
+class Ranked:
+    """The detections of one class and range of sizes over the cases of a dataset, surest first.
+
+    Attributes:
+        case: `(n,)` the case of each.
+        right, wrong: `(T, n)` whether each is; neutral ones are neither.
+        objects: `(cases,)` objects of each case.
+    """
+
+    case: Integers
+    right: Flags
+    wrong: Flags
+    objects: Integers
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome], size: int = 0) -> Ranked:
+        """From the outcomes of every case (at least one); `size` is the index of a range."""
+        order = np.argsort(-np.concatenate([o.scores for o in outcomes]), kind="stable")
+        found, neutral = (
+            np.concatenate(part, axis=1)[:, order]
+            for part in ([o.found[:, size] for o in outcomes], [o.neutral[:, size] for o in outcomes])
+        )
+        case = np.repeat(np.arange(len(outcomes)), [len(o.scores) for o in outcomes])[order]
+        return cls(case, found & ~neutral, ~found & ~neutral, np.array([o.objects[size] for o in outcomes], np.int64))
+
+    def precision(self, weights: Floats | None = None) -> Floats:
+        """`(T, 101)` monotonous precision at sensitivities 0, 0.01, ... 1; NaN without objects. `weights`: how often each case counts."""
+        tp, fp, objects = self._summed(weights)
+        if not objects:
+            return np.full((len(tp), len(_SENSITIVITIES)), np.nan)
+        return np.stack([_read(tp[t], fp[t], objects) for t in range(len(tp))])
+
+    def sensitivity(self) -> Floats:
+        """`(T,)` share of the objects that any detection finds; NaN without objects."""
+        tp, _, objects = self._summed(None)
+        if not objects:
+            return np.full(len(tp), np.nan)
+        return tp[:, -1] / objects if tp.shape[1] else np.zeros(len(tp))
+
+    def _summed(self, weights: Floats | None) -> tuple[Floats, Floats, float]:
+        if weights is None:
+            weights = np.ones(len(self.objects))
+        each = weights[self.case]
+        return np.cumsum(self.right * each, axis=1), np.cumsum(self.wrong * each, axis=1), float(weights @ self.objects)
+
+
+def outcome(case: Detections, cls: int, levels: Floats, ranges: Floats, limit: int | None) -> Outcome:
+    """What becomes of the detections of a class at IoU `levels` `(T,)` and for `ranges` `(A, 2)` of sizes; see `average_precision`."""
     mine, theirs = np.flatnonzero(case.classes == cls), np.flatnonzero(case.truth_classes == cls)
     mine = mine[np.argsort(-case.scores[mine], kind="stable")][:limit]
     iou, crowd = case.iou[np.ix_(mine, theirs)], case.crowd[theirs]
@@ -157,7 +195,7 @@ def _outcome(case: Detections, cls: int, levels: Floats, ranges: Floats, limit: 
         free[t, a, partner[hit]] = False
     outside = (case.sizes[mine] < ranges[:, :1]) | (case.sizes[mine] > ranges[:, 1:])  # (A, d)
     neutral |= ~found & outside
-    return _Outcome(case.scores[mine], found, neutral, (~neutral_truth).sum(1))
+    return Outcome(case.scores[mine], found, neutral, (~neutral_truth).sum(1))
 
 
 def _last_best(values: Floats) -> NDArray[np.intp]:
@@ -166,7 +204,7 @@ def _last_best(values: Floats) -> NDArray[np.intp]:
     return best
 
 
-def _read(tp: Floats, fp: Floats, objects: int) -> Floats:
+def _read(tp: Floats, fp: Floats, objects: float) -> Floats:
     """Monotonous precision at the 101 sensitivities; 0 at those that are not reached."""
     precision = np.maximum.accumulate((tp / (fp + tp + _EPSILON))[::-1])[::-1]
     at = np.searchsorted(tp / objects, _SENSITIVITIES, side="left")

@@ -91,16 +91,21 @@ class Detections:
         return cls(scores, kinds[0], own, kinds[1], _or(truth_sizes, areas), crowd, iou)
 
     @classmethod
-    def of_labels(cls, contingency: Contingency, scores: Floats) -> Detections:
+    def of_labels(cls, contingency: Contingency, scores: Floats, boxes: tuple[Floats, Floats] | None = None) -> Detections:
         """From two label maps; `scores` of the predicted objects in the order of `contingency.prediction`.
 
-        Where the truth is ignored, there is a crowd of every class.
+        Where the truth is ignored, there is a crowd of every class. With `boxes` (of prediction and truth) these are compared.
         """
         truth, prediction = contingency.truth, contingency.prediction
-        iou = np.zeros((len(prediction), len(truth)))
-        crowded = truth.crowd[contingency.rows]
-        part = contingency.shared / prediction.sizes[contingency.columns]
-        iou[contingency.columns, contingency.rows] = np.where(crowded, part, contingency.iou)
+        if boxes is None:
+            iou = np.zeros((len(prediction), len(truth)))
+            crowded = truth.crowd[contingency.rows]
+            part = contingency.shared / prediction.sizes[contingency.columns]
+            iou[contingency.columns, contingency.rows] = np.where(crowded, part, contingency.iou)
+            sizes, truth_sizes = prediction.sizes.astype(np.float64), truth.sizes.astype(np.float64)
+        else:
+            iou = box_iou(*boxes, truth.crowd)
+            sizes, truth_sizes = box_volumes(boxes[0]), box_volumes(boxes[1])
         classes, at = np.unique(prediction.classes[prediction.ignored > 0], return_inverse=True)
         hidden = np.zeros((len(prediction), len(classes)))
         hidden[np.flatnonzero(prediction.ignored), at] = (prediction.ignored / prediction.sizes)[prediction.ignored > 0]
@@ -108,9 +113,9 @@ class Detections:
         return cls(
             scores,
             prediction.classes,
-            prediction.sizes.astype(np.float64),
+            sizes,
             np.concatenate([truth.classes, classes]),
-            np.concatenate([truth.sizes, extent]),
+            np.concatenate([truth_sizes, extent]),
             np.concatenate([truth.crowd, np.ones(len(classes), bool)]),
             np.concatenate([iou, hidden], axis=1),
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medseg.metrics.contingency import Floats
+from medseg.metrics.contingency import Floats, Integers
 from medseg.metrics.instances.detections import Detections
 
 RATES: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
@@ -61,21 +61,59 @@ def froc(cases: Sequence[Detections], cls: int | None = None, hit: float = HIT) 
     """
     if not cases or not 0 < hit <= 1:
         raise ValueError(f"no curve of {len(cases)} cases at IoU {hit}")
-    wrong: list[Floats] = []
-    right: list[Floats] = []
-    lesions = 0
-    for case in cases:
-        lesion = ~case.crowd & ((case.truth_classes == cls) if cls is not None else True)
-        akin = case.classes[:, None] == case.truth_classes
-        finds = akin & (case.iou >= hit) & lesion
-        excused = (akin & (case.iou > 0.5) & case.crowd).any(1)
-        chosen = np.ones(len(case.scores), bool) if cls is None else case.classes == cls
-        wrong.append(case.scores[chosen & ~excused & ~finds.any(1)])
-        surest = np.where(finds, case.scores[:, None], -np.inf).max(0, initial=-np.inf)
-        right.append(surest[np.isfinite(surest)])
-        lesions += int(np.count_nonzero(lesion))
-    fp, tp = np.sort(np.concatenate(wrong)), np.sort(np.concatenate(right))
-    scores = np.unique(np.concatenate([fp, tp]))[::-1]
-    false = (len(fp) - np.searchsorted(fp, scores)) / len(cases)
-    found = (len(tp) - np.searchsorted(tp, scores)) / lesions if lesions else np.full(len(scores), np.nan)
-    return Froc(len(cases), lesions, scores, false, found)
+    return Findings.of([findings(case, cls, hit) for case in cases]).curve()
+
+
+def findings(case: Detections, cls: int | None = None, hit: float = HIT) -> tuple[Floats, Floats, int]:
+    """The scores of what is false in one case, those of the surest detection of each lesion that is found, and the number of lesions."""
+    lesion = ~case.crowd & ((case.truth_classes == cls) if cls is not None else True)
+    akin = case.classes[:, None] == case.truth_classes
+    finds = akin & (case.iou >= hit) & lesion
+    excused = (akin & (case.iou > 0.5) & case.crowd).any(1)
+    chosen = np.ones(len(case.scores), bool) if cls is None else case.classes == cls
+    wrong = case.scores[chosen & ~excused & ~finds.any(1)]
+    surest = np.where(finds, case.scores[:, None], -np.inf).max(0, initial=-np.inf)
+    return wrong, surest[np.isfinite(surest)], int(np.count_nonzero(lesion))
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of a dataset: rising scores of what is false and of what is right, and the case of each; `(cases,)` lesions."""
+
+    wrong: Floats
+    wrong_case: Integers
+    right: Floats
+    right_case: Integers
+    lesions: Integers
+
+    @classmethod
+    def of(cls, cases: Sequence[tuple[Floats, Floats, int]]) -> Findings:
+        """From the `findings` of every case, at least one."""
+        wrong, right = _sorted([case[0] for case in cases]), _sorted([case[1] for case in cases])
+        return cls(*wrong, *right, np.array([case[2] for case in cases], np.int64))
+
+    def curve(self, weights: Floats | None = None) -> Froc:
+        """The curve; `weights`: how often each case counts."""
+        if weights is None:
+            weights = np.ones(len(self.lesions))
+        cases, lesions = float(weights.sum()), float(weights @ self.lesions)
+        scores = np.unique(np.concatenate([self.wrong, self.right]))[::-1]
+        false, found = (
+            _from(values, weights[case], scores) for values, case in ((self.wrong, self.wrong_case), (self.right, self.right_case))
+        )
+        share = found / lesions if lesions else np.full(len(scores), np.nan)
+        return Froc(round(cases), round(lesions), scores, false / cases, share)
+
+
+def _from(values: Floats, weights: Floats, thresholds: Floats) -> Floats:
+    """Sum of the weights of the rising `values` that are at least each threshold."""
+    total = np.append(0.0, np.cumsum(weights))
+    summed: Floats = total[-1] - total[np.searchsorted(values, thresholds)]
+    return summed
+
+
+def _sorted(parts: Sequence[Floats]) -> tuple[Floats, Integers]:
+    """All values, rising, and the case of each."""
+    values = np.concatenate(parts)
+    order = np.argsort(values, kind="stable")
+    return values[order], np.repeat(np.arange(len(parts)), [len(part) for part in parts])[order]

@@ -7,16 +7,15 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medseg.case import Batch
-from medseg.dataset import NUMBER_BITS, Dataset, Labels
+from medseg.dataset import Dataset, Labels
 from medseg.errors import PlanError
 from medseg.fingerprint import Fingerprint
 from medseg.metrics.descriptions import INSTANCE_METRICS
-from medseg.metrics.instances import Contingency, score_instances
+from medseg.metrics.instances import class_numbers, count_objects, score_instances
 from medseg.models.base import Head, Outputs, find_network
 from medseg.prediction import DenseMap, Prediction, Scores
 from medseg.scratch import IN_MEMORY, Scratch
@@ -143,15 +142,5 @@ class Instance(Task):
         self, prediction: NDArray[Any], truth: NDArray[Any], spacing: tuple[float, ...], metrics: tuple[str, ...] | None = None
     ) -> Scores:
         """See `medseg.metrics.instances.score_instances`; a class without objects is one object."""
-        labels = self.labels
-        ignore = None if labels.ignore is None else labels.ignore << NUMBER_BITS
-        found = Contingency.between(prediction, truth, ignore=ignore, classes=self._classes)
-        return score_instances(found, dict(enumerate(labels.names, 1)), self.metrics if metrics is None else metrics)
-
-    def _classes(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
-        values = self.labels.semantic(codes)
-        return np.array([self._order.get(int(value), 0) for value in values], np.int64)
-
-    @cached_property
-    def _order(self) -> dict[int, int]:
-        return {value: k for k, one in enumerate(self.labels.classes, 1) for value in one.values}
+        found = count_objects(prediction, truth, self.labels)
+        return score_instances(found, class_numbers(self.labels), self.metrics if metrics is None else metrics)
