@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,40 @@ class DenseMap(Protocol):
 
 
 @dataclass(frozen=True)
+class FoundObjects:
+    """Objects of one case, each of them once, however many windows, views and networks have seen it: n objects on a grid of d axes.
+
+    Attributes:
+        shape: of the grid.
+        boxes: `(n, 2 d)` float64 lower corner, then upper corner, in voxels of the grid; voxel i covers [i, i + 1].
+        scores: `(n,)` float32 confidence, 0..1.
+        classes: `(n,)` int32, 1..K.
+        masks: of each object, `(*cells)` uint8 probability (255 is 1) in the centres of equal cells of its box.
+        thick: the axis along which a voxel takes the nearest cell, if any; along all others cells are interpolated.
+    """
+
+    shape: Shape
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int32]
+    masks: tuple[NDArray[np.uint8], ...]
+    thick: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def resized(self, shape: Shape, thick: int | None = None) -> FoundObjects:
+        """The same objects on another grid of the same extent."""
+        factors = np.array(shape, np.float64) / np.array(self.shape, np.float64)
+        return replace(self, shape=shape, boxes=self.boxes * np.tile(factors, 2), thick=self.thick if thick is None else thick)
+
+
+Stitched: TypeAlias = Any
+"""What a domain makes of one head's outputs over a case: `FoundObjects` of an `ObjectHead`, a `DenseMap` of any other head. So which of them
+it is follows from the head."""
+
+
+@dataclass(frozen=True)
 class Prediction:
     """A decoded prediction.
 
@@ -43,9 +77,11 @@ class Prediction:
         labels: `(*shape)` voxel values as they are written.
         probabilities: `(K, *shape)` float16, one per class (with background first where classes exclude each other), or None.
         uncertainty: mean normalised entropy (0 sure, 1 ignorant) over predicted foreground, or None.
+        objects: confidence (0..1) of each object by its code in `labels`; None where the task has no scores of objects.
     """
 
     id: str
     labels: Array
     probabilities: NDArray[np.float16] | None = None
     uncertainty: float | None = None
+    objects: Mapping[int, float] | None = None

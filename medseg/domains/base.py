@@ -23,14 +23,15 @@ from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Grid, Shape, Step
 from medseg.models.base import Head
 from medseg.plans import Plan, SpaceSection
-from medseg.prediction import DenseMap
+from medseg.prediction import Stitched
 from medseg.scratch import IN_MEMORY, Scratch
 
 if TYPE_CHECKING:  # worker processes measure and prepare cases without torch, which takes seconds to import
     from torch import Generator, Tensor
 
 Run = Callable[[Batch], "Mapping[str, Tensor]"]
-"""Windows `(N, C, *window)`, with their priors, to outputs `(N, channels, *window)` per head."""
+"""Windows `(N, C, *window)`, with their priors, to outputs per head: `(N, channels, *window)`, or `(N, views * slots, channels)` of an
+`ObjectHead`."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,9 @@ class Domain(ABC):
         """How many windows `stitch` runs over a prepared case of this spatial shape."""
 
     @abstractmethod
-    def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, DenseMap]:
-        """Run windows over a case and blend them; maps above `memory` bytes live on disk. `run` gets windows on the CPU, float32."""
+    def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, Stitched]:
+        """Run windows over a case and blend them, or merge the objects that they show, one for each; what takes more than `memory` bytes lives on
+        disk. `run` gets windows on the CPU, float32."""
 
     @property
     @abstractmethod
@@ -165,12 +167,13 @@ class Domain(ABC):
         is quicker and the same but for rounding."""
 
     @abstractmethod
-    def mean(self, maps: Sequence[Mapping[str, DenseMap]]) -> dict[str, DenseMap]:
+    def mean(self, maps: Sequence[Mapping[str, Stitched]]) -> dict[str, Stitched]:
         """The mean of what `stitch` gave for several networks of one plan and case."""
 
     @abstractmethod
-    def native(self, maps: Mapping[str, DenseMap], trail: tuple[Step, ...], heads: tuple[Head, ...]) -> dict[str, DenseMap]:
-        """Maps of these heads on the prepared grid to lazily resampled maps at native spacing (cropping and orientation stay for `restore`)."""
+    def native(self, maps: Mapping[str, Stitched], trail: tuple[Step, ...], heads: tuple[Head, ...]) -> dict[str, Stitched]:
+        """Maps and objects of these heads on the prepared grid to lazily resampled maps and to objects at native spacing (cropping and
+        orientation stay for `restore`)."""
 
     @abstractmethod
     def restore(self, array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Trained networks as one function from windows to outputs: folds and mirrored views are averaged."""
+"""Trained networks as one function from windows to outputs: maps of folds and mirrored views are averaged, slots of objects come together."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from medseg.case import Batch
 from medseg.device import autocast_dtype, machine, out_of_memory, release_cache
 from medseg.errors import ResourceError
-from medseg.models.base import Outputs
+from medseg.models.base import ObjectHead, Outputs
 from medseg.models.blocks import memory_format
+from medseg.models.slots import Slots
 from medseg.pages import kept_pages
 from medseg.tasks.base import Task
 
@@ -28,7 +29,8 @@ LARGEST_OUTPUTS = 2**28  # bytes of a batch's outputs on a CPU: of a hundred cla
 class Ensemble:
     """Networks of one plan on one device.
 
-    Outputs are averaged before the task decodes them (logits for most tasks), over folds and over mirrored views, as nnU-Net does.
+    Maps are averaged before the task decodes them (logits for most tasks), over folds and over mirrored views, as nnU-Net does. Objects have
+    no mean before somebody says which are the same: slots of all views and networks stand side by side.
     """
 
     def __init__(self, task: Task, networks: Sequence[nn.Module], device: torch.device, batch_size: int) -> None:
@@ -41,7 +43,8 @@ class Ensemble:
         self.dtype = autocast_dtype(device)
 
     def runner(self, mirror: Sequence[int]) -> Callable[[Batch], dict[str, Tensor]]:
-        """The function for `Domain.stitch`: windows to averaged outputs `(N, channels, *window)`, float32 on the CPU.
+        """The function for `Domain.stitch`: windows to averaged outputs `(N, channels, *window)`, or to slots of all views and networks
+        `(N, views * slots, channels)`, float32 on the CPU.
 
         Args:
             mirror: window axes to mirror; all combinations are averaged.
@@ -96,6 +99,7 @@ class Ensemble:
     def _forward(self, windows: Batch, views: Sequence[tuple[int, ...]], networks: Sequence[nn.Module]) -> dict[str, Tensor]:
         images = self.task.inputs(windows.to(self.device))
         total: dict[str, Tensor] = {}
+        slots: dict[str, list[Tensor]] = {}
         together = max(1, self.batch_size // len(windows))  # a few windows alone leave a device idle, their mirrored views fill it
         # Within one block weights are rounded to 16 bits once for all views.
         with kept_pages(), torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
@@ -103,17 +107,25 @@ class Ensemble:
                 some = views[start : start + together]
                 stacked = torch.cat([images.flip(view) if view else images for view in some]).contiguous(memory_format=self.layout)
                 for network in networks:
-                    self._add(network(stacked), some, total)  # in a function of its own, which leaves nothing behind for the next network
+                    # In a function of its own, which leaves nothing behind for the next network.
+                    self._add(network(stacked), some, total, slots)
         count = len(views) * len(networks)
-        return {name: maps.div_(count).cpu() for name, maps in total.items()}
+        means = {name: maps.div_(count).cpu() for name, maps in total.items()}
+        return means | {name: torch.cat(parts, 1) for name, parts in slots.items()}
 
-    def _add(self, outputs: Outputs, views: Sequence[tuple[int, ...]], total: dict[str, Tensor]) -> None:
-        """Add outputs for mirrored views of the same windows, `(views times N, channels, *window)`, to their sums."""
+    def _add(self, outputs: Outputs, views: Sequence[tuple[int, ...]], total: dict[str, Tensor], slots: dict[str, list[Tensor]]) -> None:
+        """Add outputs for mirrored views of the same windows, `(views times N, channels, *window)`, to their sums, and slots to the others."""
         heads = {head.name: head for head in self.task.heads}
         for name, maps in outputs.items():
+            head = heads[name]
+            if isinstance(head, ObjectHead):
+                for view, part in zip(views, maps[0].float().cpu().chunk(len(views)), strict=True):
+                    found = Slots.unpack(part, head.axes, head.mask)
+                    slots.setdefault(name, []).append(found.mirrored([axis - 2 for axis in view], self.task.plan.window).pack())
+                continue
             values = maps[0].float() if self.summed_on_device else maps[0].cpu().float()
             for view, part in zip(views, values.chunk(len(views)), strict=True):
-                part = heads[name].turned(part, [axis - 2 for axis in view])
+                part = head.turned(part, [axis - 2 for axis in view])
                 if name in total:
                     _add_mirrored(part, view, total[name])
                 else:  # as it is; of several views the others would stay in memory with it
@@ -141,5 +153,5 @@ def batch_size(task: Task, device: torch.device, memory: float) -> int:
     offered = memory if device.type == "cpu" else machine(str(device)).memory
     per_window = max(plan.memory.training / plan.training.batch_size / 3, 1e-6)
     if device.type == "cpu":
-        most = min(most, LARGEST_OUTPUTS // (4 * math.prod(plan.window) * sum(head.channels for head in task.heads)))
+        most = min(most, LARGEST_OUTPUTS // (4 * sum(head.numbers(plan.window) for head in task.heads)))
     return max(1, min(most, int(offered / 2 / per_window)))

@@ -16,6 +16,7 @@ from medseg.device import physical_memory
 from medseg.errors import MedsegError, ResourceError
 from medseg.inference.checks import check_fit
 from medseg.io.images import read_header
+from medseg.models.base import ObjectHead
 from medseg.peak import GIB, own_memory
 from medseg.progress import Progress
 
@@ -129,8 +130,11 @@ def estimated(predictor: Predictor, files: CaseFiles) -> Estimate | None:
         maps = [member.domain.footprint(shape, head) for head in member.task.heads for _ in range(blends)]
         count = min(ensemble.batch_size, member.domain.windows(shape))
         at_once = count * min(views, max(1, ensemble.batch_size // count))  # mirrored views of a few windows fill a batch
-        # As one network gives them for some views, and the sum over views and networks.
-        outputs = (at_once + (count if summed > 1 else 0)) * 4 * math.prod(plan.window) * sum(head.channels for head in member.task.heads)
+        # As one network gives them for some views, and the sum over views and networks; slots are not summed up, but all kept.
+        outputs = 0
+        for head in member.task.heads:
+            kept_together = summed if isinstance(head, ObjectHead) else int(summed > 1)
+            outputs += (at_once + count * kept_together) * 4 * head.numbers(plan.window)
         one = plan.memory.training / plan.training.batch_size / 3
         kept = [size for size in (*arrays, prepared) if size <= predictor.scratch.limit]
         limit = member.limit_of_maps / max(1, len(maps))

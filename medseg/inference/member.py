@@ -20,7 +20,7 @@ from medseg.geometry import Step
 from medseg.inference.ensemble import Ensemble, batch_size
 from medseg.pages import given_back
 from medseg.plans import Plan
-from medseg.prediction import DenseMap, Prediction
+from medseg.prediction import Prediction, Stitched
 from medseg.progress import Progress
 from medseg.scratch import Scratch, copy
 from medseg.tasks.base import find_task
@@ -101,7 +101,7 @@ class Member(ABC):
         if known is not None:
             known[self.weights] = labels
         chances = None if decoded.probabilities is None else self._restored_maps(decoded.probabilities, trail, native.shape, scratch)
-        return Prediction(case.id, labels, chances, decoded.uncertainty)
+        return Prediction(case.id, labels, chances, decoded.uncertainty, decoded.objects)
 
     def _earlier(self, case: Case, mirror: bool, progress: Progress | None, known: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
         """Of a cascade, the prediction that is a further input."""
@@ -114,8 +114,8 @@ class Member(ABC):
         classes: NDArray[Any] = self.plan.data.labels.semantic(found)
         return classes
 
-    def _stitched(self, case: PreparedCase, mirror: bool, progress: Progress | None) -> dict[str, DenseMap]:
-        """The blended maps of all networks together, by head."""
+    def _stitched(self, case: PreparedCase, mirror: bool, progress: Progress | None) -> dict[str, Stitched]:
+        """The blended maps and merged objects of all networks together, by head."""
         axes = self.plan.inference.mirror if mirror else ()
         runs = self.ensemble.runners(axes) if self.domain.blends_each_network else (self.ensemble.runner(axes),)
         memory = self.limit_of_maps / len(runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,10 @@ class Head:
         signs = maps.new_tensor([-1.0 if channel in axes else 1.0 for channel in range(self.channels)])
         return maps * signs.reshape(-1, *(1,) * (maps.ndim - 2))
 
+    def numbers(self, window: Shape) -> int:
+        """How many numbers it gives for one view of one window."""
+        return self.channels * math.prod(window)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectHead(Head):
@@ -73,6 +78,10 @@ class ObjectHead(Head):
         from medseg.models.slots import slot_channels
 
         object.__setattr__(self, "channels", slot_channels(self.axes, self.mask))
+
+    def numbers(self, window: Shape) -> int:
+        """See `Head.numbers`; whatever the window."""
+        return self.slots * self.channels
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from medseg.fingerprint import Fingerprint
 from medseg.geometry import Shape
 from medseg.models.base import Head, Outputs, find_network
 from medseg.plans import Plan, TargetSection
-from medseg.prediction import DenseMap, Prediction, Scores
+from medseg.prediction import Prediction, Scores, Stitched
 from medseg.scratch import IN_MEMORY, Scratch
 from medseg.tasks.cleaning import HeldOut
 
@@ -182,7 +182,7 @@ class Task(Objective):
     @abstractmethod
     def decode(
         self,
-        outputs: Mapping[str, DenseMap],
+        outputs: Mapping[str, Stitched],
         case_id: str,
         probabilities: bool = False,
         scratch: Scratch = IN_MEMORY,

@@ -21,9 +21,9 @@ from medseg.domains.grid.sampling import sample_window, source_window, window_lo
 from medseg.domains.grid.settings import Blending, GridSettings, Interpolation
 from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Grid, Resample, Shape, Step
-from medseg.models.base import Head
+from medseg.models.base import Head, ObjectHead
 from medseg.plans import Plan, SpaceSection
-from medseg.prediction import DenseMap
+from medseg.prediction import FoundObjects, Stitched
 from medseg.scratch import IN_MEMORY, Scratch
 
 if TYPE_CHECKING:  # what needs torch is imported by the methods that do
@@ -111,7 +111,9 @@ class GridDomain(Domain):
         return extent(grid, self.settings)
 
     def footprint(self, shape: Shape, head: Head) -> int:
-        """See `Domain.footprint`."""
+        """See `Domain.footprint`; masks of objects that do not overlap much have about a byte for each voxel."""
+        if isinstance(head, ObjectHead):
+            return math.prod(shape)
         return head.channels * math.prod(shape) * (2 if self.settings.blending is Blending.nnunet else 4)
 
     def windows(self, shape: Shape) -> int:
@@ -120,7 +122,7 @@ class GridDomain(Domain):
 
         return math.prod(len(starts) for starts in layout(shape, self.plan.window, self.plan.inference.overlap)[1])
 
-    def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, DenseMap]:
+    def stitch(self, case: PreparedCase, run: Run, heads: tuple[Head, ...], batch_size: int, memory: float) -> dict[str, Stitched]:
         """See `Domain.stitch`."""
         from medseg.domains.grid.stitch import stitch_as_nnunet, stitch_case
 
@@ -132,20 +134,27 @@ class GridDomain(Domain):
         """See `Domain.blends_each_network`."""
         return self.settings.blending is Blending.nnunet
 
-    def mean(self, maps: Sequence[Mapping[str, DenseMap]]) -> dict[str, DenseMap]:
+    def mean(self, maps: Sequence[Mapping[str, Stitched]]) -> dict[str, Stitched]:
         """See `Domain.mean`."""
-        return {name: MeanMap(tuple(one[name] for one in maps)) for name in maps[0]}
+        from medseg.domains.grid.detections import mean_objects
 
-    def native(self, maps: Mapping[str, DenseMap], trail: tuple[Step, ...], heads: tuple[Head, ...]) -> dict[str, DenseMap]:
-        """See `Domain.native`; displacements are taken from the nearest voxel, because the mean of two leads nowhere."""
+        several = {name: tuple(one[name] for one in maps) for name in maps[0]}
+        return {name: mean_objects(parts) if isinstance(parts[0], FoundObjects) else MeanMap(parts) for name, parts in several.items()}
+
+    def native(self, maps: Mapping[str, Stitched], trail: tuple[Step, ...], heads: tuple[Head, ...]) -> dict[str, Stitched]:
+        """See `Domain.native`; displacements are taken from the nearest voxel, because the mean of two leads nowhere. Objects keep their masks,
+        whose cells grow with their boxes."""
         result, half = dict(maps), self.settings.interpolation is Interpolation.nnunet
         vectors = {head.name for head in heads if head.vector}
         for step in reversed(trail):
             if isinstance(step, Resample):
-                result = {
-                    name: VectorMap(source, step.source) if name in vectors else ResampledMap(source, step.source, step.thick, half)
-                    for name, source in result.items()
-                }
+                for name, source in result.items():
+                    if isinstance(source, FoundObjects):
+                        result[name] = source.resized(step.source, step.thick)
+                    elif name in vectors:
+                        result[name] = VectorMap(source, step.source)
+                    else:
+                        result[name] = ResampledMap(source, step.source, step.thick, half)
         return result
 
     def restore(self, array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:

@@ -1,0 +1,153 @@
+"""Merged objects of a case as one record: as they come, or slice by slice put together to objects of a volume."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.geometry import Shape
+from medseg.imaging.merging import INSIDE, Merged
+from medseg.imaging.rasters import Index, meeting, within
+from medseg.prediction import FoundObjects
+from medseg.scratch import Scratch, release
+
+PORTION = 2**24  # bytes of masks that are moved into a file together
+COVERED = 0.5  # of the smaller of two objects of neighbouring slices, from which on they may be one
+
+
+class Gatherer:
+    """Takes merged objects; masks beyond `memory` bytes live in temporary files."""
+
+    def __init__(self, memory: float = math.inf) -> None:
+        self._memory = memory
+        self._held = 0.0
+        self._found: list[Merged] = []
+        self._masks: list[NDArray[np.uint8]] = []
+        self._moved = 0
+
+    def add(self, one: Merged) -> None:
+        """One more."""
+        self._found.append(one._replace(mask=one.mask[:0]))
+        self._masks.append(one.mask)
+        self._held += one.mask.nbytes
+        if self._held > self._memory and self._held >= min(PORTION, self._memory):
+            self._move()
+
+    def found(self, shape: Shape) -> FoundObjects:
+        """All that were added, on a grid of this shape."""
+        boxes = np.array([(*one.lower, *one.upper) for one in self._found], np.float64).reshape(-1, 2 * len(shape))
+        scores = np.array([one.score for one in self._found], np.float32)
+        kinds = np.array([strongest(one.votes) for one in self._found], np.int32)
+        return FoundObjects(shape, boxes, scores, kinds, tuple(self._masks))
+
+    def _move(self) -> None:
+        some = self._masks[self._moved :]
+        kept = Scratch(0).zeros((sum(mask.size for mask in some),), np.uint8)
+        flat, done = np.asarray(kept), 0
+        for k, mask in enumerate(some, self._moved):
+            flat[done : done + mask.size] = mask.reshape(-1)
+            self._masks[k] = flat[done : done + mask.size].reshape(mask.shape)
+            done += mask.size
+        release(kept)
+        self._moved, self._held = len(self._masks), 0.0
+
+
+@dataclass(eq=False)
+class _Stack:
+    """An object of a volume so far: its parts, one per slice, in order."""
+
+    parts: list[Merged]
+
+
+class SliceLinker:
+    """Takes objects of single slices (one voxel along the first axis), slice by slice, and gives objects of the volume to a gatherer.
+
+    Objects of neighbouring slices are one where they share at least `COVERED` of the smaller one (an object's last slices are small); each has
+    one successor at most, that with the largest IoU, and one predecessor, so two objects side by side stay two. Whatever classes the slices
+    have, the object's is that with the most votes. Confidence is the mean of its slices, weighted by voxels.
+    """
+
+    def __init__(self, gatherer: Gatherer) -> None:
+        self._gatherer = gatherer
+        self._slice = -1
+        self._earlier: list[_Stack] = []  # objects that reach the slice before
+        self._parts: list[Merged] = []  # of the slice
+
+    def add(self, part: Merged) -> None:
+        """One more object of a slice; slices come in order."""
+        if part.lower[0] != self._slice:
+            self._link()
+            if part.lower[0] != self._slice + 1:
+                self._end()
+            self._slice = part.lower[0]
+        self._parts.append(part)
+
+    def finish(self) -> None:
+        """Nothing will follow."""
+        self._link()
+        self._end()
+
+    def _end(self) -> None:
+        for stack in self._earlier:
+            self._gatherer.add(_stacked(stack.parts))
+        self._earlier = []
+
+    def _link(self) -> None:
+        """Let the objects of the slice follow those of the slice before, which end where none does."""
+        above, parts = [stack.parts[-1] for stack in self._earlier], self._parts
+        pairs = []
+        for rows, columns in meeting(_flat_boxes(above), _flat_boxes(parts)):
+            for i, j in zip(rows.tolist(), columns.tolist(), strict=True):
+                shared = _shared(above[i], parts[j])
+                if shared and shared >= COVERED * min(above[i].voxels, parts[j].voxels):
+                    pairs.append((-shared / (above[i].voxels + parts[j].voxels - shared), i, j))
+        follows: dict[int, int] = {}
+        for _, i, j in sorted(pairs):
+            if i not in follows.values() and j not in follows:
+                follows[j] = i
+        continued = set(follows.values())
+        for i, stack in enumerate(self._earlier):
+            if i not in continued:
+                self._gatherer.add(_stacked(stack.parts))
+        stacks = []
+        for j, part in enumerate(parts):
+            stack = self._earlier[follows[j]] if j in follows else _Stack([])
+            stack.parts.append(part)
+            stacks.append(stack)
+        self._earlier, self._parts = stacks, []
+
+
+def strongest(votes: dict[int, float]) -> int:
+    """The class with the highest sum of scores, of equal ones the first."""
+    return min(votes, key=lambda kind: (-votes[kind], kind))
+
+
+def _flat_boxes(parts: list[Merged]) -> NDArray[Any]:
+    return np.array([(*one.lower[1:], *one.upper[1:]) for one in parts], np.int64).reshape(len(parts), -1)
+
+
+def _shared(one: Merged, other: Merged) -> int:
+    """Voxels of both, one upon the other."""
+    lower: Index = (0, *map(max, one.lower[1:], other.lower[1:]))
+    upper: Index = (1, *map(min, one.upper[1:], other.upper[1:]))
+    first, second = (part.mask[within(lower, upper, (0, *part.lower[1:]))] >= 255 * INSIDE for part in (one, other))
+    return int(np.count_nonzero(first & second))
+
+
+def _stacked(parts: list[Merged]) -> Merged:
+    if len(parts) == 1:
+        return parts[0]
+    lower: Index = tuple(map(min, *(part.lower for part in parts)))
+    upper: Index = tuple(map(max, *(part.upper for part in parts)))
+    mask = np.zeros([b - a for a, b in zip(lower, upper, strict=True)], np.uint8)
+    votes: dict[int, float] = {}
+    for part in parts:
+        mask[within(part.lower, part.upper, lower)] = part.mask
+        for kind, vote in part.votes.items():
+            votes[kind] = votes.get(kind, 0.0) + vote * part.voxels
+    count = sum(part.voxels for part in parts)
+    return Merged(lower, upper, mask, count, sum(part.score * part.voxels for part in parts) / count, votes)

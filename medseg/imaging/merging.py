@@ -1,0 +1,321 @@
+"""One object out of all that windows, mirrored views and networks have seen of it.
+
+Windows come in scan order. What one view sees in a window is compared with the objects that are known so far, each of them the mean of what
+has joined it: a detection joins the object with which its mask agrees best, IoU of at least `SAME` among the voxels of the window that
+windows of the object have covered, too, be it under another name. So an object that borders of windows cut is put together of its parts.
+
+- One view of one window has one word on an object: of two of its detections that agree with each other the better one counts, and of two
+  that agree with one object the one that agrees more joins it; the other is another object.
+- A detection is compared with the object as a whole, not with single members. So a chain does not unite neighbours: who joins must agree
+  with the mean of all who have.
+- The merged mask is the mean of the probabilities of all members whose windows cover a voxel (0 outside of a member's box), weighted by
+  score and by a Gaussian of the voxel's place in the window, because windows are worst at their rims (as maps are blended).
+- The confidence is the mean score over all views of all windows that could see the whole object, 0 for those that did not find it. Where
+  none could, the mean over all windows in proportion to the part that they could see.
+
+Related: weighted boxes fusion (Solovyev et al. 2021, arXiv:1910.13302), which knows no windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.geometry import Shape
+from medseg.imaging.rasters import Floats, Index, Integers, meeting, rasterised, shape_of, tight, voxel_ranges, within
+from medseg.imaging.windows import gaussian_weights, outer
+from medseg.scratch import IN_MEMORY, Scratch, row_slabs
+
+SAME = 0.5  # IoU from which on two masks are of one object; at most one of disjoint masks can have more
+FLOOR = 0.05  # less confidence is nothing worth keeping
+INSIDE = 0.5  # probability from which on a voxel belongs to an object
+ROOM = 256  # open objects at first
+
+
+class Detection(NamedTuple):
+    """What one view of a window says of an object: probabilities of the voxels from `lower` to before `upper`; `inside`: `voxels` of them."""
+
+    lower: Index
+    upper: Index
+    chances: NDArray[np.float32]
+    inside: NDArray[np.bool_]
+    voxels: int
+    score: float
+    kind: int
+
+
+class Merged(NamedTuple):
+    """An object that no later window can change: `mask` (255 is 1) covers the voxels from `lower` to before `upper`, of which `voxels` belong
+    to it; `votes` are the scores of its classes."""
+
+    lower: Index
+    upper: Index
+    mask: NDArray[np.uint8]
+    voxels: int
+    score: float
+    votes: dict[int, float]
+
+
+def detections(
+    boxes: Floats,
+    masks: Sequence[NDArray[Any]] | NDArray[Any],
+    scores: NDArray[Any],
+    kinds: NDArray[Any],
+    first: Sequence[int],
+    last: Sequence[int],
+    scale: float = 1.0,
+) -> list[Detection]:
+    """Boxes `(n, 2 d)` with masks of cells, in voxels from `first` to before `last`: what lies outside is cut off, what is empty is dropped.
+
+    Args:
+        scale: the value in masks that stands for certainty.
+    """
+    found = []
+    lowers, uppers = voxel_ranges(boxes)
+    lowers, uppers = np.maximum(lowers, np.array(first)), np.minimum(uppers, np.array(last))
+    kept = (uppers > lowers).all(1) & (boxes[:, : len(first)] <= boxes[:, len(first) :]).all(1)
+    for k in np.flatnonzero(kept).tolist():
+        lower, upper = tuple(lowers[k].tolist()), tuple(uppers[k].tolist())
+        chances = rasterised(masks[k], boxes[k], lower, upper)
+        if scale != 1:
+            chances = chances / np.float32(scale)
+        inside = chances >= INSIDE
+        count = int(np.count_nonzero(inside))
+        if count:
+            found.append(Detection(lower, upper, chances, inside, count, float(scores[k]), int(kinds[k])))
+    return found
+
+
+@dataclass(eq=False)
+class _Open:
+    """An object that later windows may add to: sums of probabilities and voxels inside, over a box; scores by window and by class."""
+
+    lower: Index
+    upper: Index
+    total: NDArray[np.float32]
+    inside: NDArray[np.bool_]
+    voxels: int
+    windows: dict[Index, float]
+    votes: dict[int, float]
+
+
+class Merger:
+    """Takes detections window by window and gives merged objects to `keep` as soon as no later window can see them."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        window: Shape,
+        starts: tuple[tuple[int, ...], ...],
+        keep: Callable[[Merged], None],
+        scratch: Scratch = IN_MEMORY,
+    ) -> None:
+        """Nothing seen yet.
+
+        Args:
+            shape: of the case.
+            window: with all axes of the case.
+            starts: of windows along each axis, in order; windows come in the order of their product, the first axis slowest.
+            keep: takes merged objects.
+            scratch: for the sums of each object.
+        """
+        self.shape, self.window, self.starts, self.keep, self.scratch = shape, window, starts, keep, scratch
+        self.views = 0
+        self._weights = [gaussian_weights(n) for n in window]
+        self._open: dict[int, _Open] = {}
+        self._free = list(range(ROOM))[::-1]
+        self._boxes = self._nowhere(ROOM)
+
+    def add(self, start: Index, views: Sequence[Sequence[Detection]]) -> None:
+        """What all views say of the window at `start`, which lies after all earlier ones; as many views for every window."""
+        self.views = len(views)
+        self._close_before(start)
+        lower, upper = np.split(self._boxes, 2, axis=1)
+        near = np.flatnonzero(((lower < np.add(start, self.window)) & (upper > np.array(start))).all(1)).tolist()
+        for view in views:
+            self._match(start, _distinct(view), near)
+
+    def finish(self) -> None:
+        """No window will follow."""
+        for place in list(self._open):
+            self._close(place)
+
+    def _match(self, start: Index, view: Sequence[Detection], near: list[int]) -> None:
+        pairs = []
+        for rows, columns in meeting(_boxes(view, len(start)), self._boxes[near]):
+            for d, k in zip(rows.tolist(), columns.tolist(), strict=True):
+                iou = self._agreement(view[d], self._open[near[k]], start)
+                if iou >= SAME:
+                    pairs.append((-iou, d, near[k]))
+        joined, taken = set(), set()
+        for _, d, place in sorted(pairs):
+            if d not in joined and place not in taken:
+                joined.add(d)
+                taken.add(place)
+                self._join(place, view[d], start)
+        for d, one in enumerate(view):
+            if d not in joined:
+                near.append(self._begin(one, start))
+
+    def _agreement(self, one: Detection, known: _Open, start: Index) -> float:
+        """IoU among the voxels that this window and those of the object cover."""
+        low, high = _common(one.lower, one.upper, known.lower, known.upper)
+        shared = int(np.count_nonzero(one.inside[within(low, high, one.lower)] & known.inside[within(low, high, known.lower)]))
+        if not shared:
+            return 0.0
+        here = tuple(s + w for s, w in zip(start, self.window, strict=True))
+        own, its = one.voxels, known.voxels
+        if not any(_holds(other, self.window, one.lower, one.upper) for other in known.windows):
+            covered = np.zeros_like(one.inside)
+            for other in known.windows:
+                part = _common(other, tuple(s + w for s, w in zip(other, self.window, strict=True)), one.lower, one.upper)
+                covered[within(*part, one.lower)] = True
+            own = int(np.count_nonzero(one.inside & covered))
+        if not _holds(start, self.window, known.lower, known.upper):
+            its = int(np.count_nonzero(known.inside[within(*_common(start, here, known.lower, known.upper), known.lower)]))
+        return shared / (own + its - shared)
+
+    def _begin(self, one: Detection, start: Index) -> int:
+        if not self._free:
+            self._free = list(range(len(self._boxes), 2 * len(self._boxes)))[::-1]
+            self._boxes = np.concatenate([self._boxes, self._nowhere(len(self._boxes))])
+        place = self._free.pop()
+        total = self.scratch.zeros(one.inside.shape, np.float32)
+        np.multiply(one.chances, self._gaussian(start, one.lower, one.upper) * np.float32(one.score), out=total)
+        self._open[place] = _Open(one.lower, one.upper, total, one.inside, one.voxels, {start: one.score}, {one.kind: one.score})
+        self._boxes[place] = (*one.lower, *one.upper)
+        return place
+
+    def _join(self, place: int, one: Detection, start: Index) -> None:
+        known = self._open[place]
+        lower = tuple(min(a, b) for a, b in zip(known.lower, one.lower, strict=True))
+        upper = tuple(max(a, b) for a, b in zip(known.upper, one.upper, strict=True))
+        if (lower, upper) != (known.lower, known.upper):
+            shape, old = shape_of(lower, upper), within(known.lower, known.upper, lower)
+            total, inside = self.scratch.zeros(shape, np.float32), self.scratch.zeros(shape, np.bool_)
+            total[old], inside[old] = known.total, known.inside
+            known.lower, known.upper, known.total, known.inside = lower, upper, total, inside
+            self._boxes[place] = (*lower, *upper)
+        known.windows[start] = known.windows.get(start, 0.0) + one.score
+        known.votes[one.kind] = known.votes.get(one.kind, 0.0) + one.score
+        known.total[within(one.lower, one.upper, lower)] += (
+            one.chances * self._gaussian(start, one.lower, one.upper) * np.float32(one.score)
+        )
+        # Where the window covers the object the mean has changed, also where the detection is not.
+        low, high = _common(lower, upper, start, tuple(s + w for s, w in zip(start, self.window, strict=True)))
+        part = within(low, high, lower)
+        inside = known.total[part] >= np.float32(INSIDE) * self._covered(known, low, high)
+        inside &= known.total[part] > 0
+        known.voxels += int(np.count_nonzero(inside)) - int(np.count_nonzero(known.inside[part]))
+        known.inside[part] = inside
+
+    def _gaussian(self, start: Index, lower: Index, upper: Index) -> NDArray[np.float32]:
+        """Weights of a window for some of its voxels."""
+        return outer([w[a - s : b - s] for w, s, a, b in zip(self._weights, start, lower, upper, strict=True)])
+
+    def _covered(self, known: _Open, lower: Index, upper: Index) -> NDArray[np.float32]:
+        """Sum of the weights of all members, for some voxels."""
+        result = np.zeros(shape_of(lower, upper), np.float32)
+        for start, score in known.windows.items():
+            low, high = _common(lower, upper, start, tuple(s + w for s, w in zip(start, self.window, strict=True)))
+            if all(a < b for a, b in zip(low, high, strict=True)):
+                result[within(low, high, lower)] += self._gaussian(start, low, high) * np.float32(score)
+        return result
+
+    def _close_before(self, start: Index) -> None:
+        """Close what neither the window at `start` nor any after it can see.
+
+        These windows are, for each axis: those with the starts of this one along the axes before, and a later start along the axis.
+        """
+        places = np.array(list(self._open), np.int64)
+        if not len(places):
+            return
+        lower, upper = np.split(self._boxes[places], 2, axis=1)
+        meets = np.zeros(len(places), bool)
+        before = np.ones(len(places), bool)
+        for axis, (first, width) in enumerate(zip(start, self.window, strict=True)):
+            later = next((s for s in self.starts[axis] if s > first), None)
+            if later is not None:
+                meets |= before & (upper[:, axis] > later)
+            before &= (upper[:, axis] > first) & (lower[:, axis] < first + width)
+        for place in places[~(meets | before)].tolist():
+            self._close(place)
+
+    def _close(self, place: int) -> None:
+        known = self._open.pop(place)
+        self._boxes[place] = self._nowhere(1)
+        self._free.append(place)
+        found = tight(known.inside)
+        if found is None:
+            return
+        lower = tuple(o + part.start for o, part in zip(known.lower, found, strict=True))
+        upper = tuple(o + part.stop for o, part in zip(known.lower, found, strict=True))
+        score = self._confidence(known, lower, upper)
+        if score < FLOOR:
+            return
+        mask = self.scratch.zeros(shape_of(lower, upper), np.uint8)
+        for rows in row_slabs(mask.shape):
+            low, high = (lower[0] + rows.start, *lower[1:]), (lower[0] + rows.stop, *upper[1:])
+            weights = np.maximum(self._covered(known, low, high), np.float32(1e-30))
+            mask[rows] = np.rint(255 * np.minimum(known.total[within(low, high, known.lower)] / weights, 1))
+        self.keep(Merged(lower, upper, mask, int(np.count_nonzero(mask >= 255 * INSIDE)), score, known.votes))
+
+    def _confidence(self, known: _Open, lower: Index, upper: Index) -> float:
+        whole = math.prod(
+            sum(s <= a and b <= s + w for s in starts) for starts, w, a, b in zip(self.starts, self.window, lower, upper, strict=True)
+        )
+        if whole:
+            seen = sum(score for start, score in known.windows.items() if _holds(start, self.window, lower, upper))
+            return seen / (whole * self.views)
+        everywhere = math.prod(
+            sum(_share(s, w, a, b) for s in starts) for starts, w, a, b in zip(self.starts, self.window, lower, upper, strict=True)
+        )
+        seen = sum(score * math.prod(map(_share, start, self.window, lower, upper)) for start, score in known.windows.items())
+        return seen / (everywhere * self.views)
+
+    def _nowhere(self, count: int) -> Integers:
+        """Boxes `(count, 2 d)` that meet nothing."""
+        return np.tile(np.array([(*self.shape, *(0,) * len(self.shape))], np.int64), (count, 1))
+
+
+def _distinct(view: Sequence[Detection]) -> list[Detection]:
+    """What one view says, best first, without what says the same as a better one."""
+    ordered = sorted(view, key=lambda one: -one.score)
+    if len(ordered) < 2:
+        return ordered
+    boxes = _boxes(ordered, len(ordered[0].lower))
+    dropped: set[int] = set()
+    pairs = [(i, j) for rows, columns in meeting(boxes, boxes) for i, j in zip(rows.tolist(), columns.tolist(), strict=True) if i < j]
+    for i, j in sorted(pairs):
+        if i in dropped or j in dropped:
+            continue
+        one, other = ordered[i], ordered[j]
+        if max(one.voxels, other.voxels) * SAME > min(one.voxels, other.voxels):
+            continue
+        low, high = _common(one.lower, one.upper, other.lower, other.upper)
+        shared = int(np.count_nonzero(one.inside[within(low, high, one.lower)] & other.inside[within(low, high, other.lower)]))
+        if shared >= SAME * (one.voxels + other.voxels - shared):
+            dropped.add(j)
+    return [one for k, one in enumerate(ordered) if k not in dropped]
+
+
+def _boxes(view: Sequence[Detection], axes: int) -> Integers:
+    return np.array([(*one.lower, *one.upper) for one in view], np.int64).reshape(-1, 2 * axes)
+
+
+def _common(lower: Index, upper: Index, low: Index, high: Index) -> tuple[Index, Index]:
+    return tuple(map(max, lower, low)), tuple(map(min, upper, high))
+
+
+def _holds(start: Index, window: Shape, lower: Index, upper: Index) -> bool:
+    return all(s <= a and b <= s + w for s, w, a, b in zip(start, window, lower, upper, strict=True))
+
+
+def _share(start: int, window: int, lower: int, upper: int) -> float:
+    """The part of a range that a window covers."""
+    return max(0, min(start + window, upper) - max(start, lower)) / (upper - lower)

@@ -1,0 +1,106 @@
+"""Masks of objects, which are grids of cells over a box, brought to the voxels of that box; and which boxes meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.geometry import Shape
+
+PAIRS = 2**22  # candidates that are looked at together
+Index = tuple[int, ...]
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+def voxel_ranges(boxes: Floats) -> tuple[Integers, Integers]:
+    """First voxels and those after the last, `(n, d)` each, of those whose centres lie in the boxes `(n, 2 d)`.
+
+    A box between two centres stands for the voxel that it lies in: no object is lost because it is small.
+    """
+    lower, upper = np.split(np.asarray(boxes, np.float64), 2, axis=1)
+    first, last = np.ceil(lower - 0.5), np.ceil(upper - 0.5)
+    thin = last <= first
+    first = np.where(thin, np.floor((lower + upper) / 2), first)
+    return first.astype(np.int64), np.where(thin, first + 1, last).astype(np.int64)
+
+
+def rasterised(cells: NDArray[Any], box: Floats, first: Index, last: Index, thick: int | None = None) -> NDArray[np.float32]:
+    """A mask's values in the centres of some voxels: linear between centres of cells, along `thick` the nearest cell's.
+
+    Beyond the centres of the outermost cells their values go on.
+
+    Args:
+        cells: `(*cells)` values of equal cells of the box.
+        box: `(2 d,)` lower and upper corner in voxels.
+        first: first voxel along each axis.
+        last: the one after the last along each axis.
+    """
+    values = np.asarray(cells, np.float32)
+    for axis, count in enumerate(cells.shape):
+        lower, upper = box[axis], box[axis + cells.ndim]
+        if upper - lower == count and lower == int(lower):
+            low, high = first[axis] - int(lower), last[axis] - int(lower)
+            if low >= 0 and high <= count:  # cells are voxels
+                values = values[(slice(None),) * axis + (slice(low, high),)]
+                continue
+        places = (np.arange(first[axis], last[axis]) + 0.5 - lower) * (count / max(upper - lower, 1e-9)) - 0.5
+        places = np.clip(places, 0, count - 1)
+        if axis == thick or count == 1:
+            values = values.take(np.rint(places).astype(np.intp), axis)
+            continue
+        low_cell = np.minimum(places.astype(np.intp), count - 2)
+        share = (places - low_cell).astype(np.float32).reshape(-1, *(1,) * (cells.ndim - axis - 1))
+        values = values.take(low_cell, axis) * (1 - share) + values.take(low_cell + 1, axis) * share
+    return values
+
+
+def meeting(boxes: NDArray[Any], others: NDArray[Any]) -> Iterator[tuple[Integers, Integers]]:
+    """All pairs of boxes `(n, 2 d)` and others `(m, 2 d)` that share some room, as indices of both, portion by portion.
+
+    The others are sorted along the axis on which they are spread most, and each box looks only at those that can reach it there.
+    """
+    if not len(boxes) or not len(others):
+        return
+    count = boxes.shape[1] // 2
+    axis = int(np.argmax(others[:, count:].max(0) - others[:, :count].min(0)))
+    order = np.argsort(others[:, axis], kind="stable")
+    starts = others[order, axis]
+    longest = (others[:, axis + count] - others[:, axis]).max()
+    begin = np.searchsorted(starts, boxes[:, axis] - longest, "left")
+    end = np.maximum(np.searchsorted(starts, boxes[:, axis + count], "left"), begin)
+    ends = np.cumsum(end - begin)
+    done = 0
+    while done < len(boxes):
+        before = int(ends[done - 1]) if done else 0
+        stop = max(done + 1, int(np.searchsorted(ends, before + PAIRS, "right")))
+        sizes = (end - begin)[done:stop]
+        rows = np.repeat(np.arange(done, stop), sizes)
+        columns = order[np.arange(len(rows)) + np.repeat(begin[done:stop] - (ends[done:stop] - sizes - before), sizes)]
+        both = ((boxes[rows, :count] < others[columns, count:]) & (boxes[rows, count:] > others[columns, :count])).all(1)
+        yield rows[both], columns[both]
+        done = stop
+
+
+def within(lower: Sequence[int], upper: Sequence[int], origin: Sequence[int]) -> tuple[slice, ...]:
+    """A range of voxels as slices of an array that begins at `origin`."""
+    return tuple(slice(a - o, b - o) for a, b, o in zip(lower, upper, origin, strict=True))
+
+
+def tight(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """The smallest box that holds all that is true; None where nothing is."""
+    found = []
+    for axis in range(mask.ndim):
+        places = np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
+        if not len(places):
+            return None
+        found.append(slice(int(places[0]), int(places[-1]) + 1))
+    return tuple(found)
+
+
+def shape_of(lower: Sequence[int], upper: Sequence[int]) -> Shape:
+    """Voxels along each axis of a range."""
+    return tuple(b - a for a, b in zip(lower, upper, strict=True))
