@@ -60,6 +60,19 @@ def paint_objects(
     return numbers, dict(zip(codes.tolist(), found.scores[kept].astype(float).tolist(), strict=True))
 
 
+def paint_chances(found: FoundObjects, maps: Sequence[NDArray[np.float16]]) -> None:
+    """Into `maps` `(*shape)` of zeros, one for each class: the probability of the likeliest object, its confidence times that of its mask."""
+    first, last = voxel_ranges(found.boxes)
+    first, last = np.maximum(first, 0), np.minimum(last, np.array(found.shape))
+    for k in range(len(found)):
+        if (last[k] > first[k]).all():
+            lower, upper = tuple(first[k].tolist()), tuple(last[k].tolist())
+            place = within(lower, upper, (0,) * len(lower))
+            chances = rasterised(found.masks[k], found.boxes[k], lower, upper, found.thick) * (found.scores[k] / SURE)
+            part = maps[int(found.classes[k]) - 1][place]
+            np.maximum(part, chances.astype(np.float16), out=part)
+
+
 def _painted(found: FoundObjects, threshold: float, smallest: int, scratch: Scratch) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """For each voxel the place of its object in `found`, from 1 on; and the places, from 0 on, of objects that are left."""
     owner = scratch.zeros(found.shape, np.int32)

@@ -22,7 +22,7 @@ from medseg.losses.centres import centre_offsets, offset_loss
 from medseg.losses.dice import exclusive_loss
 from medseg.losses.levels import at_size, shares
 from medseg.models.base import Head, Outputs
-from medseg.prediction import DenseMap, Prediction
+from medseg.prediction import Prediction, Stitched
 from medseg.scratch import IN_MEMORY, Scratch, row_slabs
 from medseg.tasks.base import Frame
 from medseg.tasks.instance.head import BACKGROUND, CLASSES, SURE, ObjectFinder, Planned
@@ -81,7 +81,7 @@ class Dense(ObjectFinder):
 
     def decode(
         self,
-        outputs: Mapping[str, DenseMap],
+        outputs: Mapping[str, Stitched],
         case_id: str,
         probabilities: bool = False,
         scratch: Scratch = IN_MEMORY,

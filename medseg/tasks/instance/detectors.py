@@ -12,20 +12,23 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medseg.case import Batch
-from medseg.dataset import Labels
+from medseg.dataset import NUMBER_BITS, Labels
 from medseg.fingerprint import Fingerprint
+from medseg.imaging.painting import paint_chances, paint_objects
 from medseg.losses.detection import prototype_losses, region_losses
 from medseg.losses.dice import IGNORED, exclusive_loss
 from medseg.losses.levels import at_size, shares
 from medseg.losses.objects import object_table
 from medseg.models.base import Head, ObjectHead, Outputs
 from medseg.models.detection import Level, MaskRCNN, PrototypeDesign, RegionDesign, Truth, Yolact, rcnn, yolact
-from medseg.prediction import DenseMap, Prediction
-from medseg.scratch import IN_MEMORY, Scratch
+from medseg.prediction import DenseMap, FoundObjects, Prediction, Stitched
+from medseg.scratch import IN_MEMORY, Scratch, row_slabs
 from medseg.tasks.base import Frame
 from medseg.tasks.instance.fitting import prototype_settings, region_settings
 from medseg.tasks.instance.head import BACKGROUND, CLASSES, OBJECTS, PYRAMID, SURE, ObjectFinder, Planned
@@ -120,14 +123,52 @@ class Detector(ObjectFinder):
 
     def decode(
         self,
-        outputs: Mapping[str, DenseMap],
+        outputs: Mapping[str, Stitched],
         case_id: str,
         probabilities: bool = False,
         scratch: Scratch = IN_MEMORY,
         uncertainty: bool = False,
     ) -> Prediction:
-        """TODO."""
-        raise RuntimeError
+        """Objects painted one over another (`paint_objects`); where there is none, the most probable of background and stuff.
+
+        Probabilities are those of background and each class: of things, that of the likeliest object; of stuff, what the others leave of it.
+        """
+        found: FoundObjects = outputs[OBJECTS]
+        settings, labels = self.settings, self.labels
+        values = [value for name, value in zip(labels.names, labels.written, strict=True) if name in labels.things]
+        codes, confidence = paint_objects(found, values, f"case '{case_id}'", settings.score, settings.smallest, scratch)
+        chances = self._chances(found, outputs.get(CLASSES), scratch) if probabilities else None
+        if self.stuff:
+            self._fill(codes, outputs[CLASSES])
+        doubt = None
+        if uncertainty and confidence:
+            sure = np.clip(list(confidence.values()), 1e-7, 1 - 1e-7)
+            doubt = float(-(sure * np.log2(sure) + (1 - sure) * np.log2(1 - sure)).mean())
+        return Prediction(case_id, codes, chances, doubt, confidence)
+
+    def _fill(self, codes: NDArray[np.int32], classes: DenseMap) -> None:
+        """Give voxels without an object to background or stuff."""
+        allowed = np.array([True, *(name not in self.labels.things for name in self.labels.names)])
+        values = np.array([0, *self.labels.written], np.int32) << NUMBER_BITS
+        for rows, logits in classes.slabs():
+            best = np.where(allowed.reshape(-1, *(1,) * (logits.ndim - 1)), logits, -np.inf).argmax(0)
+            codes[rows] = np.where(codes[rows] == 0, values[best], codes[rows])
+
+    def _chances(self, found: FoundObjects, classes: DenseMap | None, scratch: Scratch) -> NDArray[np.float16]:
+        """`(1 + K, *shape)`, background first."""
+        labels = self.labels
+        maps = scratch.zeros((1 + len(labels.names), *found.shape), np.float16)
+        things = [k for k, name in enumerate(labels.names, 1) if name in labels.things]
+        paint_chances(found, [maps[k] for k in things])
+        rest = [0, *(k for k in range(1, len(maps)) if k not in things)]
+        if classes is None:
+            for rows in row_slabs((maps.shape[1], maps.shape[0], *maps.shape[2:])):
+                maps[0, rows] = 1 - maps[1:, rows].max(0)
+            return maps
+        for rows, logits in classes.slabs():
+            powers = np.exp(logits[rest] - logits[rest].max(0))
+            maps[rest, rows] = powers / powers.sum(0) * (1 - maps[things, rows].max(0).astype(np.float32))
+        return maps
 
 
 class Regions(Detector):

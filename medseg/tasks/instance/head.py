@@ -15,7 +15,7 @@ from medseg.fingerprint import Fingerprint
 from medseg.geometry import Shape
 from medseg.losses.dice import IGNORED
 from medseg.models.base import Head, Outputs
-from medseg.prediction import DenseMap, Prediction
+from medseg.prediction import Prediction, Stitched
 from medseg.scratch import IN_MEMORY, Scratch
 from medseg.tasks.base import Frame
 
@@ -86,7 +86,7 @@ class ObjectFinder(ABC):
     @abstractmethod
     def decode(
         self,
-        outputs: Mapping[str, DenseMap],
+        outputs: Mapping[str, Stitched],
         case_id: str,
         probabilities: bool = False,
         scratch: Scratch = IN_MEMORY,

@@ -17,7 +17,7 @@ from medseg.fingerprint import Fingerprint
 from medseg.metrics.descriptions import INSTANCE_METRICS
 from medseg.metrics.instances import class_numbers, count_objects, score_instances
 from medseg.models.base import Head, Outputs, find_network
-from medseg.prediction import DenseMap, Prediction, Scores
+from medseg.prediction import Prediction, Scores, Stitched
 from medseg.scratch import IN_MEMORY, Scratch
 from medseg.tasks.base import Frame, Needs, Task
 from medseg.tasks.instance.dense import Dense
@@ -129,7 +129,7 @@ class Instance(Task):
 
     def decode(
         self,
-        outputs: Mapping[str, DenseMap],
+        outputs: Mapping[str, Stitched],
         case_id: str,
         probabilities: bool = False,
         scratch: Scratch = IN_MEMORY,
