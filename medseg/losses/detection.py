@@ -63,9 +63,8 @@ def class_loss(logits: Tensor, classes: Tensor, match: Tensor) -> Tensor:
 def mask_loss(logits: Tensor, outlines: Tensor) -> Tensor:
     """Cross entropy plus 1 - soft Dice of masks `(N, P, cells)`; `outlines` are 1, 0, or below where nothing counts. A mean over masks, so each object
     counts alike, whatever its volume."""
-    logits = logits.float()
-    counts = (outlines >= 0).float()
-    truth = outlines.clamp_min(0)
+    logits, outlines = logits.float(), outlines.detach()
+    counts, truth = (outlines >= 0).float(), outlines.clamp_min(0)
     cells = counts.sum(-1)
     entropy = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * counts).sum(-1) / cells.clamp_min(1)
     chances = logits.sigmoid() * counts

@@ -26,13 +26,18 @@ class AnchorHead(nn.Module):
         self.conv = convolution(channels, channels, (3,) * axes, bias=True)
         self.say = decision(convolution(channels, anchors * numbers, (1,) * axes, bias=True))
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """`(N, A, numbers)` float32 of maps `(N, C, *spatial)`, anchors in the order of `anchor_boxes`."""
-        return torch.cat([self._said(one) for one in maps], 1)
+    def seen(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """What the convolution makes of each map `(N, C, *spatial)`."""
+        return [F.leaky_relu(self.conv(one), SLOPE, inplace=True) for one in maps]
 
-    def _said(self, x: Tensor) -> Tensor:
-        said = pointwise(self.say, F.leaky_relu(self.conv(x), SLOPE, inplace=True))
-        return said.movedim(1, -1).reshape(len(x), -1, self.numbers)
+    def said(self, seen: Sequence[Tensor]) -> Tensor:
+        """`(N, A, numbers)` float32 about what was seen, anchors in the order of `anchor_boxes`."""
+        rows = [pointwise(self.say, one).movedim(1, -1) for one in seen]
+        return torch.cat([one.reshape(len(one), -1, self.numbers) for one in rows], 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """`(N, A, numbers)` float32 of maps `(N, C, *spatial)`."""
+        return self.said(self.seen(maps))
 
 
 class RegionHead(nn.Module):

@@ -31,7 +31,7 @@ def match_anchors(truth: Truth, levels: Sequence[Level]) -> Tensor:
     lower, upper = boxes[:, :, None].chunk(2, -1)
     centre = (anchors[..., : lower.shape[-1]] + anchors[..., lower.shape[-1] :]) / 2
     inside = ((centre > lower) & (centre < upper)).all(-1)
-    limit = overlap.mean(-1, keepdim=True) + overlap.std(-1, keepdim=True)
+    limit = overlap.mean(-1, keepdim=True) + overlap.std(-1, correction=0, keepdim=True)
     best = overlap >= overlap.amax(-1, keepdim=True)
     there = truth.there[..., None]
     chosen = there & (best | (inside & (overlap >= limit)))

@@ -14,12 +14,12 @@ from medseg.models.detection.boxes import clip, decode, whole
 from medseg.models.detection.heads import AnchorHead, MaskHead, RegionHead
 from medseg.models.detection.matching import match_anchors, match_regions
 from medseg.models.detection.nms import gather, greedy
-from medseg.models.detection.packed import FAINTEST, OBJECTS, PYRAMID, pack, perfect_slots, sure
-from medseg.models.detection.roi_align import roi_align
+from medseg.models.detection.packed import FAINTEST, OBJECTS, PYRAMID, packed, perfect_slots, sure
+from medseg.models.detection.roi_align import Table, roi_align
 from medseg.models.detection.sampling import balanced
 from medseg.models.detection.truth import Truth
 
-AMONG = 3  # times as many boxes are looked at as may come out of suppression
+AMONG = 4  # times as many boxes are looked at as may come out of suppression
 PROPOSED = 0.7  # overlap of two proposals (Ren et al. 2015)
 DETECTED = 0.5  # overlap of two objects
 MATCHED = 0.5  # overlap of a region with the object that it is taken for
@@ -93,12 +93,12 @@ class MaskRCNN(nn.Module):
         outputs = dict(self.backbone(image))
         maps = outputs.pop(PYRAMID)
         window = tuple(image.shape[2:])
-        said = self.anchors(maps)
+        said, table = self.anchors(maps), Table.of(maps, [level.stride for level in self.design.levels])
         with torch.autocast(image.device.type, enabled=False):
             scores, boxes = said[..., 0], decode(said[..., 1:], anchor_boxes(self.design.levels, window, image.device))
             proposals, valid = self._proposals(scores.detach(), boxes.detach(), window)
         if not self.training:
-            return outputs | {OBJECTS: [self._objects(maps, proposals, valid, window)]}
+            return outputs | {OBJECTS: [self._objects(table, proposals, valid, window)]}
         if truth is None:
             raise ValueError("a detector is trained with the true boxes")
         with torch.autocast(image.device.type, enabled=False):
@@ -108,9 +108,9 @@ class MaskRCNN(nn.Module):
             chosen, counts = balanced(match, self.design.samples, self.design.outlined)
             regions = gather(regions, chosen)
             match = torch.where(counts, match.gather(1, chosen), -1)
-        classes, refined = self._classified(maps, regions)
+        classes, refined = self._classified(table, regions)
         few = regions[:, : self.design.outlined]
-        masks = self._outlined(maps, few)
+        masks = self._outlined(table, few)
         outlines = truth.outlines(few, match[:, : self.design.outlined], self.design.mask)
         raw = {
             "anchor_scores": scores,
@@ -129,30 +129,29 @@ class MaskRCNN(nn.Module):
         index, valid = greedy(boxes, scores, whole(boxes), PROPOSED, self.design.proposals, AMONG * self.design.proposals)
         return gather(boxes, index), valid
 
-    def _objects(self, maps: list[Tensor], proposals: Tensor, valid: Tensor, window: Shape) -> Tensor:
-        classes, boxes = self._classified(maps, proposals)
+    def _objects(self, table: Table, proposals: Tensor, valid: Tensor, window: Shape) -> Tensor:
+        classes, boxes = self._classified(table, proposals)
         boxes = clip(boxes, window)
         chances, kinds = classes.softmax(-1)[..., 1:].max(-1)
         valid = valid & whole(boxes) & (chances >= FAINTEST)
         index, there = greedy(boxes, chances, valid, DETECTED, self.design.slots, self.design.proposals)
         boxes = gather(boxes, index)
-        masks = self._outlined(maps, boxes).sigmoid()
-        return pack(chances.gather(1, index), 1 + kinds.gather(1, index), boxes, masks, there)
+        masks = self._outlined(table, boxes).sigmoid()
+        return packed(chances.gather(1, index), 1 + kinds.gather(1, index), boxes, masks, there)
 
-    def _classified(self, maps: list[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
+    def _classified(self, table: Table, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `(N, R, 1 + K)` and refined boxes `(N, R, 2 d)`."""
-        logits, deltas = self.regions(self._read(maps, regions, self.design.cells))
+        logits, deltas = self.regions(self._read(table, regions, self.design.cells))
         logits, deltas = (one.view(*regions.shape[:2], -1) for one in (logits, deltas))
         return logits, decode(deltas * unit(deltas), regions)
 
-    def _outlined(self, maps: list[Tensor], regions: Tensor) -> Tensor:
+    def _outlined(self, table: Table, regions: Tensor) -> Tensor:
         """Logits `(N, R, m ** d)`."""
-        logits: Tensor = self.masks(self._read(maps, regions, self.design.mask // 2))
+        logits: Tensor = self.masks(self._read(table, regions, self.design.mask // 2))
         return logits.view(*regions.shape[:2], -1)
 
-    def _read(self, maps: list[Tensor], regions: Tensor, cells: int) -> Tensor:
-        levels = self.design.levels
-        return roi_align(maps, [level.stride for level in levels], regions, level_of(regions, levels), cells)
+    def _read(self, table: Table, regions: Tensor, cells: int) -> Tensor:
+        return roi_align(table, regions, level_of(regions, self.design.levels), cells)
 
 
 def unit(deltas: Tensor) -> Tensor:
@@ -165,8 +164,9 @@ def perfect(truth: Truth, design: RegionDesign) -> dict[str, Tensor]:
     """What `MaskRCNN` would say if it were perfect: its raw outputs in training, whose loss is nearly 0, and `objects`."""
     match = match_anchors(truth, design.levels)
     anchors = anchor_boxes(design.levels, truth.window, truth.boxes.device).expand(len(match), -1, -1)
-    regions = torch.cat([truth.boxes, anchors], 1)
-    found = match_regions(regions, torch.cat([truth.there, torch.ones_like(match, dtype=torch.bool)], 1), truth, MATCHED)
+    proposed = anchors[:, : design.proposals]
+    regions = torch.cat([truth.boxes, proposed], 1)
+    found = match_regions(regions, torch.cat([truth.there, whole(proposed)], 1), truth, MATCHED)
     chosen, counts = balanced(found, design.samples, design.outlined)
     regions, found = gather(regions, chosen), torch.where(counts, found.gather(1, chosen), -1)
     outlines = truth.outlines(regions[:, : design.outlined], found[:, : design.outlined], design.mask)

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (PyTorch's own name)
 
 from medseg.models.base import Outputs
-from medseg.models.blocks import SLOPE, convolution, pointwise
+from medseg.models.blocks import convolution, pointwise
 from medseg.models.detection.anchors import Level, anchor_boxes
 from medseg.models.detection.boxes import clip, decode, grown, whole
 from medseg.models.detection.heads import AnchorHead, decision
 from medseg.models.detection.matching import match_anchors
 from medseg.models.detection.nms import fast, gather
-from medseg.models.detection.packed import FAINTEST, OBJECTS, PYRAMID, pack, perfect_slots, sure
-from medseg.models.detection.roi_align import roi_align
+from medseg.models.detection.packed import FAINTEST, OBJECTS, PYRAMID, packed, perfect_slots, sure
+from medseg.models.detection.roi_align import Table, roi_align
 from medseg.models.detection.sampling import balanced
 from medseg.models.detection.truth import Truth
 
@@ -54,7 +53,8 @@ class PrototypeDesign:
 class Yolact(nn.Module):
     """A backbone, prototypes on the finest map of its pyramid, and what each anchor is: class, box, and factors of the prototypes.
 
-    A mask is computed on its grid only: sums of interpolated prototypes are interpolated sums. Outputs of the backbone other than the pyramid are
+    One convolution of each map serves for all of it, so the head costs little beside a backbone. A mask is computed on its grid only: sums of
+    interpolated prototypes are interpolated sums. Outputs of the backbone other than the pyramid are
     passed through.
     """
 
@@ -64,8 +64,7 @@ class Yolact(nn.Module):
         self.backbone, self.design = backbone, design
         axes, count = design.axes, design.prototypes
         self.anchors = AnchorHead(channels, axes, len(design.levels[0].sizes), 1 + design.classes + 2 * axes + count)
-        self.conv = convolution(channels, count, (3,) * axes, bias=True)
-        self.prototypes = convolution(count, count, (1,) * axes, bias=True)
+        self.prototypes = convolution(channels, count, (1,) * axes, bias=True)
         self.semantic = decision(convolution(channels, design.classes, (1,) * axes, bias=True))
 
     def forward(self, image: Tensor, truth: Truth | None = None) -> Outputs:
@@ -82,10 +81,10 @@ class Yolact(nn.Module):
         outputs = dict(self.backbone(image))
         maps = outputs.pop(PYRAMID)
         design, window = self.design, tuple(image.shape[2:])
-        said = self.anchors(maps)
-        common = pointwise(self.prototypes, F.leaky_relu(self.conv(maps[0]), SLOPE, inplace=True)).relu()
+        seen = self.anchors.seen(maps)
+        said, common = self.anchors.said(seen), pointwise(self.prototypes, seen[0]).relu()
         with torch.autocast(image.device.type, enabled=False):
-            scores, deltas, factors = said.split([1 + design.classes, 2 * design.axes, design.prototypes], -1)
+            scores, deltas, factors = torch.split(said, [1 + design.classes, 2 * design.axes, design.prototypes], -1)
             boxes = decode(deltas, anchor_boxes(design.levels, window, image.device))
             if not self.training:
                 return outputs | {OBJECTS: [self._objects(scores, clip(boxes, window), factors, common)]}
@@ -111,12 +110,12 @@ class Yolact(nn.Module):
         index, there = fast(boxes, chances, valid, DETECTED, self.design.slots, AMONG * self.design.slots)
         boxes = gather(boxes, index)
         masks = self._masks(common, boxes, gather(factors, index)).sigmoid()
-        return pack(chances.gather(1, index), 1 + kinds.gather(1, index), boxes, masks, there)
+        return packed(chances.gather(1, index), 1 + kinds.gather(1, index), boxes, masks, there)
 
     def _masks(self, common: Tensor, boxes: Tensor, factors: Tensor) -> Tensor:
         """Logits `(N, R, m ** d)` of masks over boxes `(N, R, 2 d)`, of prototypes `(N, k, *cells)` and their factors `(N, R, k)`."""
         first = torch.zeros(boxes.shape[:2], dtype=torch.int64, device=boxes.device)
-        grids = roi_align([common], [self.design.levels[0].stride], boxes, first, self.design.mask)
+        grids = roi_align(Table.of([common], [self.design.levels[0].stride]), boxes, first, self.design.mask)
         rows = grids.movedim(1, -1).flatten(1, -2)  # (N * R, cells, k)
         return (rows @ factors.tanh().flatten(0, 1)[..., None]).view(*boxes.shape[:2], -1)
 
