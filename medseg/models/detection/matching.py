@@ -9,10 +9,11 @@ from torch import Tensor
 
 from medseg.geometry import Shape
 from medseg.models.detection.anchors import Level
-from medseg.models.detection.boxes import iou, volume
+from medseg.models.detection.boxes import iou, sides, volume
 from medseg.models.detection.truth import IGNORED, Truth, at_centres
 
 NEAR = 3  # cells per axis about an object's centre: 9 in two dimensions, as many as ATSS takes
+NEARER = 0.01  # of overlap is worth a side of an anchor: of those that hold an object within them the nearest is the best
 ALIKE = 0.5  # an anchor that overlaps an object by so much, but is not chosen for it, is no background either
 
 
@@ -32,7 +33,7 @@ def match_anchors(truth: Truth, levels: Sequence[Level]) -> Tensor:
     centre = (anchors[..., : lower.shape[-1]] + anchors[..., lower.shape[-1] :]) / 2
     inside = ((centre > lower) & (centre < upper)).all(-1)
     limit = overlap.mean(-1, keepdim=True) + overlap.std(-1, correction=0, keepdim=True)
-    best = overlap >= overlap.amax(-1, keepdim=True)
+    best = _first(overlap - NEARER * ((centre - (lower + upper) / 2) / sides(anchors)).square().sum(-1))
     there = truth.there[..., None]
     chosen = there & (best | (inside & (overlap >= limit)))
     rank = torch.where(chosen, 1 + overlap + best, 0.0).flatten(1)
@@ -97,6 +98,11 @@ def _overlap(first: Tensor, second: Tensor) -> Tensor:
     lower, upper = second.chunk(2, -1)
     shared = (torch.minimum(high, upper) - torch.maximum(low, lower)).clamp_min(0).prod(-1)
     return shared / (volume(first) + volume(second) - shared).clamp_min(1e-6)
+
+
+def _first(values: Tensor) -> Tensor:
+    """Which one of `(..., n)` is the largest."""
+    return torch.zeros_like(values, dtype=torch.bool).scatter(-1, values.argmax(-1, keepdim=True), True)
 
 
 def _spread(flags: Tensor, count: int) -> Tensor:
