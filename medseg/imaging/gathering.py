@@ -100,7 +100,7 @@ class SliceLinker:
         """Let the objects of the slice follow those of the slice before, which end where none does."""
         above, parts = [stack.parts[-1] for stack in self._earlier], self._parts
         pairs = []
-        for rows, columns in meeting(_flat_boxes(above), _flat_boxes(parts)):
+        for rows, columns in meeting(_flat_boxes(above), _flat_boxes(parts)) if above and parts else ():
             for i, j in zip(rows.tolist(), columns.tolist(), strict=True):
                 shared = _shared(above[i], parts[j])
                 if shared and shared >= COVERED * min(above[i].voxels, parts[j].voxels):
@@ -127,7 +127,7 @@ def strongest(votes: dict[int, float]) -> int:
 
 
 def _flat_boxes(parts: list[Merged]) -> NDArray[Any]:
-    return np.array([(*one.lower[1:], *one.upper[1:]) for one in parts], np.int64).reshape(len(parts), -1)
+    return np.array([(*one.lower[1:], *one.upper[1:]) for one in parts], np.int64)
 
 
 def _shared(one: Merged, other: Merged) -> int:

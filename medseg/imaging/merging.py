@@ -8,6 +8,8 @@ windows of the object have covered, too, be it under another name. So an object 
   that agree with one object the one that agrees more joins it; the other is another object.
 - A detection is compared with the object as a whole, not with single members. So a chain does not unite neighbours: who joins must agree
   with the mean of all who have.
+- Where a detection agrees with several objects, as with two ends of one that windows had only touched, they are united unless they contradict
+  each other: where windows of both have been they must agree, or neither be there. Of two that one window has told apart none is.
 - The merged mask is the mean of the probabilities of all members whose windows cover a voxel (0 outside of a member's box), weighted by
   score and by a Gaussian of the voxel's place in the window, because windows are worst at their rims (as maps are blended).
 - The confidence is the mean score over all views of all windows that could see the whole object, 0 for those that did not find it. Where
@@ -19,7 +21,7 @@ Related: weighted boxes fusion (Solovyev et al. 2021, arXiv:1910.13302), which k
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -149,36 +151,57 @@ class Merger:
         pairs = []
         for rows, columns in meeting(_boxes(view, len(start)), self._boxes[near]):
             for d, k in zip(rows.tolist(), columns.tolist(), strict=True):
-                iou = self._agreement(view[d], self._open[near[k]], start)
-                if iou >= SAME:
-                    pairs.append((-iou, d, near[k]))
-        joined, taken = set(), set()
+                one, known = view[d], self._open[near[k]]
+                shared, union = self._compared(one, (start,), known, known.windows)
+                if shared and shared >= SAME * union:
+                    pairs.append((-shared / union, d, near[k]))
+        joins: dict[int, int] = {}
+        more = []
         for _, d, place in sorted(pairs):
-            if d not in joined and place not in taken:
-                joined.add(d)
-                taken.add(place)
-                self._join(place, view[d], start)
+            if d not in joins and place not in joins.values():
+                joins[d] = place
+            else:
+                more.append((d, place))
+        for d, place in more:
+            if d in joins and place in self._open and place not in joins.values():
+                one, other = self._open[joins[d]], self._open[place]
+                shared, union = self._compared(one, one.windows, other, other.windows)
+                if shared >= SAME * union:
+                    self._unite(joins[d], place)
+                    near.remove(place)
         for d, one in enumerate(view):
-            if d not in joined:
+            if d in joins:
+                self._join(joins[d], one, start)
+            else:
                 near.append(self._begin(one, start))
 
-    def _agreement(self, one: Detection, known: _Open, start: Index) -> float:
-        """IoU among the voxels that this window and those of the object cover."""
-        low, high = _common(one.lower, one.upper, known.lower, known.upper)
-        shared = int(np.count_nonzero(one.inside[within(low, high, one.lower)] & known.inside[within(low, high, known.lower)]))
-        if not shared:
-            return 0.0
-        here = tuple(s + w for s, w in zip(start, self.window, strict=True))
-        own, its = one.voxels, known.voxels
-        if not any(_holds(other, self.window, one.lower, one.upper) for other in known.windows):
-            covered = np.zeros_like(one.inside)
-            for other in known.windows:
-                part = _common(other, tuple(s + w for s, w in zip(other, self.window, strict=True)), one.lower, one.upper)
-                covered[within(*part, one.lower)] = True
-            own = int(np.count_nonzero(one.inside & covered))
-        if not _holds(start, self.window, known.lower, known.upper):
-            its = int(np.count_nonzero(known.inside[within(*_common(start, here, known.lower, known.upper), known.lower)]))
-        return shared / (own + its - shared)
+    def _compared(
+        self, one: Detection | _Open, windows: Collection[Index], other: Detection | _Open, others: Collection[Index]
+    ) -> tuple[int, int]:
+        """Voxels of both, and of one of them, where windows of both have been."""
+        own = self._visible(one, others)
+        its = self._visible(other, windows)
+        low, high = _common(one.lower, one.upper, other.lower, other.upper)
+        shared = 0
+        if own and its and all(a < b for a, b in zip(low, high, strict=True)):
+            shared = int(np.count_nonzero(one.inside[within(low, high, one.lower)] & other.inside[within(low, high, other.lower)]))
+        return shared, own + its - shared
+
+    def _visible(self, one: Detection | _Open, windows: Collection[Index]) -> int:
+        """Its voxels that some of the windows cover."""
+        if any(_holds(start, self.window, one.lower, one.upper) for start in windows):
+            return one.voxels
+        parts = [_common(start, self._end(start), one.lower, one.upper) for start in windows]
+        parts = [part for part in parts if all(a < b for a, b in zip(*part, strict=True))]
+        if len(parts) < 2:
+            return sum(int(np.count_nonzero(one.inside[within(*part, one.lower)])) for part in parts)
+        covered = np.zeros(one.inside.shape, np.bool_)
+        for part in parts:
+            covered[within(*part, one.lower)] = True
+        return int(np.count_nonzero(one.inside & covered))
+
+    def _end(self, start: Index) -> Index:
+        return tuple(s + w for s, w in zip(start, self.window, strict=True))
 
     def _begin(self, one: Detection, start: Index) -> int:
         if not self._free:
@@ -193,26 +216,49 @@ class Merger:
 
     def _join(self, place: int, one: Detection, start: Index) -> None:
         known = self._open[place]
-        lower = tuple(min(a, b) for a, b in zip(known.lower, one.lower, strict=True))
-        upper = tuple(max(a, b) for a, b in zip(known.upper, one.upper, strict=True))
+        self._grow(place, one.lower, one.upper)
+        known.windows[start] = known.windows.get(start, 0.0) + one.score
+        known.votes[one.kind] = known.votes.get(one.kind, 0.0) + one.score
+        known.total[within(one.lower, one.upper, known.lower)] += (
+            one.chances * self._gaussian(start, one.lower, one.upper) * np.float32(one.score)
+        )
+        # Where the window covers the object the mean has changed, also where the detection is not.
+        self._decide(known, *_common(known.lower, known.upper, start, self._end(start)))
+
+    def _unite(self, place: int, other: int) -> None:
+        """Two open objects that turn out to be one."""
+        self._grow(place, self._open[other].lower, self._open[other].upper)
+        known, gone = self._open[place], self._free_place(other)
+        known.total[within(gone.lower, gone.upper, known.lower)] += gone.total
+        for start, score in gone.windows.items():
+            known.windows[start] = known.windows.get(start, 0.0) + score
+        for kind, vote in gone.votes.items():
+            known.votes[kind] = known.votes.get(kind, 0.0) + vote
+        self._decide(known, known.lower, known.upper)
+
+    def _grow(self, place: int, lower: Index, upper: Index) -> None:
+        """Make room for these voxels, too."""
+        known = self._open[place]
+        lower, upper = tuple(map(min, known.lower, lower)), tuple(map(max, known.upper, upper))
         if (lower, upper) != (known.lower, known.upper):
             shape, old = shape_of(lower, upper), within(known.lower, known.upper, lower)
             total, inside = self.scratch.zeros(shape, np.float32), self.scratch.zeros(shape, np.bool_)
             total[old], inside[old] = known.total, known.inside
             known.lower, known.upper, known.total, known.inside = lower, upper, total, inside
             self._boxes[place] = (*lower, *upper)
-        known.windows[start] = known.windows.get(start, 0.0) + one.score
-        known.votes[one.kind] = known.votes.get(one.kind, 0.0) + one.score
-        known.total[within(one.lower, one.upper, lower)] += (
-            one.chances * self._gaussian(start, one.lower, one.upper) * np.float32(one.score)
-        )
-        # Where the window covers the object the mean has changed, also where the detection is not.
-        low, high = _common(lower, upper, start, tuple(s + w for s, w in zip(start, self.window, strict=True)))
-        part = within(low, high, lower)
-        inside = known.total[part] >= np.float32(INSIDE) * self._covered(known, low, high)
+
+    def _decide(self, known: _Open, lower: Index, upper: Index) -> None:
+        """Find anew which voxels of a part are inside."""
+        part = within(lower, upper, known.lower)
+        inside = known.total[part] >= np.float32(INSIDE) * self._covered(known, lower, upper)
         inside &= known.total[part] > 0
         known.voxels += int(np.count_nonzero(inside)) - int(np.count_nonzero(known.inside[part]))
         known.inside[part] = inside
+
+    def _free_place(self, place: int) -> _Open:
+        self._boxes[place] = self._nowhere(1)
+        self._free.append(place)
+        return self._open.pop(place)
 
     def _gaussian(self, start: Index, lower: Index, upper: Index) -> NDArray[np.float32]:
         """Weights of a window for some of its voxels."""
@@ -222,7 +268,7 @@ class Merger:
         """Sum of the weights of all members, for some voxels."""
         result = np.zeros(shape_of(lower, upper), np.float32)
         for start, score in known.windows.items():
-            low, high = _common(lower, upper, start, tuple(s + w for s, w in zip(start, self.window, strict=True)))
+            low, high = _common(lower, upper, start, self._end(start))
             if all(a < b for a, b in zip(low, high, strict=True)):
                 result[within(low, high, lower)] += self._gaussian(start, low, high) * np.float32(score)
         return result
@@ -247,9 +293,7 @@ class Merger:
             self._close(place)
 
     def _close(self, place: int) -> None:
-        known = self._open.pop(place)
-        self._boxes[place] = self._nowhere(1)
-        self._free.append(place)
+        known = self._free_place(place)
         found = tight(known.inside)
         if found is None:
             return
@@ -271,12 +315,12 @@ class Merger:
         )
         if whole:
             seen = sum(score for start, score in known.windows.items() if _holds(start, self.window, lower, upper))
-            return seen / (whole * self.views)
+            return min(1.0, seen / (whole * self.views))
         everywhere = math.prod(
             sum(_share(s, w, a, b) for s in starts) for starts, w, a, b in zip(self.starts, self.window, lower, upper, strict=True)
         )
         seen = sum(score * math.prod(map(_share, start, self.window, lower, upper)) for start, score in known.windows.items())
-        return seen / (everywhere * self.views)
+        return min(1.0, seen / (everywhere * self.views))
 
     def _nowhere(self, count: int) -> Integers:
         """Boxes `(count, 2 d)` that meet nothing."""
