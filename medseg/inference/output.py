@@ -11,7 +11,7 @@ from medseg.dataset import CaseFiles, Labels
 from medseg.errors import ImageError, Problem, UsageError
 from medseg.inference.ledger import PredictedCase, content_digest
 from medseg.inference.targets import target_problems
-from medseg.io.exports import LABELS, Export, Maker, Result, find_export, own_export
+from medseg.io.exports import LABELS, Export, Maker, Result, find_export, own_exports
 
 LABEL_MAPS = (LABELS,)
 """The formats of predictions that medseg itself goes on with."""
@@ -21,13 +21,14 @@ LABEL_MAPS = (LABELS,)
 class Output:
     """A folder of predictions, and the formats in which they are written there."""
 
-    def __init__(self, folder: Path, formats: Sequence[str] = LABEL_MAPS, probabilities: bool = False) -> None:
+    def __init__(self, folder: Path, formats: Sequence[str] = LABEL_MAPS, probabilities: bool = False, objects: bool = False) -> None:
         """Find the formats.
 
         Args:
             folder: need not exist.
-            formats: names of exports; empty: what suits the first image of each case (`own_export`).
+            formats: names of exports; empty: what suits the first image of each case (`own_exports`).
             probabilities: whether class probabilities are written, too, by the formats that can hold them.
+            objects: whether predictions tell objects apart.
 
         Raises:
             PlanError: there is no such format.
@@ -35,11 +36,12 @@ class Output:
         self.folder = folder
         self.formats = tuple(dict.fromkeys(formats))
         self.probabilities = probabilities
+        self.objects = objects
         self._exports = {name: find_export(name) for name in self.formats}
 
     def exports(self, files: CaseFiles) -> tuple[Export, ...]:
         """The formats of one case."""
-        names = self.formats or (own_export(files),)
+        names = self.formats or own_exports(files, self.objects)
         return tuple(self._exports.setdefault(name, find_export(name)) for name in names)
 
     def targets(self, files: CaseFiles) -> dict[str, tuple[Path, ...]]:
@@ -59,6 +61,7 @@ class Output:
         """
         problems = self._refused(cases)
         targets = tuple(dict.fromkeys(target for case in cases for several in self.targets(case).values() for target in several))
+        targets += tuple(file for export in self._all(cases) for file in export.collected)
         problems += target_problems(cases, targets, self.folder, known)
         if problems:
             raise UsageError(problems)
@@ -75,6 +78,16 @@ class Output:
                 except ImageError:
                     continue
         return tuple(f"{text} (case '{ids[0]}'{f' and {len(ids) - 1} more' if len(ids) > 1 else ''})" for text, ids in found.items())
+
+    def _all(self, cases: Iterable[CaseFiles]) -> tuple[Export, ...]:
+        """The formats of all cases, each once."""
+        return tuple({export.name: export for case in cases for export in self.exports(case)}.values())
+
+    def collect(self, cases: Sequence[CaseFiles], done: Sequence[PredictedCase]) -> None:
+        """Write what formats say about all cases together, from what they wrote for those that are done. Raises ResourceError."""
+        for export in self._all(cases):
+            if export.collected:
+                export.collect([entry.files[export.name] for entry in done if export.name in entry.files], self.folder)
 
     def _refused(self, cases: Iterable[CaseFiles]) -> list[Problem]:
         problems: list[Problem] = []

@@ -205,7 +205,7 @@ class Predictor(Member):
             inputs: image files, folders of images, case folders, folders of case folders, datasets, or cases as a dataset lists them (see
                 `find_cases`). Channels on another grid than the first are resampled onto it, with a warning to `progress`.
             out: receives the files of each format, and `predictions.json`.
-            formats: names of exports (`medseg.exports`); empty: what suits the first image of each case, DICOM for DICOM.
+            formats: names of exports (`medseg.exports`); empty: what suits the first image of each case, DICOM for DICOM; of objects also a table.
             probabilities: also write one map per class, in the formats that can hold them.
             uncertainty: also record one number per case in `predictions.json`.
             mirror: average mirrored views, where the plan allows it.
@@ -224,7 +224,7 @@ class Predictor(Member):
         for warning in (left_aside(new, self.plan.data.channels), resampled(new, self.plan.data.channels)):
             if warning is not None:
                 progress.say(f"warning: {warning}")
-        ledger, output = Ledger(out), Output(out, formats, probabilities)
+        ledger, output = Ledger(out), Output(out, formats, probabilities, bool(self.plan.data.labels.things))
         targets = output.check(cases, None if overwrite else ledger.files())
         maker = self.maker
         for told in output.warnings(cases, self.plan.data.labels, maker):
@@ -253,6 +253,7 @@ class Predictor(Member):
                     LOG.debug("a case could not be predicted", exc_info=True)
                     failures.append(FailedCase(id=files.id, problems=tuple(str(problem) for problem in case_problems(files, error))))
                     ledger.fail(failures[-1])
+            output.collect(cases, done)
         finally:
             ledger.close()
         return Predicted(cases=tuple(done), failures=tuple(failures), skipped=skipped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, cast
@@ -18,6 +19,8 @@ from medseg.scratch import IN_MEMORY, Scratch
 
 LABELS = "labels"
 """The export that writes label maps in the input's own format: what further steps of medseg read."""
+TABLE = "table"
+"""The export that lists objects."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,26 @@ class Export(ABC):
             ResourceError: the folder cannot be written.
         """
 
+    @property
+    def collected(self) -> tuple[Path, ...]:
+        """Files about all cases of a call together, relative to the folder of predictions; most formats have none."""
+        return ()
+
+    def collect(self, written: Sequence[tuple[Path, ...]], out: Path) -> None:
+        """Write every file of `collected`, atomically, from the targets that `write` wrote for each case; also for no case.
+
+        Raises:
+            ResourceError: the folder cannot be written.
+        """
+        assert not self.collected, f"'{self.name}' does not write what it announces"
+
 
 def find_export(name: str) -> Export:
     """The export registered as `name`. Raises PlanError where there is none."""
     return cast(type[Export], registry.exports.get(name))()
 
 
-def own_export(files: CaseFiles) -> str:
-    """The format that people expect who ask for none: DICOM for DICOM, and else the format of the image."""
-    return "seg" if files.images[0].name.endswith(SUFFIX) else LABELS
+def own_exports(files: CaseFiles, objects: bool = False) -> tuple[str, ...]:
+    """The formats that people expect who ask for none: DICOM for DICOM, else that of the image; and where there are `objects`, a table of them."""
+    own = "seg" if files.images[0].name.endswith(SUFFIX) else LABELS
+    return (own, TABLE) if objects else (own,)

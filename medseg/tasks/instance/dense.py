@@ -123,7 +123,20 @@ class Dense(ObjectFinder):
         decoded[...] = np.where(thing[chosen], 0, values[chosen])
         decoded[inside] = values[kinds[numbers[inside]]] | numbers[inside]
         doubt = _doubt(maps[:count], decoded != 0) if uncertainty else None
-        return Prediction(case_id, decoded, maps if probabilities else None, doubt)
+        sure = _confidence(maps, numbers, kinds)
+        objects = {int(values[kinds[n]]) | n: float(sure[n]) for n in range(1, most + 1)}
+        return Prediction(case_id, decoded, maps if probabilities else None, doubt, objects)
+
+
+def _confidence(maps: NDArray[np.float16], numbers: NDArray[np.integer], kinds: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Of each object by its number, the mean probability of its class over its voxels."""
+    sums, voxels = np.zeros(len(kinds)), np.zeros(len(kinds))
+    for rows in row_slabs((numbers.shape[0], maps.shape[0], *numbers.shape[1:])):
+        inside = np.nonzero(numbers[rows])
+        here = numbers[rows][inside]
+        sums += np.bincount(here, weights=maps[:, rows][(kinds[here], *inside)].astype(np.float64), minlength=len(kinds))
+        voxels += np.bincount(here, minlength=len(kinds))
+    return np.asarray(np.minimum(sums / np.maximum(voxels, 1), 1.0))
 
 
 def _doubt(chances: NDArray[np.float16], found: NDArray[np.bool_]) -> float | None:
