@@ -17,11 +17,12 @@ from medseg.answers import compare as compare
 from medseg.answers import explain as explain
 from medseg.benchmarking import benchmark as benchmark
 from medseg.configurations import begin, begun, train_all
+from medseg.dataset import ObjectForm
 from medseg.device import Machine, choose_device, machine
 from medseg.evaluation.records import Evaluation
 from medseg.evaluation.selection import Selection
 from medseg.held_out import check_continued, report, warn_of_seen
-from medseg.io.layouts.base import LayoutOptions, make_labels
+from medseg.io.layouts.base import LayoutOptions, Objects, make_labels
 from medseg.io.store import Store
 from medseg.parallel import Aside, shared_workers
 from medseg.planning.verify import Verified
@@ -217,6 +218,8 @@ def evaluate(
     images: Path | None = None,
     metrics: Sequence[str] | None = None,
     channel: str | None = None,
+    objects: Objects | None = None,
+    predicted: ObjectForm | None = None,
     workers: int | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
@@ -224,14 +227,19 @@ def evaluate(
 
     Classes come from `classes`, else from the model `run` (which also gives the page its plan and training curves), else from the
     dataset, else from the values found in the references. `channel` is the one on whose grid the cases of a dataset are read, as in
-    `LayoutOptions.reference`; without it that of the model `run`.
+    `LayoutOptions.reference`; without it that of the model `run`. `objects` says how the references tell objects apart
+    (`LayoutOptions.objects`), where neither model nor dataset does; `predicted` how predictions of another program do.
     """
     from medseg.evaluation.scoring import evaluate as score_folder
 
     model = RunFolder(run) if run else None
     if out is not None:
         check_apart(out, predictions, reference)
-    labels = make_labels(LayoutOptions(classes=classes), {}, reference) if classes else None
+    labels = (
+        make_labels(LayoutOptions(classes=classes, objects="components" if objects == "auto" else objects), {}, reference)
+        if classes
+        else None
+    )
     found = score_folder(
         predictions,
         reference,
@@ -244,6 +252,8 @@ def evaluate(
         images=images,
         channel=channel,
         curves=model.curves() if model else (),
+        objects=objects,
+        predicted=predicted,
     )
     if model is not None:
         warn_of_seen(model, found, progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -40,13 +40,14 @@ from medseg.commands.options import (
     parse_folds,
     parse_formats,
     parse_names,
+    parse_objects,
     parse_time,
 )
+from medseg.commands.scores import interval, number, show_scores, show_selection
 from medseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from medseg.evaluation.records import Evaluation, Summary
-    from medseg.evaluation.selection import Selection
+    from medseg.dataset import ObjectForm
     from medseg.inference.predictor import Predicted
     from medseg.progress import Progress
     from medseg.serving.remote import Remote
@@ -168,6 +169,15 @@ def evaluate(
         str | None, typer.Option("--metrics", help="Comma-separated, e.g. dice,hd95,nsd@1 (NSD at 1 mm). Default: all.")
     ] = None,
     reference_channel: ReferenceChannel = None,
+    objects: ObjectsOption = None,
+    predicted_objects: Annotated[
+        str | None,
+        typer.Option(
+            "--predicted-objects",
+            help="How predictions of another program tell objects apart, as in --objects. Default: as medseg writes them (numbers for one class, "
+            "else codes).",
+        ),
+    ] = None,
     workers: Workers = None,
 ) -> None:
     """Score predictions against references: JSON, CSV and one self-contained HTML page."""
@@ -183,6 +193,8 @@ def evaluate(
             images=images,
             metrics=metrics.split(",") if metrics else None,
             channel=reference_channel,
+            objects=parse_objects(objects, "--objects", True),
+            predicted=cast("ObjectForm | None", parse_objects(predicted_objects, "--predicted-objects", False)),
             workers=workers,
             progress=progress,
         )
@@ -205,10 +217,10 @@ def compare(
             (
                 "mean" if d.cls == ALL else d.cls,
                 d.n,
-                _number(d.mean_a),
-                _number(d.mean_b),
+                number(d.mean_a),
+                number(d.mean_b),
                 f"{d.difference:+.4f}",
-                _range(d.low, d.high).strip(),
+                interval(d.low, d.high).strip(),
                 "" if d.p is None else f"{d.p:.2g}",
             )
             for d in group
@@ -346,56 +358,4 @@ def conclude(result: RunResult) -> None:
         show_scores(result.evaluation, result.report)
 
 
-def show_selection(selection: Selection) -> None:
-    """All candidates as a table, and the choice."""
-    rows = [
-        (
-            ("* " if c.members == selection.chosen else "  ") + c.name,
-            f"{c.mean:.4f}{_range(c.low, c.high)}",
-            "" if c.difference is None else f"{c.difference:+.4f}{_range(c.difference_low, c.difference_high)}",
-            c.seconds,
-        )
-        for c in selection.candidates
-    ]
-    columns = ("models", f"mean {selection.metric} (95 %)", "to the best alone (95 %)", "seconds a case")
-    table(f"Selected on {selection.cases} cases left out of training, before any cleaning", columns, rows)
-    say(f"* {' + '.join(selection.chosen)}. {selection.reason}")
-
-
-def show_scores(evaluation: Evaluation, report: Path | None) -> None:
-    """The summary of an evaluation as a table."""
-    from medseg.metrics import describe
-
-    metrics = [m for m in evaluation.metrics if m.partition("@")[0] in SHOWN] or list(evaluation.metrics)
-    rows = [(name, *(_interval(evaluation.classes[name][m]) for m in metrics)) for name in evaluation.labels.names]
-    if len(rows) > 1:
-        rows.append(("mean", *(_interval(evaluation.overall[m]) for m in metrics)))
-    titles = [
-        f"{d.title} ({evaluation.unit})" if (d := describe(m)).unit else d.title.replace(" mm", f" {evaluation.unit}") for m in metrics
-    ]
-    count = len(evaluation.cases)
-    table(f"{evaluation.title}: {count} case{'s' if count != 1 else ''}, mean and its 95 % bootstrap interval", ("class", *titles), rows)
-    if evaluation.missing:
-        warn(f"{len(evaluation.missing)} references without a prediction: {', '.join(evaluation.missing[:5])}")
-    if evaluation.selected:
-        warn("slightly optimistic: weights (--patience), configuration or cleaning rules were chosen on the cases that are scored")
-    for line in evaluation.before.told(count):
-        warn(line)
-    if report is not None:
-        say(f"Report: {report / 'index.html'}")
-
-
-def _interval(summary: Summary) -> str:
-    return f"{summary.mean:.3f}{_range(summary.low, summary.high)}" if summary.mean is not None else "undefined"
-
-
-def _range(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"\n{_number(low)} to {_number(high)}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}" if abs(value) < 0.01 else f"{value:.3f}"
-
-
-SHOWN = {"dice", "nsd", "hd95", "pq", "object_accuracy", "object_f1", "lesion_f1"}  # metrics in tables of the command line
 NEED_ARGUMENTS = (predict, evaluate, compare, select, run)

@@ -6,7 +6,7 @@ import difflib
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 from typer.models import OptionInfo
@@ -157,6 +157,16 @@ def _range(text: str) -> range:
     """`"3-5"` or `"3"`; empty where the text is no range."""
     match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text)
     return range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+
+
+def parse_objects(text: str | None, option: str, auto: bool) -> Objects | None:
+    """A form in which labels tell objects apart; `auto`: whether finding out is one."""
+    from medseg.io.layouts.base import Objects
+
+    known = [form for form in get_args(Objects) if auto or form != "auto"]
+    if text is not None and text not in known:
+        raise UsageError.of("unknown form of objects", where=option, found=f"'{text}'", expected=", ".join(known))
+    return cast("Objects | None", text)
 
 
 def parse_time(text: str | None) -> float | None:

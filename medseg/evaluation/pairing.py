@@ -6,11 +6,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.dataset import CaseFiles, Channel, Dataset, Labels
-from medseg.errors import ImageError, Problem, UsageError
+import numpy as np
+
+from medseg.dataset import NUMBER_BITS, CaseFiles, Channel, Dataset, LabelClass, Labels, ObjectForm
+from medseg.errors import DatasetError, ImageError, Problem, UsageError
 from medseg.io.format import Image
-from medseg.io.images import SUFFIXES, image_stem, read_annotation, read_prediction
+from medseg.io.images import SUFFIXES, image_stem, read_annotation, read_label, read_prediction
 from medseg.io.layouts import LayoutOptions, open_dataset
+from medseg.io.layouts.base import OBJECT, Objects
+from medseg.io.layouts.descriptor import MANY
 
 ALLOWED = 0.1
 """How far corners of prediction and reference may lie apart, in voxels of the finest axis: float32 headers move them a little."""
@@ -52,7 +56,11 @@ class Pairs:
 
 
 def find_references(
-    source: Path | Dataset, channel: str | None = None, channels: Sequence[Channel] = (), labels: Labels | None = None
+    source: Path | Dataset,
+    channel: str | None = None,
+    channels: Sequence[Channel] = (),
+    labels: Labels | None = None,
+    objects: Objects | None = None,
 ) -> References:
     """The references in a dataset, in a dataset's folder, or in a folder of label files.
 
@@ -60,6 +68,7 @@ def find_references(
         channel: on whose grid the cases of a dataset's folder are read; None: as the layout chooses.
         labels: those of a model; where they name things, the dataset is read as it was.
         channels: those of a model; where the dataset's are the same in another order, its first is taken.
+        objects: how the labels of a dataset's folder tell objects apart, where `labels` do not say it.
 
     Raises:
         UsageError: the folder does not exist, two files have one case id, or label files were asked for a channel.
@@ -73,7 +82,7 @@ def find_references(
             raise UsageError.of("label files have no channels", where="--reference", found=f"'{channel}'", fix="Leave it out.")
         if files:
             return References(files, {}, None, source.name)
-        objects = labels.objects if labels is not None and labels.things else None
+        objects = labels.objects if labels is not None and labels.things else objects
         folder, source = source, open_dataset(source, LayoutOptions(reference=channel, objects=objects))
         names, wanted = [c.name for c in source.channels], [c.name for c in channels]
         if channel is None and sorted(names) == sorted(wanted) and names[0] != wanted[0]:
@@ -138,13 +147,43 @@ def pair(predictions: Path, references: References, cases: Collection[str] | Non
     return Pairs(tuple(pairs), tuple(name for name in expected if name not in taken), tuple(extra))
 
 
-def read_pair(case: Pair, labels: Labels) -> tuple[Image, Image]:
+def object_labels(files: Sequence[Path], objects: Objects) -> Labels:
+    """The classes of label files that tell objects apart: one for `numbers`, else one for each class value that occurs.
+
+    Raises:
+        ImageError: a file cannot be read.
+        DatasetError: none holds a foreground voxel, or values that can be none.
+    """
+    found = [{int(v) for v in np.unique(read_label(path).array)} - {0} for path in files]
+    values = sorted({v for one in found for v in one})
+    if objects == "auto":
+        objects = "numbers" if max(map(len, found)) > 1 else "components"
+    if objects == "codes":
+        values = sorted({v >> NUMBER_BITS for v in values} - {0})
+    if not values or values[0] < 0 or (objects == "components" and len(values) > MANY):
+        raise DatasetError.of(
+            f"the references hold no classes of objects as {objects}",
+            where=str(files[0].parent),
+            found="nothing but 0" if not values else f"{len(values)} values from {values[0]} to {values[-1]}",
+            expected=f"from 1 to {MANY} positive values",
+            fix="Say how they tell objects apart: --objects numbers, components or codes.",
+        )
+    if objects == "numbers" or len(values) == 1:
+        classes: tuple[LabelClass, ...] = (LabelClass(name=OBJECT, values=(1,) if objects == "numbers" else tuple(values)),)
+    else:
+        classes = tuple(LabelClass(name=f"value {v}", values=(v,)) for v in values)
+    return Labels(classes=classes, things=tuple(c.name for c in classes), objects=objects)
+
+
+def read_pair(case: Pair, labels: Labels, predicted: ObjectForm | None = None) -> tuple[Image, Image]:
     """Prediction and reference on one grid, as they are in memory (`Labels`).
+
+    `predicted`: how the prediction tells objects apart, where it is not as medseg writes it.
 
     Raises:
         ImageError: one cannot be read, or their grids differ.
     """
-    prediction, truth = read_prediction(case.prediction, labels), read_annotation(case.reference, labels)
+    prediction, truth = read_prediction(case.prediction, labels, predicted), read_annotation(case.reference, labels)
     if prediction.grid.shape != truth.grid.shape:
         raise ImageError.of(
             "prediction and reference have different shapes",

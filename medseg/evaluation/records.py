@@ -146,10 +146,10 @@ class ObjectScores(Record):
     counts: dict[str, Matched]
     thresholds: tuple[float, ...]
     curves: dict[str, dict[str, tuple[float | None, ...]]]
-    precision: dict[str, tuple[float, ...]] = {}
-    froc: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
-    sizes: dict[str, tuple[SizeGroup, ...]] = {}
-    left_out: dict[str, str] = {}
+    precision: dict[str, tuple[float, ...]]
+    froc: dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
+    sizes: dict[str, tuple[SizeGroup, ...]]
+    left_out: dict[str, str]
 
 
 class Evaluation(Record):

@@ -14,15 +14,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.dataset import Dataset, LabelClass, Labels
+from medseg.dataset import Dataset, LabelClass, Labels, ObjectForm
 from medseg.errors import DatasetError, Problem, UsageError
+from medseg.evaluation.objects import POOLED, POOLED_3D, Counted, count, pooled
 from medseg.evaluation.page import render_page
-from medseg.evaluation.pairing import Pair, find_references, image_files, pair, read_pair
-from medseg.evaluation.records import CASES_FILE, PAGE_FILE, SUMMARY_FILE, Before, CaseScores, Evaluation, defined
+from medseg.evaluation.pairing import Pair, find_references, image_files, object_labels, pair, read_pair
+from medseg.evaluation.records import (
+    CASES_FILE,
+    OBJECTS_FILE,
+    PAGE_FILE,
+    SUMMARY_FILE,
+    Before,
+    CaseScores,
+    Evaluation,
+    ObjectScores,
+    defined,
+)
 from medseg.evaluation.selection import Selection
 from medseg.evaluation.summary import summarise
+from medseg.io.confidences import read_confidences
 from medseg.io.images import read_header, read_label
-from medseg.metrics import METRICS, describe, score_classes
+from medseg.io.layouts.base import Objects
+from medseg.metrics import DETECTION_METRICS, INSTANCE_METRICS, METRICS, describe, score_classes
+from medseg.metrics.instances import class_numbers, count_objects, poolable, score_instances
 from medseg.parallel import map_cases
 from medseg.plans import Plan
 from medseg.progress import Progress, Silent
@@ -51,6 +65,8 @@ def evaluate(
     selected: bool = False,
     before: Before | None = None,
     selection: Selection | None = None,
+    objects: Objects | None = None,
+    predicted: ObjectForm | None = None,
 ) -> Evaluation:
     """Compare predicted label maps with references, case by case and class by class.
 
@@ -62,8 +78,9 @@ def evaluate(
         workers: processes; None means one per core, but a single one for small images, which are scored before others have started.
         progress: receives progress.
         plan: the plan of the model: its task does the scoring and the page explains it. Without a plan, label maps are scored class by
-            class (`medseg.metrics.score_classes`).
-        metrics: names, the leading one first; `nsd@1` is NSD at 1 mm. None means all.
+            class (`medseg.metrics.score_classes`), where classes are things by their objects (`medseg.metrics.instances`).
+        metrics: names, the leading one first; `nsd@1` is NSD at 1 mm. None means all. Those that only all cases together have (`ap`) come in
+            addition to some of single cases.
         cases: ids that should have been predicted; other predictions count as extra. None means every reference.
         images: folder of images to show under the overlays, where `references` is not a dataset (which knows its images).
         channel: on whose grid the cases of a dataset's folder are read (`LayoutOptions.reference`); None: the plan's first, if there is one.
@@ -72,9 +89,13 @@ def evaluate(
         selected: something of the model was chosen by its scores on these cases; the page says so.
         before: see `Evaluation`; None: the model began with no other.
         selection: of which models the model was selected, for the page.
+        objects: how the references tell objects apart, where neither `labels` nor a plan or dataset says it.
+        predicted: how the predictions do, where another program wrote them; None: as medseg writes them (`Labels.given`).
+
+    Where classes are things, the evaluation also has scores of all cases together (`ObjectScores`), and `out` a table of these.
 
     Raises:
-        UsageError: nothing matches, an unknown metric, or both `labels` and `plan`.
+        UsageError: nothing matches, an unknown metric, both `labels` and `plan`, or `predicted` where no class is a thing.
         DatasetError: problems of all cases at once: another grid than the reference's, values outside the classes, unreadable files.
             Nothing is written then.
     """
@@ -83,17 +104,23 @@ def evaluate(
         raise UsageError.of("labels and a plan contradict each other", fix="Pass one of them; a plan holds its labels.")
     if images is not None and not images.is_dir():
         raise UsageError.of("no such folder of images", where=str(images), fix="Pass the folder of the images that were predicted.")
-    names = _metrics(metrics, plan)
-    known = find_references(references, channel, *((plan.data.channels, plan.data.labels) if plan is not None else ()))
+    data = plan.data if plan is not None else None
+    known = find_references(references, channel, data.channels if data else (), data.labels if data else labels, objects)
     pairs = pair(predictions, known, cases)
-    classes = plan.data.labels if plan is not None else labels or known.classes
+    classes = data.labels if data else labels or known.classes
     if classes is None:
-        classes = _found_labels([p.reference for p in pairs.pairs], workers, progress)
-    job = Job(classes, names, plan)
+        files = [p.reference for p in pairs.pairs]
+        classes = object_labels(files, objects) if objects is not None else _found_labels(files, workers, progress)
+    if predicted is not None and not classes.things:
+        raise UsageError.of(
+            "no class has objects", found=f"predictions with objects as {predicted}", fix="Say how the references tell them apart."
+        )
     first = read_header(pairs.pairs[0].reference)
+    names, together = chosen_metrics(metrics, plan, classes, first.grid.ndim)
+    job = Job(classes, names, plan, predicted)
     if workers is None and len(pairs.pairs) * math.prod(first.shape) < SMALL:
         workers = 1
-    scored: list[CaseScores] = []
+    scored: list[Scored] = []
     problems: list[Problem] = []
     outcomes = map_cases(partial(score_pair, job), pairs.pairs, workers)
     for outcome in progress.track(outcomes, len(pairs.pairs), "scoring"):
@@ -104,13 +131,18 @@ def evaluate(
     if problems:
         raise DatasetError(problems)
     title = title or (plan.data.name if plan else known.title)
-    evaluation = summarise(scored, classes, names, title, pairs.missing, pairs.extra, first.native.spaced, selected, before)
+    found = [one.case for one in scored]
+    evaluation = summarise(found, classes, names, title, pairs.missing, pairs.extra, first.native.spaced, selected, before)
+    if together:
+        evaluation = evaluation.model_copy(update={"objects": pooled([one.counted for one in scored if one.counted], classes, together)})
     if out is not None:
         shown = {stem: [path] for stem, path in image_files(images, "images").items()} if images is not None else {}
         shown |= {i: list(files.images) for i, files in known.files.items()}
         page = render_page(evaluation, pairs.pairs, shown, plan, curves, selection)
         write_text(out / SUMMARY_FILE, evaluation.to_json())
         write_text(out / CASES_FILE, cases_csv(evaluation))
+        if evaluation.objects is not None:
+            write_text(out / OBJECTS_FILE, objects_csv(evaluation.objects))
         write_text(out / PAGE_FILE, page)
     return evaluation
 
@@ -122,11 +154,20 @@ class Job:
     labels: Labels
     metrics: tuple[str, ...]
     plan: Plan | None
+    predicted: ObjectForm | None = None
 
 
-def score_pair(job: Job, case: Pair) -> CaseScores:
+@dataclass(frozen=True)
+class Scored:
+    """One case; `counted` where classes are things."""
+
+    case: CaseScores
+    counted: Counted | None
+
+
+def score_pair(job: Job, case: Pair) -> Scored:
     """Read and score one case. Raises ImageError or DatasetError."""
-    prediction, truth = read_pair(case, job.labels)
+    prediction, truth = read_pair(case, job.labels, job.predicted)
     semantic = job.labels.semantic
     values, others = job.labels.values, {0} if job.labels.ignore is None else {0, job.labels.ignore}
     problems = []
@@ -146,46 +187,96 @@ def score_pair(job: Job, case: Pair) -> CaseScores:
                     fix="Check that the file belongs to this dataset, or declare the classes.",
                 )
             )
+        elif job.labels.things and (nameless := int(array[semantic(array) == 0].max(initial=0))):
+            problems.append(
+                Problem(
+                    "holds numbers of objects that do not say their class",
+                    where=str(path),
+                    found=str(nameless),
+                    expected="class value * 65536 + number",
+                    fix="Say how they tell objects apart: --objects for the references, --predicted-objects for the predictions.",
+                )
+            )
     if problems:
         raise DatasetError(problems)
     spacing = truth.grid.spacing
     a, b = prediction.array[0], truth.array[0]
+    counted = None
+    if job.labels.things:
+        table = count_objects(a, b, job.labels)
+        counted = count(table, a, b, job.labels, read_confidences(case.prediction, job.labels), str(case.prediction))
     if job.plan is not None:
         scores = find_task(job.plan.task)(job.plan).score(a, b, spacing, job.metrics)
+    elif job.labels.things:
+        scores = score_instances(table, class_numbers(job.labels), job.metrics)
     else:
         scores = score_classes(a, b, job.labels, spacing, job.metrics)
     a, b = semantic(a), semantic(b)
     keep = np.ones(b.shape, dtype=bool) if job.labels.ignore is None else b != job.labels.ignore
-    return CaseScores(
+    found = CaseScores(
         id=case.id,
         scores={name: {m: defined(v) for m, v in row.items()} for name, row in scores.items()},
         reference=_voxels(b[keep], job.labels),
         predicted=_voxels(a[keep], job.labels),
+        objects=counted.matched(job.labels) if counted else None,
     )
+    return Scored(found, counted)
 
 
 def cases_csv(evaluation: Evaluation) -> str:
-    """One line per case and class: voxels and every metric; undefined values are empty."""
+    """One line per case and class: voxels (and objects, where there are any), and every metric; undefined values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "class", "reference_voxels", "predicted_voxels", *evaluation.metrics])
+    things = evaluation.objects is not None
+    counts = ("matched_objects", "missed_objects", "invented_objects") if things else ()
+    writer.writerow(["case", "class", "reference_voxels", "predicted_voxels", *counts, *evaluation.metrics])
     for case in evaluation.cases:
         for name in evaluation.labels.names:
             row = [case.scores[name].get(m) for m in evaluation.metrics]
             values = ["" if v is None else f"{v:.6g}" for v in row]
-            writer.writerow([case.id, name, case.reference[name], case.predicted[name], *values])
+            told = case.objects[name] if case.objects else None
+            some = (told.matched, told.missed, told.invented) if told else ()
+            writer.writerow([case.id, name, case.reference[name], case.predicted[name], *some, *values])
     return text.getvalue()
 
 
-def _metrics(metrics: Sequence[str] | None, plan: Plan | None) -> tuple[str, ...]:
+def objects_csv(scores: ObjectScores) -> str:
+    """One line per class (and group of classes) and metric of all cases together; undefined values are empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["classes", "metric", "value", "low", "high"])
+    for name, row in (*scores.classes.items(), *((f"mean of {group}", row) for group, row in scores.means.items())):
+        for metric, found in row.items():
+            writer.writerow([name, metric, *("" if v is None else f"{v:.6g}" for v in (found.value, found.low, found.high))])
+    return text.getvalue()
+
+
+def chosen_metrics(metrics: Sequence[str] | None, plan: Plan | None, labels: Labels, ndim: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Metrics of single cases, the leading one first, and those of all cases together. Raises UsageError for names that cannot be."""
+    task = find_task(plan.task) if plan is not None else None
+    together = (POOLED_3D if ndim == 3 else POOLED) if labels.things else ()
     if metrics is None:
-        return find_task(plan.task).metrics if plan is not None else tuple(METRICS)
+        return (task.metrics if task else tuple(INSTANCE_METRICS) if labels.things else tuple(METRICS)), together
     if not metrics:
         raise UsageError.of("no metric is named", expected=f"some of {', '.join(METRICS)}")
-    if plan is None or find_task(plan.task).metrics == tuple(METRICS):
-        for name in metrics:
+    if not labels.things:
+        if task is None or task.metrics == tuple(METRICS):
+            for name in metrics:
+                describe(name)
+        return tuple(dict.fromkeys(metrics)), ()
+    own = () if task is None else task.metrics
+    for name in metrics:
+        if name not in own:
             describe(name)
-    return tuple(dict.fromkeys(metrics))
+    alone = tuple(dict.fromkeys(name for name in metrics if name.partition("@")[0] not in DETECTION_METRICS))
+    if not alone:
+        raise UsageError.of(
+            "only scores of all cases together are named",
+            found=", ".join(metrics),
+            expected=f"also one that single cases have: {', '.join(INSTANCE_METRICS)}",
+        )
+    of_objects = {*INSTANCE_METRICS, *DETECTION_METRICS}
+    return alone, tuple(dict.fromkeys(name for name in metrics if name.partition("@")[0] in of_objects and poolable(name)))
 
 
 def _found_labels(references: list[Path], workers: int | None, progress: Progress) -> Labels:

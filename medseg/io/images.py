@@ -181,9 +181,9 @@ def read_annotation(path: Path, labels: Labels) -> Image:
     return _coded(path, labels, labels.objects)
 
 
-def read_prediction(path: Path, labels: Labels) -> Image:
-    """As `read_annotation`, of a label map that a prediction was written to."""
-    return _coded(path, labels, labels.given)
+def read_prediction(path: Path, labels: Labels, form: ObjectForm | None = None) -> Image:
+    """As `read_annotation`, of a label map that a prediction was written to; by another program, where there is a `form`."""
+    return _coded(path, labels, form or labels.given)
 
 
 def _coded(path: Path, labels: Labels, form: ObjectForm) -> Image:

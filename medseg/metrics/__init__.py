@@ -16,6 +16,6 @@ counted apart by `medseg.evaluation`. Voxels whose reference is the ignore value
 """
 
 from medseg.metrics.classes import score_classes
-from medseg.metrics.descriptions import METRICS, TOLERANCE, Better, Metric, describe
+from medseg.metrics.descriptions import DETECTION_METRICS, INSTANCE_METRICS, METRICS, TOLERANCE, Better, Metric, describe
 
-__all__ = ["METRICS", "TOLERANCE", "Better", "Metric", "describe", "score_classes"]
+__all__ = ["DETECTION_METRICS", "INSTANCE_METRICS", "METRICS", "TOLERANCE", "Better", "Metric", "describe", "score_classes"]

@@ -52,7 +52,7 @@ def test_jobs_travel_to_other_processes(folders):
     predictions, references = folders
     pairs = pair(predictions, find_references(references)).pairs
     score = pickle.loads(pickle.dumps(partial(score_pair, Job(LABELS, ("dice",), None))))
-    assert [score(pickle.loads(pickle.dumps(p))).scores["box"]["dice"] for p in pairs] == [1.0, 0.5, 0.0]
+    assert [score(pickle.loads(pickle.dumps(p))).case.scores["box"]["dice"] for p in pairs] == [1.0, 0.5, 0.0]
 
 
 def test_missing_and_extra_are_listed(folders):

@@ -235,11 +235,13 @@ def _summed(weights: Floats, table: Floats) -> Floats:
 
 
 def _ratio(a: Floats, b: Floats) -> Floats:
-    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b > 0)
+    ratio: Floats = np.divide(a, b, out=np.full(a.shape, np.nan), where=b > 0)
+    return ratio
 
 
 def _sq(c: Floats) -> Floats:
-    return np.where((c[0] == 0) & (c[1] + c[2] > 0), 0.0, _ratio(c[3], c[0]))
+    mean: Floats = np.where((c[0] == 0) & (c[1] + c[2] > 0), 0.0, _ratio(c[3], c[0]))
+    return mean
 
 
 RATIOS: dict[str, Callable[[Floats], Floats]] = {
