@@ -138,7 +138,7 @@ def evaluate(
     if out is not None:
         shown = {stem: [path] for stem, path in image_files(images, "images").items()} if images is not None else {}
         shown |= {i: list(files.images) for i, files in known.files.items()}
-        page = render_page(evaluation, pairs.pairs, shown, plan, curves, selection)
+        page = render_page(evaluation, pairs.pairs, shown, plan, curves, selection, predicted)
         write_text(out / SUMMARY_FILE, evaluation.to_json())
         write_text(out / CASES_FILE, cases_csv(evaluation))
         if evaluation.objects is not None:

@@ -11,17 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
+from medseg.dataset import ObjectForm
 from medseg.evaluation.page.charts import box_plots
+from medseg.evaluation.page.numbers import between, number
+from medseg.evaluation.page.objects import errors, object_pictures, object_scores, object_tiles, worst_first
 from medseg.evaluation.page.overlays import View, choose, views
 from medseg.evaluation.page.training import training_curves
 from medseg.evaluation.pairing import Pair
 from medseg.evaluation.records import Evaluation, Summary
 from medseg.evaluation.selection import Selection
 from medseg.evaluation.summary import case_means
-from medseg.metrics import METRICS, Better, Metric, describe
+from medseg.metrics import DETECTION_METRICS, INSTANCE_METRICS, METRICS, Better, Metric, describe
 from medseg.plans import Plan, lookup
 from medseg.record import compact_json
 
+KNOWN = {*METRICS, *INSTANCE_METRICS, *DETECTION_METRICS}
 LISTED = 6  # names of missing cases that are spelled out
 SELECTED = (
     '<div class="note"><b>Slightly optimistic</b>: weights (with <code>--patience</code>), the configuration or cleaning rules were chosen '
@@ -36,6 +40,7 @@ def render_page(
     plan: Plan | None,
     curves: Sequence[Path],
     selection: Selection | None = None,
+    predicted: ObjectForm | None = None,
 ) -> str:
     """The whole page as HTML.
 
@@ -46,15 +51,21 @@ def render_page(
         plan: explained if given.
         curves: `metrics.csv` files of the training, one per fold.
         selection: of which models the model was selected.
+        predicted: how predictions tell objects apart, where another program wrote them.
 
     Raises:
         ImageError: an image for an overlay cannot be read.
         UsageError: a curve file is not a table of numbers.
     """
     sections = [
-        ("scores", "Scores", _scores(evaluation)),
+        ("objects", "Objects", object_scores(evaluation.objects) if evaluation.objects else ""),
+        ("scores", "Means over cases" if evaluation.objects else "Scores", _scores(evaluation)),
         ("spread", "Spread", _spread(evaluation)),
-        ("look", "Best, median, worst", _overlays(evaluation, pairs, images)),
+        (
+            ("look", "Worst, median, best", object_pictures(evaluation, pairs, images, predicted))
+            if evaluation.objects
+            else ("look", "Best, median, worst", _overlays(evaluation, pairs, images))
+        ),
         ("all", "Every case", _cases(evaluation)),
         ("selection", "Selection", _selection(selection)),
         ("training", "Training", training_curves(curves)),
@@ -84,7 +95,7 @@ def render_page(
 
 def _heading(evaluation: Evaluation, name: str) -> Metric:
     """What a metric is, in the unit of this evaluation; a plug-in's metric is known by its name only."""
-    if name.partition("@")[0] not in METRICS:
+    if name.partition("@")[0] not in KNOWN:
         return Metric(name, name.replace("_", " "), Better.up, "", "")
     metric = describe(name)
     if evaluation.unit == "mm":
@@ -97,13 +108,17 @@ def _header(evaluation: Evaluation, plan: Plan | None) -> str:
     what = f"{n} case{'s' * (n != 1)}, {k} class{'es' * (k != 1)}"
     if plan is not None:
         what += f" · configuration {plan.name} · {plan.task} on {plan.domain} · window {' x '.join(map(str, plan.window))}"
-    tiles = []
-    for index, metric in enumerate([m for m in evaluation.metrics if _heading(evaluation, m).better is not Better.zero][:5]):
+    tiles: list[str] = []
+    if evaluation.objects is not None:
+        tiles = object_tiles(evaluation.objects)
+    for index, metric in enumerate(
+        [] if tiles else [m for m in evaluation.metrics if _heading(evaluation, m).better is not Better.zero][:5]
+    ):
         head, s = _heading(evaluation, metric), evaluation.overall[metric]
         name = f"Mean {head.title}" + (f" in {head.unit}" if head.unit else "")
         first = " first" * (index == 0)
-        below = _interval(s, "95 %: ") or "&nbsp;"
-        tiles.append(f'<div class="tile{first}"><span>{escape(name)}</span><b>{_number(s.mean)}</b><small>{below}</small></div>')
+        below = between(s, "95 %: ") or "&nbsp;"
+        tiles.append(f'<div class="tile{first}"><span>{escape(name)}</span><b>{number(s.mean)}</b><small>{below}</small></div>')
     notes = [
         _note(evaluation.missing, "without a prediction", "reference"),
         _note(evaluation.extra, "without a reference", "prediction"),
@@ -168,7 +183,7 @@ def _presence(evaluation: Evaluation) -> str:
 def _cell(summary: Summary, head: Metric) -> str:
     share = head.better is Better.up and summary.mean is not None
     bar = f'<span class="bar"><i style="width:{100 * min(max(summary.mean or 0, 0), 1):.1f}%"></i></span>' if share else ""
-    return f"<td>{_number(summary.mean, signed=head.better is Better.zero)}<small>{_interval(summary) or '&nbsp;'}</small>{bar}</td>"
+    return f"<td>{number(summary.mean, signed=head.better is Better.zero)}<small>{between(summary) or '&nbsp;'}</small>{bar}</td>"
 
 
 def _spread(evaluation: Evaluation) -> str:
@@ -195,7 +210,7 @@ def _overlays(evaluation: Evaluation, pairs: Sequence[Pair], images: Mapping[str
         case = evaluation.cases[index]
         shown = views(files[case.id], images.get(case.id, ()), evaluation.labels)
         flat = len(shown) == 1
-        scores = " · ".join(f"{escape(c)} {_number(case.scores[c].get(metric))}" for c in evaluation.labels.names[:8])
+        scores = " · ".join(f"{escape(c)} {number(case.scores[c].get(metric))}" for c in evaluation.labels.names[:8])
         cards.append(
             f'<div class="card case"><div class="casehead"><span class="badge {name}">{name}</span><h3>{escape(case.id)}</h3>'
             f'<span class="score">{escape(_heading(evaluation, metric).title)}: {scores}</span></div>'
@@ -230,17 +245,20 @@ def _view(view: View) -> str:
 
 def _cases(evaluation: Evaluation) -> str:
     first = evaluation.metrics[0]
-    table, order = evaluation.values(first), np.argsort(case_means(evaluation, first), kind="stable")
+    table, order = evaluation.values(first), worst_first(evaluation)
     options = "".join(f'<option value="{escape(m)}">{escape(_heading(evaluation, m).title)}</option>' for m in evaluation.metrics)
     rows = []
     for i in map(int, order):
         cells = "".join(
-            f'<td class="c{k % 8}" data-v="{"" if np.isnan(v) else f"{v:.6g}"}"><span>{_number(_round(v))}</span>'
+            f'<td class="c{k % 8}" data-v="{"" if np.isnan(v) else f"{v:.6g}"}"><span>{number(_round(v))}</span>'
             f'<span class="bar"><i style="width:{0 if np.isnan(v) else 100 * min(max(v, 0), 1):.1f}%"></i></span></td>'
             for k, v in enumerate(table[i].tolist())
         )
+        found = errors(evaluation.cases[i])
+        cells += "".join(f'<td data-v="{count}" class="{"miss" if count else "none"}">{count}</td>' for count in found)
         rows.append(f'<tr data-i="{i}"><td>{escape(evaluation.cases[i].id)}</td>{cells}</tr>')
-    heads = "".join(f"<th>{escape(n)}</th>" for n in evaluation.labels.names)
+    names = (*evaluation.labels.names, *(("Missed", "Invented") if evaluation.objects else ()))
+    heads = "".join(f"<th>{escape(n)}</th>" for n in names)
     return (
         '<p class="lead">Worst first. Click a heading to sort. A dash is an undefined value: the class is neither there nor predicted.</p>'
         f'<div class="tools"><label>Metric <select id="metric">{options}</select></label></div>'
@@ -306,20 +324,6 @@ def _reading(evaluation: Evaluation) -> str:
         "<dt>Intervals</dt><dd>95 % percentile bootstrap over cases. They show how sure the mean is, not how far cases spread.</dd>"
         "<dt>Mean of classes</dt><dd>Mean of the class means; cases are drawn with all their classes.</dd></dl></div>"
     )
-
-
-def _number(value: float | None, signed: bool = False) -> str:
-    if value is None:
-        return "\u2013"
-    digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
-    return f"{value:{'+' if signed else ''}.{digits}f}"
-
-
-def _interval(summary: Summary, prefix: str = "") -> str:
-    if summary.low is None or summary.high is None:
-        return ""
-    between = "\u2013" if summary.low >= 0 else " to "
-    return f"{prefix}{_number(summary.low)}{between}{_number(summary.high)}"
 
 
 def _round(value: float) -> float | None:

@@ -129,6 +129,62 @@ def curves(title: str, x_name: str, lines: Sequence[Line]) -> str:
     )
 
 
+def plot(title: str, note: str, axes: tuple[str, str], lines: Sequence[Line], ticks: Sequence[tuple[float, str]]) -> str:
+    """Curves of shares from 0 to 1 over an axis with these `ticks` (place, text), which it covers; classes differ in colour and in dashes."""
+    width, height, left, right, top, bottom = 460, 260, 52, 14, 10, 40
+    x0, x1 = ticks[0][0], ticks[-1][0]
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return round(left + (width - left - right) * (x - x0) / (x1 - x0), 1), round(height - bottom - (height - top - bottom) * y, 1)
+
+    parts = [
+        f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at(x0, t)[1]}" y2="{at(x0, t)[1]}"/>'
+        f'<text class="tick" x="{left - 8}" y="{at(x0, t)[1] + 3.5}" text-anchor="end">{t:g}</text>'
+        for t in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    ]
+    parts += [f'<text class="tick" x="{at(t, 0)[0]}" y="{height - 24}" text-anchor="middle">{text}</text>' for t, text in ticks]
+    parts.append(f'<text class="tick" x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">{escape(axes[0])}</text>')
+    keys = []
+    for line in lines:
+        points = " ".join(f"{x},{y}" for x, y in (at(float(x), float(y)) for x, y in zip(line.x, line.y, strict=True)))
+        look = f"c{line.colour % 8} d{line.colour % 4}"
+        parts.append(f'<g class="{look}"><title>{escape(line.name)}</title><polyline class="curve" points="{points}"/></g>')
+        sample = f'<svg class="sample {look}" viewBox="0 0 26 6"><polyline class="curve" points="0,3 26,3"/></svg>'
+        keys.append(f'<span class="key">{sample}{escape(line.name)}</span>')
+    return (
+        f'<figure class="chart"><figcaption><b>{escape(title)}</b><span>{escape(axes[1])}</span><p>{escape(note)}</p></figcaption>'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+        f'<div class="legend">{"".join(keys)}</div></figure>'
+    )
+
+
+def shares(title: str, note: str, x_name: str, bars: Sequence[tuple[str, float, str]], colour: int) -> str:
+    """Bars of shares from 0 to 1, one beside the other: the text below each, its share, and the text on it."""
+    width, height, left, right, top, bottom = 460, 230, 44, 14, 18, 40
+    step = (width - left - right) / len(bars)
+
+    def at(share: float) -> float:
+        return round(height - bottom - (height - top - bottom) * share, 1)
+
+    parts = [
+        f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at(t)}" y2="{at(t)}"/>'
+        f'<text class="tick" x="{left - 8}" y="{at(t) + 3.5}" text-anchor="end">{t:g}</text>'
+        for t in (0.0, 0.5, 1.0)
+    ]
+    for i, (text, share, note_above) in enumerate(bars):
+        x = left + step * (i + 0.5)
+        parts.append(
+            f'<rect class="box" x="{x - 0.36 * step:.1f}" y="{at(share)}" width="{0.72 * step:.1f}" height="{at(0) - at(share):.1f}"/>'
+            f'<text class="tick" x="{x:.1f}" y="{at(share) - 4}" text-anchor="middle">{escape(note_above)}</text>'
+            f'<text class="tick" x="{x:.1f}" y="{height - 24}" text-anchor="middle">{escape(text)}</text>'
+        )
+    parts.append(f'<text class="tick" x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_name)}</text>')
+    return (
+        f'<figure class="chart"><figcaption><b>{escape(title)}</b><p>{escape(note)}</p></figcaption>'
+        f'<svg class="c{colour % 8}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg></figure>'
+    )
+
+
 def axis(values: NDArray[np.float64], better: Better, share: bool) -> list[float]:
     """Ticks of an axis that shows where perfect is: 1 for shares, 0 for distances, 0 in the middle for signed errors."""
     low, high = float(values.min()), float(values.max())

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 Point = tuple[int, int]
 
 
-def outline(mask: NDArray[np.bool_]) -> str:
-    """The closed outlines of a 2D mask in pixel units (x right, y down); holes run the other way, so any fill rule works."""
-    return "".join(_path(loop) for loop in loops(mask))
+def outline(mask: NDArray[np.bool_], corner: Point = (0, 0)) -> str:
+    """The closed outlines of a 2D mask in pixel units (x right, y down); holes run the other way, so any fill rule works.
+
+    `corner` is where the mask's first pixel lies.
+    """
+    return "".join(_path([(x + corner[0], y + corner[1]) for x, y in loop]) for loop in loops(mask))
 
 
 def loops(mask: NDArray[np.bool_]) -> list[list[Point]]:

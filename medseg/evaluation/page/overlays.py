@@ -62,12 +62,12 @@ def views(case: Pair, images: Sequence[Path], labels: Labels) -> tuple[View, ...
     arrays = [
         step.apply(np.stack([np.isin(labels.semantic(a.array[0]), one.values) for one in labels.classes])) for a in (truth, prediction)
     ]
-    photo = _photo(images, truth.grid.shape, step)
+    photo = photo_of(images, truth.grid.shape, step)
     occupied: NDArray[np.bool_] = np.any(arrays[0] | arrays[1], axis=0)
-    box = _box(occupied)
+    box = box_of(occupied)
     cropped = [a[(slice(None), *box)] for a in arrays]
     if photo is not None:
-        photo = _gray_or_colour(photo[(slice(None), *box)])
+        photo = gray_or_colour(photo[(slice(None), *box)])
     if len(grid.shape) == 2:
         return (_view("", photo, cropped[0], cropped[1], grid.spacing),)
     found = []
@@ -83,7 +83,8 @@ def views(case: Pair, images: Sequence[Path], labels: Labels) -> tuple[View, ...
     return tuple(found)
 
 
-def _photo(images: Sequence[Path], shape: tuple[int, ...], step: Reorient) -> NDArray[Any] | None:
+def photo_of(images: Sequence[Path], shape: tuple[int, ...], step: Reorient) -> NDArray[Any] | None:
+    """The first channel `(1, *shape)`, or the colours `(3, *shape)`, in canonical orientation; None without images. Raises ImageError as `views`."""
     if not images:
         return None
     image = read_stack(list(images))
@@ -99,7 +100,7 @@ def _photo(images: Sequence[Path], shape: tuple[int, ...], step: Reorient) -> ND
     return step.apply(image.array if colour else image.array[:1])
 
 
-def _box(occupied: NDArray[np.bool_]) -> tuple[slice, ...]:
+def box_of(occupied: NDArray[np.bool_]) -> tuple[slice, ...]:
     """The box of the foreground with a margin; the whole case where there is none."""
     box = []
     for axis in range(occupied.ndim):
@@ -110,7 +111,7 @@ def _box(occupied: NDArray[np.bool_]) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _gray_or_colour(values: NDArray[Any]) -> NDArray[np.uint8]:
+def gray_or_colour(values: NDArray[Any]) -> NDArray[np.uint8]:
     """`(1 or 3, *shape)` to bytes; gray values are spread between the 0.5 and 99.5 % percentiles."""
     if values.shape[0] == 3:
         return values.astype(np.uint8)
@@ -129,15 +130,18 @@ def _view(
         title,
         width=columns * spacing[1],
         height=rows * spacing[0],
-        picture="" if picture is None else _png(picture, (truth.shape[2], truth.shape[1])),
+        picture="" if picture is None else png(picture),
         size=(truth.shape[2], truth.shape[1]),
         reference=tuple(outline(m) for m in truth),
         predicted=tuple(outline(m) for m in predicted),
     )
 
 
-def _png(picture: NDArray[np.uint8], size: tuple[int, int]) -> str:
-    """`(1 or 3, rows, columns)` as a data URI of `size` columns and rows."""
+def png(picture: NDArray[np.uint8]) -> str:
+    """`(1 or 3, rows, columns)` as a data URI, of at most `LARGEST` pixels along a side."""
+    rows, columns = picture.shape[1:]
+    thin = max(1, -(-max(rows, columns) // LARGEST))
+    size = (-(-columns // thin), -(-rows // thin))
     array = np.ascontiguousarray(picture[0] if picture.shape[0] == 1 else picture.transpose(1, 2, 0))
     image = Pillow.fromarray(array)
     if image.size != size:
