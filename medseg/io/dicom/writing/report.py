@@ -20,6 +20,7 @@ from medseg.io.dicom.terms import CATEGORIES, SIDES
 from medseg.io.dicom.writing.objects import DicomExport
 from medseg.io.dicom.writing.origin import Origin, derived_uid
 from medseg.io.dicom.writing.segmentation import make_segmentation, save
+from medseg.io.dicom.writing.separate import separated
 from medseg.io.dicom.writing.sizes import Size, size_of
 from medseg.io.dicom.writing.subject import Subject, coded, cut
 from medseg.io.exports import Result
@@ -54,7 +55,9 @@ class Report(DicomExport):
     """`<id>.sr.dcm`, and the segmentation that it refers to, `<id>.seg.dcm`."""
 
     name: ClassVar[str] = "sr"
-    summary: ClassVar[str] = "DICOM Structured Report (TID 1500): volume, diameters and intensity of each class; with the segmentation"
+    summary: ClassVar[str] = (
+        "DICOM Structured Report (TID 1500): volume, diameters and intensity of each class or object; with the segmentation"
+    )
 
     def targets(self, files: CaseFiles, probabilities: bool) -> tuple[Path, ...]:
         """See `Export.targets`."""
@@ -62,7 +65,7 @@ class Report(DicomExport):
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""
-        subject = Subject.of(result)
+        subject = Subject.of(separated(result))
         segmentation = make_segmentation(subject, "BINARY")
         report = make_report(subject, segmentation)
         save(segmentation, out / f"{result.files.id}.seg.dcm")

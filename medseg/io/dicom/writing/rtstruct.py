@@ -26,6 +26,7 @@ from medseg.io.dicom.terms import CATEGORIES, class_terms
 from medseg.io.dicom.writing.objects import DicomExport, image_reference, new_object
 from medseg.io.dicom.writing.origin import Origin, array_digest
 from medseg.io.dicom.writing.segmentation import save
+from medseg.io.dicom.writing.separate import separated
 from medseg.io.dicom.writing.subject import Subject, cut
 from medseg.io.exports import Maker, Result
 
@@ -59,7 +60,8 @@ class RtStruct(DicomExport):
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""
-        data = structure_set(result, Subject.of(result).origin)
+        subject = Subject.of(separated(result))
+        data = structure_set(subject.result, subject.origin)
         save(data, out / self.targets(result.files, probabilities=False)[0])
 
 

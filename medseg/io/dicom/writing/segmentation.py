@@ -1,8 +1,8 @@
 """Predictions as DICOM segmentations: BINARY, LABELMAP, and probabilities as FRACTIONAL (PS3.3 A.51 and A.90).
 
 A label map lies on the slices it was predicted from: frames take position, orientation and spacing from these instances and refer to them.
-Of several time points it lies on the first. One segment per class; in a BINARY object, regions that overlap are stored as they are, one
-mask each; in a LABELMAP object a voxel has one value, that of the last region that holds it.
+Of several time points it lies on the first. One segment per class, of things one per object (`separated`). In a BINARY object, regions that overlap
+are stored as they are, one mask each; in a LABELMAP object a voxel has one value, that of the last region that holds it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from medseg.io.dicom.reading.reader import to_acquired
 from medseg.io.dicom.settings import SegmentTerms
 from medseg.io.dicom.writing.objects import DicomExport
 from medseg.io.dicom.writing.origin import Origin, array_digest
+from medseg.io.dicom.writing.separate import separated
 from medseg.io.dicom.writing.subject import Subject, coded, cut
 from medseg.io.exports import Result
 from medseg.record import write_atomic
@@ -32,6 +33,8 @@ Kind = Literal["BINARY", "LABELMAP", "FRACTIONAL"]
 NUMBERS: dict[Kind, int] = {"BINARY": 91, "LABELMAP": 92, "FRACTIONAL": 93}  # of the series, after that of the images
 PLAIN, RLE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"  # JPEG-LS is faster and smaller, but dcmqi does not take it for lossless
 MOST = 2**31  # voxels of all segments together: what one object can hold of fractions, one byte each
+SEGMENTS = 2**16 - 1  # what a segment number holds
+FRAMES = 2**33  # bits of all frames of a BINARY object
 STEPS = 255  # of a fraction
 
 
@@ -40,7 +43,7 @@ class Seg(DicomExport):
     """`<id>.seg.dcm`, and `<id>.probabilities.dcm` where probabilities are asked for."""
 
     name: ClassVar[str] = "seg"
-    summary: ClassVar[str] = "DICOM Segmentation, one binary mask per class; probabilities as fractional masks"
+    summary: ClassVar[str] = "DICOM Segmentation, one binary mask per class or object; probabilities as fractional masks"
 
     def targets(self, files: CaseFiles, probabilities: bool) -> tuple[Path, ...]:
         """See `Export.targets`."""
@@ -48,10 +51,9 @@ class Seg(DicomExport):
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""
-        subject = Subject.of(result)
-        save(make_segmentation(subject, "BINARY"), out / f"{result.files.id}.seg.dcm")
+        save(make_segmentation(Subject.of(separated(result)), "BINARY"), out / f"{result.files.id}.seg.dcm")
         if result.prediction.probabilities is not None:
-            save(make_segmentation(subject, "FRACTIONAL"), out / f"{result.files.id}.probabilities.dcm")
+            save(make_segmentation(Subject.of(result), "FRACTIONAL"), out / f"{result.files.id}.probabilities.dcm")
 
 
 @final
@@ -67,7 +69,7 @@ class LabelMap(DicomExport):
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""
-        save(make_segmentation(Subject.of(result), "LABELMAP"), out / f"{result.files.id}.labelmap.dcm")
+        save(make_segmentation(Subject.of(separated(result)), "LABELMAP"), out / f"{result.files.id}.labelmap.dcm")
 
 
 def make_segmentation(subject: Subject, kind: Kind) -> Dataset:
@@ -135,11 +137,17 @@ def _masks(subject: Subject, kind: Kind) -> Array:
     count = len(subject.names)
     labels = to_acquired(volume, result.semantic)
     stack = labels[None] if labels.ndim == 2 else labels
+    if count > SEGMENTS:
+        raise ImageError.of(
+            "more objects were found than a DICOM segmentation can number", where=str(volume.path), found=str(count), expected=str(SEGMENTS)
+        )
     if kind == "LABELMAP" or (kind == "BINARY" and result.labels.exclusive):
         numbers = np.zeros(stack.shape, np.uint8 if count < 256 else np.uint16)
         table = _numbers(result.labels, int(labels.max(initial=0)), numbers.dtype)
         for rows in row_slabs(stack.shape):
             numbers[rows] = table[stack[rows]]
+        if kind == "BINARY":
+            _check_frames(numbers, volume.path)
         return numbers
     if stack.size * count >= MOST:
         raise ImageError.of(
@@ -161,6 +169,20 @@ def _masks(subject: Subject, kind: Kind) -> Array:
     return masks
 
 
+def _check_frames(numbers: Array, where: Path) -> None:
+    """Refuse what takes too many frames: each slice of each segment is one, however small the segment is. Raises ImageError."""
+    frames = sum(int(np.count_nonzero(np.bincount(plane.ravel())[1:])) for plane in numbers)
+    bits = frames * numbers[0].size
+    if bits > FRAMES:
+        raise ImageError.of(
+            "the objects are too many for one DICOM object with a mask for each",
+            where=str(where),
+            found=f"{frames} frames, {bits / 2**33:.1f} GiB",
+            expected=f"at most {FRAMES / 2**33:g} GiB",
+            fix="Ask for --format labelmap.",
+        )
+
+
 def _numbers(labels: Labels, largest: int, dtype: np.dtype[Any]) -> Array:
     """Voxel value -> number of its segment; 0 for what is no class."""
     table = np.zeros(largest + 1, dtype)
@@ -173,9 +195,10 @@ def _numbers(labels: Labels, largest: int, dtype: np.dtype[Any]) -> Array:
 
 
 def _probabilities(result: Result) -> Array:
-    """`(K, *shape)`: without the background that comes first where classes exclude each other."""
+    """`(K, *shape)`: without the background that comes first where classes exclude each other, and without what no class is."""
     assert result.prediction.probabilities is not None
-    return result.prediction.probabilities[-len(result.labels.classes) :]
+    first = int(result.labels.exclusive)
+    return result.prediction.probabilities[first : first + len(result.labels.classes)]
 
 
 def _steps(values: Array) -> NDArray[np.uint8]:
