@@ -34,7 +34,9 @@ def perfect_slots(codes: NDArray[np.int32], slots: int, mask: int, score: float 
     ids = ids[ids != 0]
     assert len(ids) <= slots
     for k, (code, box) in enumerate(zip(ids.tolist(), ndimage.find_objects(places), strict=True)):
-        cells = [np.minimum(((np.arange(mask) + 0.5) * (part.stop - part.start) / mask).astype(int), part.stop - part.start - 1) for part in box]
+        cells = [
+            np.minimum(((np.arange(mask) + 0.5) * (part.stop - part.start) / mask).astype(int), part.stop - part.start - 1) for part in box
+        ]
         found.scores[0, k] = score
         found.classes[0, k] = code >> NUMBER_BITS
         found.boxes[0, k] = torch.tensor([*(part.start for part in box), *(part.stop for part in box)], dtype=torch.float32)
@@ -91,7 +93,11 @@ def scattered(shape: Shape, count: int, radius: tuple[float, float], seed: int =
         middle = rng.uniform(0, shape)
         box = tuple(slice(max(0, int(m - r)), int(m + r) + 2) for m, r in zip(middle, size, strict=True))
         grid = np.meshgrid(*(np.arange(b.start, min(b.stop, n)) - m for b, n, m in zip(box, shape, middle, strict=True)), indexing="ij")
-        inside = np.max([np.abs(g) / r for g, r in zip(grid, size, strict=True)], 0) if number % 3 == 0 else np.sqrt(sum((g / r) ** 2 for g, r in zip(grid, size, strict=True)))
+        inside = (
+            np.max([np.abs(g) / r for g, r in zip(grid, size, strict=True)], 0)
+            if number % 3 == 0
+            else np.sqrt(sum((g / r) ** 2 for g, r in zip(grid, size, strict=True)))
+        )
         free = (inside <= 1) & (codes[box] == 0)
         blobs, parts = ndimage.label(free)
         if parts == 1:

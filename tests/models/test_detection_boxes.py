@@ -146,7 +146,9 @@ def slowly(boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float) -> li
     return kept
 
 
-@given(seed=st.integers(0, 10**6), axes=st.sampled_from([2, 3]), threshold=st.sampled_from([0.1, 0.3, 0.7]), keep=st.sampled_from([3, 25, 60]))
+@given(
+    seed=st.integers(0, 10**6), axes=st.sampled_from([2, 3]), threshold=st.sampled_from([0.1, 0.3, 0.7]), keep=st.sampled_from([3, 25, 60])
+)
 @settings(max_examples=25, deadline=None)
 def test_greedy_suppression_is_exact(seed: int, axes: int, threshold: float, keep: int) -> None:
     generator = torch.Generator().manual_seed(seed)

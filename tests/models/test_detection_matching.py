@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import levels, painted
 from torch import Tensor
+from toys import levels, painted
 
 from medseg.models.detection import IGNORED, Level, Truth
 from medseg.models.detection.anchors import anchor_boxes
@@ -59,7 +59,9 @@ def test_anchors_are_matched_as_published(seed: int, axes: int) -> None:
     lower = torch.rand(1, 4, axes, generator=generator) * 20  # no ties: corners are no whole numbers
     boxes = torch.cat([lower, lower + 1 + torch.rand(1, 4, axes, generator=generator) * 11], -1)
     window = (32,) * axes
-    truth = Truth(boxes, torch.tensor([[1, 2, 0, 1]]), torch.tensor([[1, 2, 0, 4]], dtype=torch.int32), torch.zeros(1, *window, dtype=torch.int32))
+    truth = Truth(
+        boxes, torch.tensor([[1, 2, 0, 1]]), torch.tensor([[1, 2, 0, 4]], dtype=torch.int32), torch.zeros(1, *window, dtype=torch.int32)
+    )
     assert torch.equal(match_anchors(truth, levels(axes))[0], by_definition(truth, levels(axes)))
 
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from toys import Backbone, Ball, levels, painted
 from torch import Tensor, nn
+from toys import Backbone, Ball, levels, painted
 
 from medseg.losses.detection import prototype_losses, region_losses
 from medseg.models.detection import (
@@ -28,7 +28,15 @@ from medseg.planning.shadows import Shadows, shadowed
 from medseg.training.portions import Portions
 
 KINDS, CELLS = 3, {2: 14, 3: 8}
-DISCS: list[Ball] = [((14, 14), 8, 1), ((44, 40), 14, 2), ((12, 48), 5, 3), ((30, 12), 4, 2), ((56, 10), 5, 1), ((20, 34), 5, 2), ((34, 20), 4, 3)]
+DISCS: list[Ball] = [
+    ((14, 14), 8, 1),
+    ((44, 40), 14, 2),
+    ((12, 48), 5, 3),
+    ((30, 12), 4, 2),
+    ((56, 10), 5, 1),
+    ((20, 34), 5, 2),
+    ((34, 20), 4, 3),
+]
 BALLS: list[Ball] = [((8, 8, 8), 6, 1), ((22, 22, 8), 7, 2), ((8, 24, 24), 4, 3), ((23, 7, 25), 5, 2)]
 
 
@@ -101,7 +109,9 @@ def test_perfect_answers_have_no_loss(kind: str, axes: int) -> None:
     network = detector(kind, axes)
     raw, ideal = network.train()(image, truth), perfect(network, truth)
     slots = Slots.unpack(ideal.pop("objects"), axes, CELLS[axes])
-    assert {name: maps[0].shape for name, maps in raw.items()} == {name: one.shape for name, one in ideal.items()} | {"classes": raw["classes"][0].shape}
+    assert {name: maps[0].shape for name, maps in raw.items()} == {name: one.shape for name, one in ideal.items()} | {
+        "classes": raw["classes"][0].shape
+    }
     assert {one.dtype for maps in raw.values() for one in maps} == {torch.float32} == {one.dtype for one in ideal.values()}
     terms = losses(network, {name: [one] for name, one in ideal.items()}, truth)
     assert set(terms) == set(losses(network, raw, truth))

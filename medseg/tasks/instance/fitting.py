@@ -145,7 +145,7 @@ def overlap_for(boxes: Boxes, window: Shape, least: float = 0.0) -> tuple[float,
 
 def cells_for(boxes: Boxes, axes: int) -> tuple[int, str]:
     """Cells of an object's mask along each axis, and the reason."""
-    steps = (14, 28) if axes == 2 else (8, 14)
+    steps = (14, 28, 56) if axes == 2 else (8, 14, 20, 28)
     side = float(np.quantile(boxes.max(1), 0.75, method="nearest"))
     chosen = next((n for n in steps if n >= side), steps[-1])
     return chosen, f"Three quarters of the objects are at most {side:.3g} voxels long."
