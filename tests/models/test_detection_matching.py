@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,7 +32,7 @@ def by_definition(truth: Truth, plan: tuple[Level, ...]) -> Tensor:
             continue
         middle = (box[:axes] + box[axes:]) / 2
         chosen = []
-        for level, start, end in zip(plan, starts[:-1], starts[1:], strict=True):
+        for start, end in itertools.pairwise(starts):
             near = torch.ones(end - start, dtype=torch.bool)  # a square of cells, not a disc
             for axis in range(axes):
                 places = centres[start:end, axis]
