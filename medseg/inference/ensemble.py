@@ -108,12 +108,19 @@ class Ensemble:
                 stacked = torch.cat([images.flip(view) if view else images for view in some]).contiguous(memory_format=self.layout)
                 for network in networks:
                     # In a function of its own, which leaves nothing behind for the next network.
-                    self._add(network(stacked), some, total, slots)
+                    self._add(network(stacked), some, windows.image.shape[2:], total, slots)
         count = len(views) * len(networks)
         means = {name: maps.div_(count).cpu() for name, maps in total.items()}
         return means | {name: torch.cat(parts, 1) for name, parts in slots.items()}
 
-    def _add(self, outputs: Outputs, views: Sequence[tuple[int, ...]], total: dict[str, Tensor], slots: dict[str, list[Tensor]]) -> None:
+    def _add(
+        self,
+        outputs: Outputs,
+        views: Sequence[tuple[int, ...]],
+        window: Sequence[int],
+        total: dict[str, Tensor],
+        slots: dict[str, list[Tensor]],
+    ) -> None:
         """Add outputs for mirrored views of the same windows, `(views times N, channels, *window)`, to their sums, and slots to the others."""
         heads = {head.name: head for head in self.task.heads}
         for name, maps in outputs.items():
@@ -121,7 +128,7 @@ class Ensemble:
             if isinstance(head, ObjectHead):
                 for view, part in zip(views, maps[0].float().cpu().chunk(len(views)), strict=True):
                     found = Slots.unpack(part, head.axes, head.mask)
-                    slots.setdefault(name, []).append(found.mirrored([axis - 2 for axis in view], self.task.plan.window).pack())
+                    slots.setdefault(name, []).append(found.mirrored([axis - 2 for axis in view], window).pack())
                 continue
             values = maps[0].float() if self.summed_on_device else maps[0].cpu().float()
             for view, part in zip(views, values.chunk(len(views)), strict=True):

@@ -99,7 +99,6 @@ def scattered(shape: Shape, count: int, radius: tuple[float, float], seed: int =
             else np.sqrt(sum((g / r) ** 2 for g, r in zip(grid, size, strict=True)))
         )
         free = (inside <= 1) & (codes[box] == 0)
-        blobs, parts = ndimage.label(free)
-        if parts == 1:
+        if ndimage.label(free)[1] == 1:
             codes[box][free] = ((number % classes + 1) << NUMBER_BITS) | number
     return codes
