@@ -13,8 +13,9 @@ from seen import HEAD, case_of, found_in, painted, perfect_slots, quality, same_
 from medseg.case import Batch
 from medseg.dataset import NUMBER_BITS
 from medseg.domains.grid.detections import Collector, mean_objects
+from medseg.domains.grid.domain import GridDomain
 from medseg.domains.grid.stitch import layout, stitch_as_nnunet, stitch_case
-from medseg.geometry import Shape
+from medseg.geometry import Crop, Resample, Shape
 from medseg.models.base import Head, ObjectHead
 from medseg.models.slots import Slots
 from medseg.prediction import FoundObjects
@@ -307,3 +308,57 @@ def test_the_mean_of_networks_is_one_object_each() -> None:
     lonely = mean_objects([parts[0], empty, empty])
     assert sorted(lonely.scores.tolist()) == pytest.approx(sorted((parts[0].scores / 3).tolist()))
     assert len(mean_objects([empty, empty])) == 0
+
+
+def resampled(found: FoundObjects, plans, shape: Shape, thick: int | None = None) -> FoundObjects:
+    """Objects of a case that was resampled from `shape` before it was cropped to nothing less."""
+    plan = next(plan for plan in plans if plan.name == "3d")
+    trail = (Crop(start=(0,) * 3, shape=shape, source=shape), Resample(source=shape, shape=found.shape, thick=thick))
+    (native,) = GridDomain(plan).native({HEAD: found}, trail, (ObjectHead(HEAD, slots=1, mask=1, axes=3),)).values()
+    assert isinstance(native, FoundObjects)
+    return native
+
+
+def test_objects_go_back_to_native_voxels(plans) -> None:
+    """Every voxel of the prepared grid was two, three and one: labels that were blocks are those blocks again."""
+    truth = scattered((20, 22, 24), 14, (2, 6), 13)
+    native = resampled(found_in(truth, (16, 16, 16), 24), plans, (40, 66, 24))
+    assert native.shape == (40, 66, 24)
+    codes, scores = painted(native)
+    blocks = truth.repeat(2, 0).repeat(3, 1)
+    assert len(scores) == len(np.unique(truth)) - 1
+    assert quality(codes, blocks) >= 0.93  # corners of blocks are rounded, as maps that go back linearly round them
+    assert np.array_equal(np.unique(codes >> NUMBER_BITS), np.unique(truth >> NUMBER_BITS))
+
+
+def test_slices_that_were_resampled_apart_are_repeated(plans) -> None:
+    truth = scattered((6, 30, 30), 8, (2, 6), 2)
+    native = resampled(found_in(truth, (6, 30, 30), 30), plans, (18, 30, 30), thick=0)
+    assert same_objects(painted(native)[0], truth.repeat(3, 0))
+
+
+def test_a_coarser_native_grid(plans) -> None:
+    """Objects of even blocks survive being halved; what is smaller than a native voxel is not lost."""
+    truth = np.zeros((16, 16, 16), np.int32)
+    truth[2:8, 4:10, 2:6] = FIRST | 1
+    truth[10:14, 2:4, 8:14] = FIRST | 2
+    truth[12, 12, 12] = FIRST | 3
+    native = resampled(found_in(truth, (16, 16, 16), 24), plans, (8, 8, 8))
+    codes, scores = painted(native)
+    assert len(scores) == 3
+    expected = np.where(truth[::2, ::2, ::2] & 0xFFFF, truth[::2, ::2, ::2], 0)
+    assert same_objects(codes, expected)
+
+
+def test_the_domain_counts_masks_not_slots(plans) -> None:
+    plan = next(plan for plan in plans if plan.name == "3d")
+    domain = GridDomain(plan)
+    assert domain.footprint((10, 20, 30), ObjectHead(HEAD, slots=100, mask=14, axes=3)) == 6000
+    assert domain.footprint((10, 20, 30), Head("maps", 2)) == 48000
+
+
+def test_the_mean_of_a_domain_knows_objects(plans) -> None:
+    truth = scattered((20, 22, 24), 8, (2, 6), 17)
+    found = found_in(truth, (16, 16, 16), 24)
+    (mean,) = GridDomain(plans[0]).mean([{HEAD: found}, {HEAD: found}]).values()
+    assert np.array_equal(painted(mean)[0], painted(found)[0])
