@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from medseg.geometry import Shape
 from medseg.imaging.rasters import Floats, Index, Integers, meeting, rasterised, shape_of, tight, voxel_ranges, within
-from medseg.imaging.windows import gaussian_weights, outer
+from medseg.imaging.windows import gaussian_weights
 from medseg.scratch import IN_MEMORY, Scratch, row_slabs
 
 SAME = 0.5  # IoU from which on two masks are of one object; at most one of disjoint masks can have more
@@ -95,11 +95,13 @@ def detections(
 
 @dataclass(eq=False)
 class _Open:
-    """An object that later windows may add to: sums of probabilities and voxels inside, over a box; scores by window and by class."""
+    """An object that later windows may add to: over a box, sums of weighted probabilities and of weights, and what is inside; scores by window
+    and by class."""
 
     lower: Index
     upper: Index
     total: NDArray[np.float32]
+    weight: NDArray[np.float32]
     inside: NDArray[np.bool_]
     voxels: int
     windows: dict[Index, float]
@@ -128,7 +130,7 @@ class Merger:
         """
         self.shape, self.window, self.starts, self.keep, self.scratch = shape, window, starts, keep, scratch
         self.views = 0
-        self._weights = [gaussian_weights(n) for n in window]
+        self._weights = [gaussian_weights(n).astype(np.float32) for n in window]
         self._open: dict[int, _Open] = {}
         self._free = list(range(ROOM))[::-1]
         self._boxes = self._nowhere(ROOM)
@@ -208,9 +210,10 @@ class Merger:
             self._free = list(range(len(self._boxes), 2 * len(self._boxes)))[::-1]
             self._boxes = np.concatenate([self._boxes, self._nowhere(len(self._boxes))])
         place = self._free.pop()
-        total = self.scratch.zeros(one.inside.shape, np.float32)
-        np.multiply(one.chances, self._gaussian(start, one.lower, one.upper) * np.float32(one.score), out=total)
-        self._open[place] = _Open(one.lower, one.upper, total, one.inside, one.voxels, {start: one.score}, {one.kind: one.score})
+        total, weight = (self.scratch.zeros(one.inside.shape, np.float32) for _ in range(2))
+        np.multiply(self._gaussian(start, one.lower, one.upper), np.float32(one.score), out=weight)
+        np.multiply(one.chances, weight, out=total)
+        self._open[place] = _Open(one.lower, one.upper, total, weight, one.inside, one.voxels, {start: one.score}, {one.kind: one.score})
         self._boxes[place] = (*one.lower, *one.upper)
         return place
 
@@ -219,11 +222,13 @@ class Merger:
         self._grow(place, one.lower, one.upper)
         known.windows[start] = known.windows.get(start, 0.0) + one.score
         known.votes[one.kind] = known.votes.get(one.kind, 0.0) + one.score
-        known.total[within(one.lower, one.upper, known.lower)] += (
-            one.chances * self._gaussian(start, one.lower, one.upper) * np.float32(one.score)
-        )
-        # Where the window covers the object the mean has changed, also where the detection is not.
-        self._decide(known, *_common(known.lower, known.upper, start, self._end(start)))
+        # Where the window covers the object the mean changes, also where the detection is not.
+        low, high = _common(known.lower, known.upper, start, self._end(start))
+        weights = self._gaussian(start, low, high)
+        weights *= np.float32(one.score)
+        known.weight[within(low, high, known.lower)] += weights
+        known.total[within(one.lower, one.upper, known.lower)] += one.chances * weights[within(one.lower, one.upper, low)]
+        self._decide(known, low, high)
 
     def _unite(self, place: int, other: int) -> None:
         """Two open objects that turn out to be one."""
@@ -234,6 +239,7 @@ class Merger:
             known.windows[start] = known.windows.get(start, 0.0) + score
         for kind, vote in gone.votes.items():
             known.votes[kind] = known.votes.get(kind, 0.0) + vote
+        known.weight[...] = self._weighed(known, known.lower, known.upper)
         self._decide(known, known.lower, known.upper)
 
     def _grow(self, place: int, lower: Index, upper: Index) -> None:
@@ -242,15 +248,21 @@ class Merger:
         lower, upper = tuple(map(min, known.lower, lower)), tuple(map(max, known.upper, upper))
         if (lower, upper) != (known.lower, known.upper):
             shape, old = shape_of(lower, upper), within(known.lower, known.upper, lower)
-            total, inside = self.scratch.zeros(shape, np.float32), self.scratch.zeros(shape, np.bool_)
-            total[old], inside[old] = known.total, known.inside
-            known.lower, known.upper, known.total, known.inside = lower, upper, total, inside
+            total, weight = (self.scratch.zeros(shape, np.float32) for _ in range(2))
+            inside = self.scratch.zeros(shape, np.bool_)
+            total[old], weight[old], inside[old] = known.total, known.weight, known.inside
+            for axis in range(len(lower)):  # what is new are slabs on both sides of each axis
+                for a, b in ((lower[axis], known.lower[axis]), (known.upper[axis], upper[axis])):
+                    if a < b:
+                        first, last = (*known.lower[:axis], a, *lower[axis + 1 :]), (*known.upper[:axis], b, *upper[axis + 1 :])
+                        weight[within(first, last, lower)] = self._weighed(known, first, last)
+            known.lower, known.upper, known.total, known.weight, known.inside = lower, upper, total, weight, inside
             self._boxes[place] = (*lower, *upper)
 
     def _decide(self, known: _Open, lower: Index, upper: Index) -> None:
         """Find anew which voxels of a part are inside."""
         part = within(lower, upper, known.lower)
-        inside = known.total[part] >= np.float32(INSIDE) * self._covered(known, lower, upper)
+        inside = known.total[part] >= np.float32(INSIDE) * known.weight[part]
         inside &= known.total[part] > 0
         known.voxels += int(np.count_nonzero(inside)) - int(np.count_nonzero(known.inside[part]))
         known.inside[part] = inside
@@ -262,9 +274,12 @@ class Merger:
 
     def _gaussian(self, start: Index, lower: Index, upper: Index) -> NDArray[np.float32]:
         """Weights of a window for some of its voxels."""
-        return outer([w[a - s : b - s] for w, s, a, b in zip(self._weights, start, lower, upper, strict=True)])
+        first, *rest = (w[a - s : b - s] for w, s, a, b in zip(self._weights, start, lower, upper, strict=True))
+        for weights in rest:
+            first = first[..., None] * weights
+        return first
 
-    def _covered(self, known: _Open, lower: Index, upper: Index) -> NDArray[np.float32]:
+    def _weighed(self, known: _Open, lower: Index, upper: Index) -> NDArray[np.float32]:
         """Sum of the weights of all members, for some voxels."""
         result = np.zeros(shape_of(lower, upper), np.float32)
         for start, score in known.windows.items():
@@ -304,9 +319,9 @@ class Merger:
             return
         mask = self.scratch.zeros(shape_of(lower, upper), np.uint8)
         for rows in row_slabs(mask.shape):
-            low, high = (lower[0] + rows.start, *lower[1:]), (lower[0] + rows.stop, *upper[1:])
-            weights = np.maximum(self._covered(known, low, high), np.float32(1e-30))
-            mask[rows] = np.rint(255 * np.minimum(known.total[within(low, high, known.lower)] / weights, 1))
+            part = within((lower[0] + rows.start, *lower[1:]), (lower[0] + rows.stop, *upper[1:]), known.lower)
+            chances = known.total[part] / np.maximum(known.weight[part], np.float32(1e-30))
+            mask[rows] = np.rint(255 * np.minimum(chances, 1))
         self.keep(Merged(lower, upper, mask, int(np.count_nonzero(mask >= 255 * INSIDE)), score, known.votes))
 
     def _confidence(self, known: _Open, lower: Index, upper: Index) -> float:

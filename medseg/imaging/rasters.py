@@ -47,14 +47,21 @@ def rasterised(cells: NDArray[Any], box: Floats, first: Index, last: Index, thic
             if low >= 0 and high <= count:  # cells are voxels
                 values = values[(slice(None),) * axis + (slice(low, high),)]
                 continue
-        places = (np.arange(first[axis], last[axis]) + 0.5 - lower) * (count / max(upper - lower, 1e-9)) - 0.5
-        places = np.clip(places, 0, count - 1)
+        scale = count / max(upper - lower, 1e-9)
+        places = np.arange(first[axis], last[axis]) * scale
+        places += (0.5 - lower) * scale - 0.5
+        np.maximum(places, 0, out=places)
+        np.minimum(places, count - 1, out=places)
         if axis == thick or count == 1:
             values = values.take(np.rint(places).astype(np.intp), axis)
             continue
-        low_cell = np.minimum(places.astype(np.intp), count - 2)
-        share = (places - low_cell).astype(np.float32).reshape(-1, *(1,) * (cells.ndim - axis - 1))
-        values = values.take(low_cell, axis) * (1 - share) + values.take(low_cell + 1, axis) * share
+        cell = np.minimum(places.astype(np.intp), count - 2)
+        share = (places - cell).astype(np.float32).reshape(-1, *(1,) * (cells.ndim - axis - 1))
+        low_values = values.take(cell, axis)
+        values = values.take(cell + 1, axis)
+        values -= low_values
+        values *= share
+        values += low_values
     return values
 
 
