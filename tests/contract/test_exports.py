@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from PIL import Image
 from pydicom import dcmread
 
 from medseg import registry
-from medseg.dataset import CaseFiles, LabelClass, Labels
+from medseg.dataset import NUMBER_BITS, CaseFiles, LabelClass, Labels
 from medseg.errors import PlanError, ResourceError
 from medseg.io.dicom.reading.reader import scan
-from medseg.io.exports import LABELS, Export, Maker, Result, find_export, own_export
+from medseg.io.exports import LABELS, TABLE, Export, Maker, Result, find_export, own_exports
 from medseg.io.images import read_header, read_label
 from medseg.prediction import Prediction
 from tests.io.dicom.phantoms import grid_of, write_series
@@ -24,6 +25,7 @@ from tests.io.dicom.phantoms import grid_of, write_series
 SHAPE = (4, 14, 12)
 CLASSES = Labels(classes=(LabelClass(name="liver", values=(1,)), LabelClass(name="tumour", values=(2,))))
 NAMES = registry.exports.names()
+THINGS = Labels(classes=CLASSES.classes, things=("tumour",))
 INPUTS = ("nifti", "nrrd", "picture", "dicom", "oblique dicom", "flat dicom")
 
 
@@ -61,6 +63,17 @@ def result_of(image: Path, probabilities: bool) -> Result:
     return Result(files, Prediction("a case", labels, chances), grid, CLASSES, Maker("model 3d", "0.1.0", "0123456789abcdef"))
 
 
+def objects_of(image: Path, found: bool = True) -> Result:
+    """Stuff, and two objects that touch; or nothing at all."""
+    result = result_of(image, False)
+    codes = result.prediction.labels.astype(np.int32) << NUMBER_BITS
+    codes[..., 6, 6:8] |= 1
+    codes[..., 7, 6:8] |= 2
+    scores = {2 << NUMBER_BITS | 1: 0.75, 2 << NUMBER_BITS | 2: 0.5}
+    prediction = Prediction("a case", codes if found else codes * 0, objects=scores if found else {})
+    return dataclasses.replace(result, labels=THINGS, prediction=prediction)
+
+
 def content(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
 
@@ -88,6 +101,21 @@ def test_exactly_the_targets_are_written_or_the_case_is_refused(name, probabilit
         export.write(result, out)
         assert content(out) == set(targets)
     assert {path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("found", [True, False])
+def test_objects_are_written_like_classes(name, found, image, tmp_path):
+    """And what is said about all cases is written from the targets of each."""
+    export, result, out = find_export(name), objects_of(image, found), tmp_path / "out"
+    if export.problems(result.files):
+        return
+    export.write(result, out)
+    targets = export.targets(result.files, False)
+    assert content(out) == set(targets)
+    for cases in ([targets], []):
+        export.collect(cases, out)
+        assert content(out) == {*targets, *export.collected}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,8 +182,10 @@ def test_what_is_expected_without_a_format(tmp_path):
     for kind in INPUTS:
         (tmp_path / kind).mkdir()
         files = CaseFiles(id="a", images=(image_of(kind, tmp_path / kind),), group="a")
-        assert own_export(files) == ("seg" if "dicom" in kind else LABELS)
-        assert not find_export(own_export(files)).problems(files)
+        own = "seg" if "dicom" in kind else LABELS
+        assert own_exports(files) == (own,)
+        assert own_exports(files, objects=True) == (own, TABLE)
+        assert not any(find_export(name).problems(files) for name in own_exports(files, objects=True))
 
 
 def test_unknown_format():
