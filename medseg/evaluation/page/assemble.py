@@ -59,13 +59,10 @@ def render_page(
     """
     sections = [
         ("objects", "Objects", object_scores(evaluation.objects) if evaluation.objects else ""),
+        ("pictures", "Worst, median, best", object_pictures(evaluation, pairs, images, predicted) if evaluation.objects else ""),
         ("scores", "Means over cases" if evaluation.objects else "Scores", _scores(evaluation)),
         ("spread", "Spread", _spread(evaluation)),
-        (
-            ("look", "Worst, median, best", object_pictures(evaluation, pairs, images, predicted))
-            if evaluation.objects
-            else ("look", "Best, median, worst", _overlays(evaluation, pairs, images))
-        ),
+        ("look", "Best, median, worst", "" if evaluation.objects else _overlays(evaluation, pairs, images)),
         ("all", "Every case", _cases(evaluation)),
         ("selection", "Selection", _selection(selection)),
         ("training", "Training", training_curves(curves)),

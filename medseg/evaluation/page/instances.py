@@ -18,7 +18,7 @@ from medseg.metrics.instances import count_objects, match
 
 HUES = 8  # colours of objects that the page's style knows
 FOUND, INVENTED, MISSED, KNOWN = "found", "invented", "missed", "known"
-LEAST = 3.0  # an object with a symbol is drawn with one of at least so many pixels
+LEAST = 0.012  # radius of a symbol, as a share of the slice's longer side, so that it is seen however small its object is
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ def view_svg(view: ObjectView) -> str:
     picture = f'<image width="{columns}" height="{rows}" preserveAspectRatio="none" href="{view.picture}"/>' if view.picture else ""
     drawn = []
     for shape in sorted(view.shapes, key=lambda s: (FOUND, KNOWN, INVENTED, MISSED).index(s.kind)):
-        sign = _sign(shape, scale) if shape.kind in (INVENTED, MISSED) else ""
+        sign = _sign(shape, scale, LEAST * max(view.width, view.height)) if shape.kind in (INVENTED, MISSED) else ""
         drawn.append(f'<g class="o {shape.kind} h{shape.hue}"><title>{escape(shape.title)}</title><path d="{shape.path}"/>{sign}</g>')
     caption = f"<figcaption>{escape(view.title)}</figcaption>" if view.title else ""
     frame = f'viewBox="0 0 {view.width:.6g} {view.height:.6g}" role="img" aria-label="{escape(view.title or "objects")}"'
     scaled = f'<g transform="scale({scale[0]:.6g} {scale[1]:.6g})">{picture}{"".join(drawn)}</g>'
-    return f'<figure class="view"><svg {frame}>{scaled}</svg>{caption}</figure>'
+    return f'<figure class="view" style="aspect-ratio:{view.width / view.height:.4g}"><svg {frame}>{scaled}</svg>{caption}</figure>'
 
 
 def hues(codes: NDArray[np.integer]) -> dict[int, int]:
@@ -218,10 +218,10 @@ def _number(code: int, labels: Labels) -> int:
     return int(labels.numbers(code))
 
 
-def _sign(shape: Shape, scale: tuple[float, float]) -> str:
-    """A cross in what was invented, a ring around the middle of what was missed; as round as the slice's pixels are square."""
+def _sign(shape: Shape, scale: tuple[float, float], least: float) -> str:
+    """A cross in what was invented, a ring in what was missed, round also where pixels are not square; `least` is the smallest radius."""
     x, y = shape.centre
-    r = max(LEAST, 0.45 * shape.radius) * min(scale)
+    r = max(least, 0.45 * shape.radius * min(scale))
     dx, dy = r / scale[0], r / scale[1]
     if shape.kind == MISSED:
         return f'<ellipse cx="{x:.4g}" cy="{y:.4g}" rx="{dx:.3g}" ry="{dy:.3g}"/>'

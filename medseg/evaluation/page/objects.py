@@ -18,7 +18,7 @@ from medseg.evaluation.records import CaseScores, Estimate, Evaluation, ObjectSc
 from medseg.evaluation.summary import case_means
 from medseg.metrics import Metric, describe
 
-TILES = ("pq", "sq", "rq", "object_f1", "ap", "object_accuracy@0.5:0.95", "froc")
+TILES = ("pq", "sq", "rq", "ap", "object_accuracy@0.5:0.95", "froc", "object_f1")
 MOST_TILES = 5
 DRAWN = 8  # classes with curves, those with the most objects
 GROUPS = {"all": "Mean of classes", "things": "Mean of things", "stuff": "Mean of stuff"}
@@ -52,7 +52,7 @@ def object_tiles(scores: ObjectScores) -> list[str]:
 def object_scores(scores: ObjectScores) -> str:
     """Table and charts."""
     heads = [describe(m) for m in scores.metrics]
-    top = "".join(f'<th title="{escape(h.meaning)}">{escape(h.title)}</th>' for h in heads)
+    top = "".join(f'<th title="{escape(h.meaning)}">{_heading(h)}</th>' for h in heads)
     rows = []
     for index, (name, counts) in enumerate(scores.counts.items()):
         some = "".join(
@@ -77,6 +77,12 @@ def object_scores(scores: ObjectScores) -> str:
         '<div class="card scroll"><table><thead><tr><th>Class</th><th>Found</th><th>Missed</th><th>Invented</th>'
         f'{top}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>{missing}<div class="charts after">{_charts(scores)}</div>'
     )
+
+
+def _heading(head: Metric) -> str:
+    """The title, with the IoU on a line of its own."""
+    title, _, level = head.title.removeprefix("Object ").partition(" at IoU ")
+    return f"{escape(title[0].upper() + title[1:])}<small>{f'IoU {level}' if level else '&nbsp;'}</small>"
 
 
 def _cells(row: Mapping[str, Estimate], heads: Sequence[Metric]) -> str:
