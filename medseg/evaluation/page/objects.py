@@ -22,6 +22,7 @@ TILES = ("pq", "sq", "rq", "ap", "object_accuracy@0.5:0.95", "froc", "object_f1"
 MOST_TILES = 5
 DRAWN = 8  # classes with curves, those with the most objects
 GROUPS = {"all": "Mean of classes", "things": "Mean of things", "stuff": "Mean of stuff"}
+ENOUGH, SIZED = 10, 4  # objects that a chart of sizes needs, and how many classes have one
 RATES = ((-3.0, "1/8"), (-2.0, "1/4"), (-1.0, "1/2"), (0.0, "1"), (1.0, "2"), (2.0, "4"), (3.0, "8"))
 LEGEND = (
     ("nofound", "found (each object its own colour)", '<g class="o found h0"><path d="M5 3H25V15H5Z"/></g>'),
@@ -114,7 +115,7 @@ def _charts(scores: ObjectScores) -> str:
         lines = [_froc_line(name, *scores.froc[name], order.index(name)) for name in drawn if name in scores.froc]
         note = "Share of objects that are found (IoU of 0.1) by how many false ones one accepts; FROC is the mean at the seven marks."
         charts.append(plot("FROC", note, ("False positives per case", "sensitivity"), lines, RATES))
-    for name in drawn:
+    for name in [n for n in many if sum(g.objects for g in scores.sizes[n]) >= ENOUGH][:SIZED]:
         if groups := scores.sizes.get(name):
             bars = [(_range(g.smallest, g.largest), g.found / g.objects, f"{g.found}/{g.objects}") for g in groups]
             title = f"Found by size: {name}" if len(scores.things) > 1 else "Found by size"
@@ -153,7 +154,7 @@ def _quality(scores: ObjectScores) -> str:
     ]
     for place, (i, name, row) in enumerate(rows):
         y, pq = 14 + step * (place + 0.5), row["pq"]
-        shown = name if len(name) <= 16 else name[:15] + "…"
+        shown = name if len(name) <= 15 else name[:14] + "…"
         parts.append(
             f'<text class="name" x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(shown)}<title>{escape(name)}</title></text>'
         )
