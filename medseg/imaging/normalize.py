@@ -12,6 +12,8 @@ from medseg.scratch import release, row_slabs
 
 Image = NDArray[np.float32]
 SMALLEST_STD = 1e-6
+PERCENTILES, SPREAD = (1, 50, 99.8), 4.0
+MOST_VALUES = 2**22  # that percentiles are taken of; more would not change them
 
 
 def standardise(
@@ -63,6 +65,19 @@ def to_range(channel: NDArray[Any], out: Image | None = None) -> Image:
         low, high = min(low, float(channel[rows].min())), max(high, float(channel[rows].max()))
         release(channel)
     return standardise(channel, low, high - low, out=out)
+
+
+def to_spread(channel: NDArray[Any], out: Image | None = None, measured: NDArray[np.bool_] | None = None) -> Image:
+    """The median of this channel to 0, and its 1st and 99.8th percentile `SPREAD` apart (float32, a new array or `out`).
+
+    The median of a micrograph or photograph is its background, dark or bright, whatever the objects in it, and what is seen beyond its border
+    is 0. Voxels that were not `measured` do not count. Where both percentiles are equal it is `zscore`. Works slab by slab.
+    """
+    values = channel.reshape(-1) if measured is None or not measured.any() else channel[measured]
+    low, middle, high = (float(v) for v in np.percentile(values[:: max(1, values.size // MOST_VALUES)], PERCENTILES))
+    if high - low < SMALLEST_STD:
+        return zscore(channel, out=out, measured=measured)
+    return standardise(channel, middle, (high - low) / SPREAD, out=out)
 
 
 def moments(channel: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> tuple[float, float]:

@@ -84,19 +84,27 @@ def test_the_coarsest_axis_comes_first():
 @pytest.mark.parametrize("modality", list(Modality))
 def test_normalisation_by_modality(modality):
     seen = intensities(-100, 300)
-    how = rules.normalization(Channel(name="x", modality=modality), seen, 1.0).value
+    how = rules.normalization(Channel(name="x", modality=modality), seen, 1.0, False).value
     if modality is Modality.ct:
         assert how == Normalization(scheme=Scheme.fixed, low=-98, high=298, mean=100, std=30)
     elif modality is Modality.rgb:
         assert how == Normalization(scheme=Scheme.fixed, low=0, high=65535, mean=32767.5, std=16383.75)
     else:
         assert how == Normalization(scheme=Scheme.zscore)
-        assert rules.normalization(Channel(name="x", modality=modality), seen, 0.7).value == Normalization(scheme=Scheme.masked)
+        assert rules.normalization(Channel(name="x", modality=modality), seen, 0.7, False).value == Normalization(scheme=Scheme.masked)
+
+
+def test_colours_of_objects_follow_each_image():
+    decided = rules.normalization(Channel(name="red", modality=Modality.rgb), intensities(0, 255), 1.0, True)
+    assert decided.value == Normalization(scheme=Scheme.spread)
+    assert "stain and exposure" in decided.because
+    ct = Channel(name="ct", modality=Modality.ct)
+    assert rules.normalization(ct, intensities(0, 255), 1.0, True) == rules.normalization(ct, intensities(0, 255), 1.0, False)
 
 
 @pytest.mark.parametrize(("top", "high"), [(1.0, 1.0), (200.0, 255.0), (300.0, 65535.0), (70000.0, 70000.0)])
 def test_colour_range_follows_the_depth_of_the_files(top, high):
-    how = rules.normalization(Channel(name="red", modality=Modality.rgb), intensities(0, top), 1.0).value
+    how = rules.normalization(Channel(name="red", modality=Modality.rgb), intensities(0, top), 1.0, False).value
     assert (how.low, how.high, how.mean, how.std) == (0, high, high / 2, high / 4)
 
 
@@ -162,6 +170,17 @@ def test_small_volumes_are_seen_whole():
     decided = rules.window_candidates([(36, 50, 35)] * 9 + [(46, 58, 43)], (1, 1, 1), 128**3)
     assert decided.value[0] == (40, 56, 40)
     assert "seen whole" in decided.because
+
+
+def test_images_of_very_different_sizes_are_not_mostly_padding():
+    """A window for three quarters of them would be filled to 65 %, one for half of them to 100 %."""
+    decided = rules.window_candidates([(256, 256)] * 6 + [(500, 500)] * 4, (1, 1), 768**2)
+    assert decided.value[0] == (256, 256)
+    assert "holds 50 %" in decided.because
+    assert "more than 25% padding" in decided.because
+    alike = rules.window_candidates([(256, 256)] * 6 + [(288, 288)] * 4, (1, 1), 768**2)
+    assert alike.value[0] == (288, 288)
+    assert "holds 75 %" in alike.because
 
 
 def test_large_volumes_start_isotropic_in_mm_within_the_median():

@@ -5,7 +5,7 @@ from scipy import ndimage
 
 from medseg.imaging.components import component_sizes
 from medseg.imaging.crop import bounding_box, nonzero
-from medseg.imaging.normalize import body_mask, standardise, zscore
+from medseg.imaging.normalize import body_mask, standardise, to_spread, zscore
 
 
 def test_bounding_box():
@@ -35,6 +35,22 @@ def test_zscore():
 def test_zscore_of_a_constant_is_zero_and_not_nan():
     assert not zscore(np.full((4, 4), 7.0)).any()
     assert not zscore(np.full((4, 4), 7.0), np.ones((4, 4), bool)).any()
+
+
+def test_spread_puts_the_background_at_zero():
+    values = np.arange(1001, dtype=np.float64).reshape(77, 13)
+    for scale, offset in ((1.0, 0.0), (-3.0, 200.0)):  # bright on dark, dark on bright, of any contrast
+        channel = scale * values + offset
+        low, high = np.percentile(channel, (1, 99.8))
+        result = to_spread(channel)
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, (channel - np.median(channel)) / (high - low) * 4, rtol=1e-5, atol=1e-6)
+    measured = values < 500
+    assert abs(np.median(to_spread(values, measured=measured)[measured])) < 1e-6
+    specks = np.zeros((100, 100))
+    specks[:2, :3] = 5  # too few for the percentiles: the deviation is taken
+    np.testing.assert_allclose(to_spread(specks), zscore(specks))
+    assert not to_spread(np.full((4, 4), 7.0)).any()
 
 
 def test_masked_zscore_ignores_the_outside():

@@ -206,7 +206,7 @@ def test_needs():
     dataset = make_dataset(TWO, 2)
     needs = Instance.needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0), (314, 100)))
     assert needs.labels == THINGS
-    assert needs.target.head.smallest == 75
+    assert needs.target.head.smallest == 50  # half of the smaller of two
     assert needs.target.head.scale == 8.12  # of the 207 voxels between both
     assert set(needs.reasons) == {f"head.{name}" for name in type(needs.target.head).model_fields}
     regions, things = make_dataset(REGIONS, 2), make_dataset(THINGS, 2)

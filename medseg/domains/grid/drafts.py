@@ -135,7 +135,10 @@ class _Survey:
         ]
         planes = [shape[lead:] for shape in prepared]
         kept = rules.kept_by_crop(seen.cases) if self.crop.value else 1.0
-        channels = [rules.normalization(c, values, kept) for c, values in zip(seen.channels, seen.intensities, strict=True)]
+        channels = [
+            rules.normalization(c, values, kept, bool(seen.labels.things))
+            for c, values in zip(seen.channels, seen.intensities, strict=True)
+        ]
         mirror = rules.mirror_axes(seen.labels, self.order.value, window_axes, self.machine.kind)
         windows = rules.window_candidates(planes, target.value[lead:], LARGEST[self.machine.kind][window_axes - 2])
         augmentation = plan_augmentation(target.value[lead:], windows.value[0], mirror.value)

@@ -12,7 +12,7 @@ from medseg.domains.grid.settings import GridSettings, Interpolation, Normalizat
 from medseg.errors import DatasetError
 from medseg.geometry import Crop, Grid, Reorient, Resample, Shape, Step
 from medseg.imaging.crop import bounding_box, nonzero
-from medseg.imaging.normalize import body_mask, standardise, to_range, zscore
+from medseg.imaging.normalize import body_mask, standardise, to_range, to_spread, zscore
 from medseg.imaging.resample import coarse_axis, resample_image, resample_label, thick_axis
 from medseg.io.grids import field_of_view
 from medseg.scratch import IN_MEMORY, Scratch, copy
@@ -143,6 +143,8 @@ def _normalise(
         standardise(channel, how.mean, how.std, how.low, how.high, out=out)
     elif how.scheme is Scheme.range:
         to_range(channel, out=out)
+    elif how.scheme is Scheme.spread:
+        to_spread(channel, out=out, measured=measured)
     else:
         zscore(channel, body if how.scheme is Scheme.masked else None, out=out, measured=measured)
 

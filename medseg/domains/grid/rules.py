@@ -34,6 +34,7 @@ DIRECTIONS = (  # words in class names, by canonical axis (z, y, x)
 CAPITALS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<![A-Za-z])([LR])(?=[A-Z][a-z])")  # where a word begins: `kidneyLeft`, `lKidney`, `LKidney`
 TYPICAL = 128**3  # voxels of a 3D window that common machines train with
 WHOLE = 75  # per cent of cases that a covering window holds along each axis; the last quarter would double its size
+FILLED = 0.75  # of a 2D window that holds so many cases, in the mean over cases; padding costs as much as pixels and teaches nothing
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,19 @@ def kept_by_crop(cases: tuple[CaseStats, ...]) -> float:
     return float(np.median([np.prod(c.cropped) / np.prod(c.shape) for c in cases]))
 
 
-def normalization(channel: Channel, seen: Intensities, kept: float) -> Decided[Normalization]:
-    """CT by the dataset's foreground, colours by their range, everything else by each case's own mean and deviation."""
+def normalization(channel: Channel, seen: Intensities, kept: float, objects: bool) -> Decided[Normalization]:
+    """CT by the dataset's foreground, colours by their range or, where `objects` are told apart, by each case's own percentiles, everything
+    else by each case's own mean and deviation."""
     if channel.modality is Modality.ct and seen.std > 0 and seen.percentile(0.5) < seen.percentile(99.5):
         low, high = (round(seen.percentile(q), 4) for q in (0.5, 99.5))
         how = Normalization(scheme=Scheme.fixed, low=low, high=high, mean=round(seen.mean, 4), std=round(seen.std, 4))
         return Decided(how, f"CT numbers mean the same in every case: foreground percentiles 0.5 and 99.5 are {low:g} and {high:g} HU")
+    if channel.modality is Modality.rgb and objects:
+        because = (
+            "micrographs and photographs of objects differ in stain and exposure: each case's median, most often its background, maps to 0, "
+            "and its 1st and 99.8th percentile 4 apart"
+        )
+        return Decided(Normalization(scheme=Scheme.spread), because)
     if channel.modality is Modality.rgb:
         top = seen.quantiles[-1]
         high = next((h for h in (1.0, 255.0, 65535.0) if top <= h), top)
@@ -166,8 +174,8 @@ def _words(text: str) -> set[str]:
 def window_candidates(shapes: list[Shape], spacing: tuple[float, ...], largest: int) -> Decided[tuple[Shape, ...]]:
     """Windows from the largest that makes sense down to the smallest, each shrunk along the axis that is largest relative to the data.
 
-    The first holds the whole of most cases if that is small; otherwise it is nnU-Net's: as large in mm along every axis, bounded
-    by the median shape.
+    The first holds the whole of most cases if that is small, or of half of them where it would be filled badly. Otherwise it is nnU-Net's:
+    as large in mm along every axis, bounded by the median shape.
 
     Args:
         shapes: prepared shapes along the window axes.
@@ -175,10 +183,14 @@ def window_candidates(shapes: list[Shape], spacing: tuple[float, ...], largest: 
     """
     middle = tuple(round(float(v)) for v in np.median(np.asarray(shapes, dtype=np.float64), axis=0))
     most = tuple(int(np.ceil(v)) for v in np.percentile(np.asarray(shapes), WHOLE, axis=0))
-    cover = tuple(_up(n) for n in most)
+    cover, share = tuple(_up(n) for n in most), WHOLE
+    if len(cover) == 2 and _filled(shapes, cover) < FILLED:
+        cover, share, most = tuple(_up(n) for n in middle), 50, middle
     if np.prod(cover) <= (COVER if len(cover) == 3 else COVER_2D) and np.prod(cover) <= largest:
         first = cover
-        because = f"holds {WHOLE} % of the prepared cases along each axis ({by(most)}, median {by(middle)}), so they are seen whole"
+        because = f"holds {share} % of the prepared cases along each axis ({by(most)}, median {by(middle)}), so they are seen whole"
+        if share < WHOLE:
+            because += f"; one for {WHOLE} % would be more than {1 - FILLED:.0%} padding"
     else:
         cube = np.asarray([1 / s for s in spacing])
         cube *= (largest / cube.prod()) ** (1 / len(cube))
@@ -210,6 +222,11 @@ def _shrink(window: Shape, middle: Shape) -> Shape | None:
     axis = max(able, key=lambda a: (window[a] / middle[a], window[a], -a))
     step = max(QUANTUM, 2 ** ((window[axis] // 4).bit_length() - 1))  # about a fifth: every candidate costs the planner a measurement
     return tuple(max(smallest[a], n - step) if a == axis else n for a, n in enumerate(window))
+
+
+def _filled(shapes: list[Shape], window: Shape) -> float:
+    """Mean share of a window that lies within the case."""
+    return float(np.minimum(np.asarray(shapes) / np.asarray(window), 1.0).prod(1).mean())
 
 
 def _up(size: int) -> int:

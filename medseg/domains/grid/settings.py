@@ -20,6 +20,7 @@ class Scheme(StrEnum):
     fixed = "fixed"  # clip to [low, high], if these are given, then (x - mean) / std with numbers of the whole dataset (CT, RGB)
     zscore = "zscore"  # each case's own mean and standard deviation
     masked = "masked"  # as zscore, but inside the nonzero body only; outside is 0
+    spread = "spread"  # each case's own median to 0, and its 1st to 99.8th percentile 4 apart
     range = "range"  # each case's own lowest value to 0 and its highest to 1
 
 

@@ -133,6 +133,8 @@ def _obstacles(plan: Plan, ending: str) -> Iterator[Problem]:
     for i, how in enumerate(space.channels):
         if how.scheme is Scheme.fixed and how.low is None and (how.mean, how.std) != (0, 1):
             yield Problem("nnU-Net cannot standardise without clipping", f"space.channels.{i}", f"mean {how.mean}, std {how.std}", "", fix)
+        if how.scheme is Scheme.spread:
+            yield Problem("nnU-Net has no such normalisation", f"space.channels.{i}", "spread", "fixed, zscore, masked or range", fix)
     if plan.inference.overlap != OVERLAP:
         yield Problem("nnU-Net's windows overlap otherwise", "inference.overlap", str(plan.inference.overlap), str(OVERLAP))
     if target.cleaning:

@@ -8,12 +8,15 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from medseg.fingerprint import Fingerprint
+from medseg.fingerprint import OBJECT_QUANTILES, Fingerprint
 from medseg.plans import TargetSection
 from medseg.record import Record
 
 FAINTEST = 1e-4  # a class is never taken to be rarer, so that its first logits are not out of reach
-REACH = 1.5
+REACH = 2.0
+SMALL = 0.05  # of all objects
+SIZE_QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of `ClassStats.sizes`
+STEPS = 40  # points that stand for the sizes of one case
 
 
 class DenseSettings(Record):
@@ -107,7 +110,7 @@ def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, s
     found = [c for case in fingerprint.cases for c in case.classes if c.components]
     ndim = fingerprint.ndim
     median = float(np.median([c.sizes[len(c.sizes) // 2] for c in found])) if found else 1.0
-    least = min((c.sizes[0] for c in found), default=1)
+    small = _small(fingerprint)
     scale = float(f"{max(1.0, (median / math.pi) ** 0.5 if ndim == 2 else (median * 3 / (4 * math.pi)) ** (1 / 3)):.3g}")
     count = [sum(c.components for c in case.classes) for case in fingerprint.cases]
     objects = f"{sum(count)} objects, {np.median(count):g} in the median case, half of them below {median:g} voxels"
@@ -117,7 +120,7 @@ def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, s
         cross_entropy=1.0,
         offset=1.0,
         scale=scale,
-        smallest=max(1, 3 * least // 4),
+        smallest=max(1, small // 2),
         reach=REACH,
     )
     reasons = {
@@ -127,10 +130,24 @@ def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, s
         "cross_entropy": "Smooth gradients where the Dice has none.",
         "offset": "Errors are counted in radii of the object, so small and large ones are worth the same.",
         "scale": f"About the radius of an object of {median:g} voxels, so that outputs are about 1.",
-        "smallest": f"Three quarters of the smallest object in the labels ({least} voxels).",
+        "smallest": f"Half of {small} voxels, which {SMALL:.0%} of the objects do not reach: smaller ones are most often pieces or specks.",
         "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
     }
     return settings, reasons
+
+
+def _small(fingerprint: Fingerprint) -> int:
+    """The size that a share `SMALL` of all objects does not reach, from each class's quantiles of each case."""
+    told = [(one.sizes, one.count, OBJECT_QUANTILES) for case in fingerprint.cases for one in case.objects if one.count]
+    told = told or [(c.sizes, c.components, SIZE_QUANTILES) for case in fingerprint.cases for c in case.classes if c.components]
+    if not told:
+        return 1
+    places = (np.arange(STEPS) + 0.5) / STEPS
+    sizes = np.concatenate([np.interp(places, quantiles, sizes) for sizes, _, quantiles in told])
+    weights = np.repeat([float(count) for _, count, _ in told], STEPS)
+    order = np.argsort(sizes, kind="stable")
+    share = np.cumsum(weights[order]) / weights.sum()
+    return max(1, round(float(sizes[order][np.searchsorted(share, SMALL)])))
 
 
 def frequencies(fingerprint: Fingerprint) -> tuple[float, ...]:
