@@ -179,7 +179,7 @@ class Regions(Detector):
     @staticmethod
     def planned(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
         """See `fitting.region_settings`."""
-        return region_settings(fingerprint, labels, frame)
+        return region_settings(fingerprint, frame)
 
     @cached_property
     def design(self) -> RegionDesign:
@@ -208,7 +208,7 @@ class Prototypes(Detector):
     @staticmethod
     def planned(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
         """See `fitting.prototype_settings`."""
-        return prototype_settings(fingerprint, labels, frame)
+        return prototype_settings(fingerprint, frame)
 
     @cached_property
     def design(self) -> PrototypeDesign:

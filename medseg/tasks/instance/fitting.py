@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.dataset import Labels
 from medseg.device import Kind
 from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Shape
 from medseg.tasks.base import Frame
 from medseg.tasks.instance.head import Planned
-from medseg.tasks.instance.settings import PrototypeSettings, RegionSettings, frequencies
+from medseg.tasks.instance.settings import SMALL, PrototypeSettings, RegionSettings, frequencies, small_size
 
 CELLS = 6.0  # of a level's map along a typical object: with fewer its neighbours share its cells, with more the level costs for nothing
 FINEST = 2.0  # voxels; a level at full resolution would cost more than all others
@@ -160,9 +159,9 @@ def told(pyramid: Pyramid, strides: tuple[Shape, ...]) -> str:
     return f"Fitted to {pyramid.count} boxes, of which {pyramid.recall:.0%} overlap one by half ({'; '.join(parts)} voxels)."
 
 
-def region_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
+def region_settings(fingerprint: Fingerprint, frame: Frame) -> Planned:
     """Mask R-CNN for these objects in these windows."""
-    common = _common(fingerprint, labels, frame)
+    common = _common(fingerprint, frame)
     settings = RegionSettings(
         **common.settings,
         proposals=PROPOSED * common.settings["slots"],
@@ -176,9 +175,9 @@ def region_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> P
     return common._replace(settings=settings, reasons=common.reasons | reasons)
 
 
-def prototype_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
+def prototype_settings(fingerprint: Fingerprint, frame: Frame) -> Planned:
     """YOLACT for these objects in these windows."""
-    common = _common(fingerprint, labels, frame)
+    common = _common(fingerprint, frame)
     reasons = {
         "kind": f"{_objects(fingerprint)}. One pass: each anchor says class, box and how its mask is made of maps common to all (Bolya et al. 2019).",
         "prototypes": "As published.",
@@ -190,14 +189,14 @@ def _objects(fingerprint: Fingerprint) -> str:
     return f"Labels tell objects apart: {sum(one.count for case in fingerprint.cases for one in case.objects)} of them"
 
 
-def _common(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
+def _common(fingerprint: Fingerprint, frame: Frame) -> Planned:
     """What detectors have in common; `settings` are those as a mapping."""
     boxes, gpu, axes = boxes_in(fingerprint, frame), frame.device != "cpu", len(frame.window)
     pyramid = fit_pyramid(boxes, frame.levels)
     slots, density = most_objects(fingerprint, frame)
     mask, length = cells_for(boxes, axes)
     overlap, cut = overlap_for(boxes, frame.window)
-    least = least_voxels(fingerprint, labels)
+    small = small_size(fingerprint)
     settings = {
         "levels": pyramid.levels,
         "channels": CHANNELS["gpu" if gpu else "cpu"],
@@ -206,7 +205,7 @@ def _common(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
         "slots": slots,
         "mask": mask,
         "score": 0.5,
-        "smallest": max(1, 3 * least // 4),
+        "smallest": max(1, small // 2),
         "semantic": 1.0,
         "frequencies": frequencies(fingerprint),
     }
@@ -221,16 +220,11 @@ def _common(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
         "slots": density,
         "mask": length,
         "score": "An object is as likely as not.",
-        "smallest": f"Three quarters of the smallest object in the labels ({least} voxels).",
+        "smallest": f"Half of {small} voxels, which {SMALL:.0%} of the objects do not reach: smaller ones are most often pieces or specks.",
         "semantic": "Where some classes have no objects, each voxel's class counts as much as an object's.",
         "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background.",
     }
     return Planned(settings, reasons, overlap, cut)
-
-
-def least_voxels(fingerprint: Fingerprint, labels: Labels) -> int:
-    """Voxels of the smallest object."""
-    return min((one.sizes[0] for case in fingerprint.cases for one in case.objects if one.name in labels.things and one.count), default=1)
 
 
 def nominal(fingerprint: Fingerprint, device: Kind = "cpu") -> Frame:

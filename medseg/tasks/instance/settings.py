@@ -110,7 +110,7 @@ def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, s
     found = [c for case in fingerprint.cases for c in case.classes if c.components]
     ndim = fingerprint.ndim
     median = float(np.median([c.sizes[len(c.sizes) // 2] for c in found])) if found else 1.0
-    small = _small(fingerprint)
+    small = small_size(fingerprint)
     scale = float(f"{max(1.0, (median / math.pi) ** 0.5 if ndim == 2 else (median * 3 / (4 * math.pi)) ** (1 / 3)):.3g}")
     count = [sum(c.components for c in case.classes) for case in fingerprint.cases]
     objects = f"{sum(count)} objects, {np.median(count):g} in the median case, half of them below {median:g} voxels"
@@ -136,8 +136,9 @@ def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, s
     return settings, reasons
 
 
-def _small(fingerprint: Fingerprint) -> int:
+def small_size(fingerprint: Fingerprint) -> int:
     """The size that a share `SMALL` of all objects does not reach, from each class's quantiles of each case."""
+    told: list[tuple[tuple[int, ...], int, tuple[float, ...]]]
     told = [(one.sizes, one.count, OBJECT_QUANTILES) for case in fingerprint.cases for one in case.objects if one.count]
     told = told or [(c.sizes, c.components, SIZE_QUANTILES) for case in fingerprint.cases for c in case.classes if c.components]
     if not told:
