@@ -128,7 +128,7 @@ def _sets(root: Path, wanted: str | None) -> list[_Set]:
     sets: list[_Set] = []
     for one in read:
         try:
-            sets.append(_Set(one, _role(one.path), _folder(one, root)))
+            sets.append(_Set(one, _role(one.path.relative_to(root)), _folder(one, root)))
         except DatasetError as error:
             problems += error.problems
     problems += _rivals(sets, root) or _categories(sets)
@@ -140,7 +140,7 @@ def _sets(root: Path, wanted: str | None) -> list[_Set]:
 
 
 def _role(file: Path) -> str:
-    """`train`, `val`, `test` or nothing, by the file's name, else by that of its folder (`train/_annotations.coco.json`)."""
+    """`train`, `val`, `test` or nothing, by the file's name, else by that of its folder within the dataset (`train/_annotations.coco.json`)."""
     for name in (file.stem.lower(), file.parent.name.lower()):
         for role, pattern in ROLES.items():
             if re.search(rf"(?<![a-z]){pattern}(?![a-z])", name):
