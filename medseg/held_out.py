@@ -190,6 +190,7 @@ def predict_held_out(
         ImageError: cases that could not be predicted.
     """
     from medseg.inference.finishing import finish_written
+    from medseg.inference.output import scored_formats
     from medseg.inference.predictor import Predictor
 
     found: dict[str, Path] = {}
@@ -199,7 +200,7 @@ def predict_held_out(
         cases = [dataset.case(case) for case in ids]
         if learned:
             finish_written(predictor, cases, folder.held_out)
-        predicted = predictor.predict(cases, folder.held_out, progress=progress)
+        predicted = predictor.predict(cases, folder.held_out, formats=scored_formats(predictor.plan.data.labels), progress=progress)
         if predicted.failures:
             raise ImageError([Problem(str(failure)) for failure in predicted.failures])
         found |= {case.id: folder.held_out / case.file for case in predicted.cases}

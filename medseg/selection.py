@@ -241,6 +241,7 @@ def _compared(
     from medseg.evaluation.scoring import evaluate
     from medseg.inference.candidates import Candidates
     from medseg.inference.checks import case_problems
+    from medseg.inference.output import scored_formats
     from medseg.inference.predictor import Predictor
     from medseg.tasks.base import find_task
 
@@ -253,7 +254,7 @@ def _compared(
     members: dict[str, Predictor] = {}
     loaded: int | None = None
     folders = {name: out.root / CANDIDATES / folder_name(name) for name in names}
-    with Candidates(folders, [files for _, files in todo]) as contest:
+    with Candidates(folders, [files for _, files in todo], scored_formats(of[0].plan.data.labels)) as contest:
         for fold, files in progress.track(todo, len(todo), f"predict by {len(of)} models"):
             if fold != loaded:
                 members.clear()  # before others take their memory

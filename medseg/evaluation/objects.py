@@ -100,7 +100,7 @@ def pooled(cases: Sequence[Counted], labels: Labels, metrics: Sequence[str]) -> 
     stuff = tuple(cls for cls in names if cls not in things)
     unranked = sum(not case.ranked for case in cases)
     why = (
-        f"{unranked} of {len(cases)} predictions come without confidences of their objects (no table <case>.objects.csv beside the label map, "
+        f"{unranked} of {len(cases)} predictions come without confidences of their objects (no table objects/<case>.csv beside the label map, "
         "or no scores in it)"
     )
     left_out = {m: why for m in metrics if unranked and m.partition("@")[0] in DETECTION_METRICS}

@@ -14,7 +14,7 @@ from medseg.dataset import CaseFiles
 from medseg.inference.checks import check_voxels
 from medseg.inference.ledger import Ledger, PredictedCase
 from medseg.inference.member import stages_first
-from medseg.inference.output import Output
+from medseg.inference.output import LABEL_MAPS, Output
 from medseg.inference.predictor import Predictor
 from medseg.record import check_writable
 from medseg.workspace import Members
@@ -24,12 +24,13 @@ from medseg.workspace import Members
 class Candidates:
     """A folder of predictions for each candidate, as `Predictor.predict` would write it: also a call that was interrupted is continued."""
 
-    def __init__(self, folders: Mapping[Members, Path], cases: Sequence[CaseFiles]) -> None:
+    def __init__(self, folders: Mapping[Members, Path], cases: Sequence[CaseFiles], formats: Sequence[str] = LABEL_MAPS) -> None:
         """The folders of all candidates; they are claimed within the `with` block.
 
         Args:
             folders: of each candidate, all different.
             cases: all cases that will be predicted.
+            formats: names of exports.
 
         Raises:
             UsageError: another call is writing there, or files that medseg did not write are in the way.
@@ -37,13 +38,14 @@ class Candidates:
         """
         self._cases = cases
         self._folders = folders
+        self._formats = formats
         self._ledgers: dict[Members, Ledger] = {}
 
     def __enter__(self) -> Self:
         try:
             for candidate, folder in self._folders.items():
                 ledger = Ledger(folder)
-                targets = Output(folder).check(self._cases, ledger.files())
+                targets = Output(folder, self._formats).check(self._cases, ledger.files())
                 check_writable(folder)
                 ledger.claim(targets)
                 self._ledgers[candidate] = ledger
@@ -93,6 +95,8 @@ class Candidates:
         for candidate, one in joined.items():
             start = time.monotonic() - reading - sum(seconds[name] for name in {*candidate}.union(*(stages[name] for name in candidate)))
             prediction = one.together([alone[name] for name in candidate], case)
-            done[candidate] = one.write(prediction, files, case.grid, Output(self._folders[candidate]), sources[candidate], start)
+            done[candidate] = one.write(
+                prediction, files, case.grid, Output(self._folders[candidate], self._formats), sources[candidate], start
+            )
             self._ledgers[candidate].add(done[candidate])
         return done

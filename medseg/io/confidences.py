@@ -1,4 +1,4 @@
-"""How sure a model was of each object that it predicted: read from the table beside the label map."""
+"""How sure a model was of each object that it predicted: read from the table (`medseg.io.table`) beside the label map."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 from medseg.dataset import NUMBER_BITS, Labels
 from medseg.errors import ImageError
 from medseg.io.images import image_stem
-
-TABLE = ".objects.csv"
-"""The table of the prediction `<case>.nii.gz` is `<case>.objects.csv`: one line per object."""
+from medseg.io.table import FOLDER
 
 
 def read_confidences(prediction: Path, labels: Labels) -> dict[int, float] | None:
-    """Code of each object (`Labels`) -> confidence; None where there is no table beside the label map, or it does not tell of every object.
+    """Code of each object (`Labels`) -> confidence; None where there is no table of the case, or some object has no score in it.
+
+    The table of `<case>.nii.gz` is `objects/<case>.csv`; lines without a number are of classes without objects.
 
     Raises:
         ImageError: the table cannot be read, has no columns `number` and `class`, or holds what is no number or no class.
     """
-    path = prediction.with_name(image_stem(prediction) + TABLE)
+    path = prediction.parent / FOLDER / f"{image_stem(prediction)}.csv"
     if not path.is_file():
         return None
     values = dict(zip(labels.names, labels.written, strict=True))
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or (), list(reader)
+            columns, rows = reader.fieldnames or (), [row for row in reader if row.get("number")]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ImageError.of("the table of objects cannot be read", where=str(path), found=str(error)) from None
     if missing := {"number", "class"} - set(columns):
