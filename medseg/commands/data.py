@@ -241,8 +241,11 @@ def tasks() -> None:
     for family in (registry.tasks, registry.domains, registry.networks, registry.layouts, registry.exports):
         for name, found in family.items():
             rows.append((family.family, name, getattr(found, "summary", None) or _first_line(found)))
+    offered: dict[tuple[str, str], list[str]] = {}
     for name, task in registry.tasks.items():
-        rows += [(registry.networks.family, own, f"{what} (task {name})") for own, what in getattr(task, "networks", {}).items()]
+        for own in getattr(task, "networks", {}).items():
+            offered.setdefault(own, []).append(name)
+    rows += [(registry.networks.family, own, f"{what} (for {', '.join(names)})") for (own, what), names in offered.items()]
     table("Installed", ("family", "name", "what it is"), rows)
     answer([{"family": f, "name": n, "summary": s} for f, n, s in rows])
 

@@ -33,7 +33,7 @@ class Instance(Task):
     """What labels and objects are is the task's; what the network learns and how objects come of it is the head's, to which all of that goes."""
 
     Settings: ClassVar[type[ObjectSettings]] = InstanceSettings
-    summary = "each object by itself: a class for every voxel, and the centre of its object"
+    summary = "each object by itself, found by votes for its centre, Mask R-CNN or YOLACT"
     metrics: ClassVar[tuple[str, ...]] = ("pq", *(name for name in INSTANCE_METRICS if name != "pq"))
     objects = True
     combines = False  # what votes and boxes mean depends on a configuration's axes and voxels
