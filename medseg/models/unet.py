@@ -52,7 +52,7 @@ class UNetSettings(Section):
 
 
 class UNet(nn.Module):
-    """Maps `(N, channels, *window)` to `(N, head channels, *window)` per head."""
+    """Maps `(N, channels, *window)` to `(N, head channels, *window)` per head; decoder stages finer than any head's level do not exist."""
 
     def __init__(self, settings: UNetSettings, channels: int, heads: tuple[Head, ...]) -> None:
         super().__init__()
@@ -60,16 +60,20 @@ class UNet(nn.Module):
         self.supervised = settings.deep_supervision
         self.concat = settings.skip == "concat"
         self.axes = len(strides[0])
+        self.levels = {head.name: head.levels or tuple(range(self.supervised + 1)) for head in heads}
+        self.always = {head.name for head in heads if head.levels}
+        self.finest = min((level for levels in self.levels.values() for level in levels), default=0)  # decoder stage that anybody looks at
         lower = range(len(widths) - 1)
         self.enter = nn.ModuleList(
             ConvBlock(channels if s == 0 else widths[s - 1], widths[s], kernels[s], strides[s]) for s in range(len(widths))
         )
         self.encoder = nn.ModuleList(_blocks(settings, s, settings.encoder[s]) for s in range(len(widths)))
-        self.up = nn.ModuleList(upsampling(widths[s + 1], widths[s], strides[s + 1]) for s in lower)
-        self.fuse = nn.ModuleList(ConvBlock(2 * widths[s], widths[s], kernels[s]) if self.concat else nn.Identity() for s in lower)
-        self.decoder = nn.ModuleList(_blocks(settings, s, settings.decoder[s]) for s in lower)
-        self.levels = {head.name: head.levels or tuple(range(self.supervised + 1)) for head in heads}
-        self.always = {head.name for head in heads if head.levels}
+        used = [s >= self.finest for s in lower]
+        self.up = nn.ModuleList(upsampling(widths[s + 1], widths[s], strides[s + 1]) if used[s] else nn.Identity() for s in lower)
+        self.fuse = nn.ModuleList(
+            ConvBlock(2 * widths[s], widths[s], kernels[s]) if self.concat and used[s] else nn.Identity() for s in lower
+        )
+        self.decoder = nn.ModuleList(_blocks(settings, s, settings.decoder[s]) if used[s] else nn.Identity() for s in lower)
         self.heads = nn.ModuleDict(
             {head.name: nn.ModuleList(_head(widths[s], head, self.axes) for s in self.levels[head.name]) for head in heads}
         )
@@ -82,7 +86,7 @@ class UNet(nn.Module):
             x = blocks(enter(x))
             skips.append(x)
         maps = {len(skips) - 1: skips.pop()}
-        for s in reversed(range(len(skips))):
+        for s in reversed(range(self.finest, len(skips))):
             x = upsample(self.up[s], x)
             x = self.fuse[s](torch.cat([skips[s], x], 1)) if self.concat else skips[s] + x
             x = self.decoder[s](x)

@@ -290,6 +290,8 @@ class _Search:
             reasons[path] = f"{_sentence(reason)} {window_because}".strip() if path == "window" else reason
         if needs.overlap > draft.overlap:
             reasons["inference.overlap"] = needs.overlap_because
+        if needs.one_view:
+            reasons["inference.mirror"] = needs.one_view
         return Plan(
             name=self.offer.name,
             task=self.task,
@@ -300,7 +302,7 @@ class _Search:
             network=configured.settings,
             target=needs.target,
             training=training,
-            inference=InferencePlan(overlap=max(draft.overlap, needs.overlap), mirror=draft.mirror),
+            inference=InferencePlan(overlap=max(draft.overlap, needs.overlap), mirror=() if needs.one_view else draft.mirror),
             memory=memory,
             previous=draft.previous,
             reasons=dict(sorted(reasons.items())),

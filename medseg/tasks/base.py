@@ -45,6 +45,7 @@ class Needs:
         because: why this variant is offered.
         overlap: of neighbouring windows in inference, at least; 0 leaves it to the domain.
         overlap_because: the reason for it.
+        one_view: why predictions average no mirrored views; empty: they do where the domain allows it.
     """
 
     labels: Labels
@@ -57,6 +58,7 @@ class Needs:
     because: str = ""
     overlap: float = 0.0
     overlap_because: str = ""
+    one_view: str = ""
 
 
 @dataclass(frozen=True)

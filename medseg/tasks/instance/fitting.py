@@ -182,7 +182,11 @@ def prototype_settings(fingerprint: Fingerprint, frame: Frame) -> Planned:
         "kind": f"{_objects(fingerprint)}. One pass: each anchor says class, box and how its mask is made of maps common to all (Bolya et al. 2019).",
         "prototypes": "As published.",
     }
-    return common._replace(settings=PrototypeSettings(**common.settings, prototypes=PROTOTYPES), reasons=common.reasons | reasons)
+    return common._replace(
+        settings=PrototypeSettings(**common.settings, prototypes=PROTOTYPES),
+        reasons=common.reasons | reasons,
+        one_view="None: this network is for real time; views would take several times as long.",
+    )
 
 
 def _objects(fingerprint: Fingerprint) -> str:

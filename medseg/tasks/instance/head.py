@@ -25,12 +25,13 @@ SURE = 12.0  # logit of a perfect network
 
 
 class Planned(NamedTuple):
-    """Settings of a head with the reason for each, and the least overlap of windows with its reason."""
+    """Settings of a head with the reason for each, the least overlap of windows with its reason, and why no mirrored views are averaged."""
 
     settings: Any
     reasons: dict[str, str]
     overlap: float = 0.0
     because: str = ""
+    one_view: str = ""
 
 
 class ObjectFinder(ABC):

@@ -86,6 +86,7 @@ class Instance(Task):
             reasons,
             overlap=made.overlap,
             overlap_because=made.because,
+            one_view=made.one_view,
         )
 
     @property
