@@ -54,9 +54,9 @@ def by_definition(truth: Truth, plan: tuple[Level, ...]) -> Tensor:
     return torch.where((match == 0) & alike, IGNORED, match)
 
 
-@given(seed=st.integers(0, 10**6), axes=st.sampled_from([2, 3]))
+@given(seed=st.integers(0, 10**6), axes=st.sampled_from([2, 3]), flat=st.booleans())
 @settings(max_examples=15, deadline=None)
-def test_anchors_are_matched_as_published(seed: int, axes: int) -> None:
+def test_anchors_are_matched_as_published(seed: int, axes: int, flat: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     lower = torch.rand(1, 4, axes, generator=generator) * 20  # no ties: corners are no whole numbers
     boxes = torch.cat([lower, lower + 1 + torch.rand(1, 4, axes, generator=generator) * 11], -1)
@@ -64,7 +64,11 @@ def test_anchors_are_matched_as_published(seed: int, axes: int) -> None:
     truth = Truth(
         boxes, torch.tensor([[1, 2, 0, 1]]), torch.tensor([[1, 2, 0, 4]], dtype=torch.int32), torch.zeros(1, *window, dtype=torch.int32)
     )
-    assert torch.equal(match_anchors(truth, levels(axes))[0], by_definition(truth, levels(axes)))
+    plan = levels(axes)
+    if flat:  # few thick slices, and two sizes of anchors for each cell
+        sides = [(3.0, 6.0, 6.0)[-axes:], (4.0, 9.0, 5.0)[-axes:]]
+        plan = tuple(Level((1, n, n)[-axes:], tuple(tuple(n * side for side in size) for size in sides)) for n in (2, 4))
+    assert torch.equal(match_anchors(truth, plan)[0], by_definition(truth, plan))
 
 
 def test_every_object_has_an_anchor() -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (PyTorch's own name)
 
 from medseg.geometry import Shape
-from medseg.models.detection.boxes import cell_centres
 
 
 @dataclass(frozen=True)
@@ -57,35 +56,33 @@ def roi_align(table: Table, boxes: Tensor, levels: Tensor, cells: int) -> Tensor
 
 
 def _aligned(table: Table, boxes: Tensor, levels: Tensor, cells: int) -> Tensor:
-    shapes, windows = table.shapes, table.windows
-    starts = [0]
-    for shape in shapes:
-        starts.append(starts[-1] + windows * shape.numel())
-    start = boxes.new_tensor(starts[:-1], dtype=torch.int64)[levels]
-    number = torch.arange(windows, device=boxes.device)[:, None]
-    rows = (start + number * boxes.new_tensor([shape.numel() for shape in shapes], dtype=torch.int64)[levels])[..., None, None]
-    pitch = torch.ones_like(levels)
-    centres = cell_centres(boxes.to(table.rows.dtype), cells)
-    weights = torch.ones_like(rows, dtype=table.rows.dtype)
-    indices = torch.zeros_like(rows)
-    for axis in reversed(range(len(shapes[0]))):
-        size = boxes.new_tensor([shape[axis] for shape in shapes], dtype=torch.int64)[levels]
-        stride = centres.new_tensor([stride[axis] for stride in table.strides])[levels]
-        place = (centres[..., axis, :] / stride[..., None] - 0.5).clamp_min(0)
-        place = torch.minimum(place, (size - 1)[..., None])
-        below = place.floor()
-        share = place - below
-        first = below.long()
-        both = torch.stack([first, torch.minimum(first + 1, (size - 1)[..., None])], -1) * pitch[..., None, None]
+    """Regions come last while places are computed, so that the innermost loops are long ones."""
+    shapes, axes = table.shapes, len(table.shapes[0])
+    counts = [table.windows * shape.numel() for shape in shapes]
+    starts = boxes.new_tensor([sum(counts[:number]) for number in range(len(counts))], dtype=torch.int32)
+    window = torch.arange(table.windows, device=boxes.device, dtype=torch.int32)[:, None].expand(levels.shape).flatten()
+    level = levels.flatten()
+    corners = boxes.to(table.rows.dtype).flatten(0, 1).mT
+    steps = ((torch.arange(cells, device=boxes.device, dtype=corners.dtype) + 0.5) / cells)[:, None]
+    pitch = torch.ones_like(window)
+    weights, indices = torch.ones_like(corners[:1, None]), torch.zeros_like(window)[None, None]
+    for axis in reversed(range(axes)):
+        last = boxes.new_tensor([shape[axis] - 1 for shape in shapes], dtype=torch.int32)[level]
+        stride = corners.new_tensor([stride[axis] for stride in table.strides])[level]
+        lower, upper = corners[axis], corners[axes + axis]
+        place = torch.minimum(((lower + steps * (upper - lower)) / stride - 0.5).clamp_min(0), last)
+        first = place.floor()
+        share, below = place - first, first.int()
+        both = torch.stack([below, torch.minimum(below + 1, last)]) * pitch
         indices = _crossed(both, indices, torch.add)
-        weights = _crossed(torch.stack([1 - share, share], -1), weights, torch.mul)
-        pitch = pitch * size
-    indices = (indices + rows).flatten(0, -2)
-    values = F.embedding_bag(indices, table.rows, mode="sum", per_sample_weights=weights.flatten(0, -2))
-    return values.view(-1, *(cells,) * len(shapes[0]), table.rows.shape[1]).movedim(-1, 1)
+        weights = _crossed(torch.stack([1 - share, share]), weights, torch.mul)
+        pitch = pitch * (last + 1)
+    indices = indices + (starts[level] + window * pitch)
+    rows, shares = (one.permute(2, 1, 0).reshape(-1, 2**axes) for one in (indices, weights))
+    values = F.embedding_bag(rows, table.rows, mode="sum", per_sample_weights=shares)
+    return values.view(-1, *(cells,) * axes, table.rows.shape[1]).movedim(-1, 1)
 
 
 def _crossed(line: Tensor, rest: Tensor, how: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Cells and corners `(..., n, 2)` of a further, slower axis with those `(..., m, c)` of the axes so far: `(..., n * m, 2 * c)`."""
-    table = how(line[..., :, None, :, None], rest[..., None, :, None, :])
-    return table.flatten(-2).flatten(-3, -2)
+    """Corners and cells `(2, n, R)` of a further, slower axis with those `(c, m, R)` of the axes so far: `(2 * c, n * m, R)`."""
+    return how(line[:, None, :, None], rest[None, :, None]).flatten(0, 1).flatten(1, 2)
