@@ -20,7 +20,7 @@ COVERED = 0.5  # of the smaller of two objects of neighbouring slices, from whic
 
 
 class Gatherer:
-    """Takes merged objects; masks beyond `memory` bytes live in temporary files."""
+    """Takes merged objects; masks beyond `memory` bytes (or a portion, if that is more) live in temporary files."""
 
     def __init__(self, memory: float = math.inf) -> None:
         self._memory = memory
@@ -34,7 +34,7 @@ class Gatherer:
         self._found.append(one._replace(mask=one.mask[:0]))
         self._masks.append(one.mask)
         self._held += one.mask.nbytes
-        if self._held > self._memory and self._held >= min(PORTION, self._memory):
+        if self._held > max(self._memory, PORTION):
             self._move()
 
     def found(self, shape: Shape) -> FoundObjects:
@@ -106,10 +106,11 @@ class SliceLinker:
                 if shared and shared >= COVERED * min(above[i].voxels, parts[j].voxels):
                     pairs.append((-shared / (above[i].voxels + parts[j].voxels - shared), i, j))
         follows: dict[int, int] = {}
+        continued: set[int] = set()
         for _, i, j in sorted(pairs):
-            if i not in follows.values() and j not in follows:
+            if i not in continued and j not in follows:
                 follows[j] = i
-        continued = set(follows.values())
+                continued.add(i)
         for i, stack in enumerate(self._earlier):
             if i not in continued:
                 self._gatherer.add(_stacked(stack.parts))

@@ -78,10 +78,10 @@ def detections(
         scale: the value in masks that stands for certainty.
     """
     found = []
-    lowers, uppers = voxel_ranges(boxes)
+    sound = np.asarray(np.isfinite(boxes).all(1) & (boxes[:, : len(first)] <= boxes[:, len(first) :]).all(1))
+    lowers, uppers = voxel_ranges(np.clip(np.where(sound[:, None], boxes, 0), np.tile(first, 2) - 1.0, np.tile(last, 2) + 1.0))
     lowers, uppers = np.maximum(lowers, np.array(first)), np.minimum(uppers, np.array(last))
-    kept = (uppers > lowers).all(1) & (boxes[:, : len(first)] <= boxes[:, len(first) :]).all(1)
-    for k in np.flatnonzero(kept).tolist():
+    for k in np.flatnonzero(sound & (uppers > lowers).all(1)).tolist():
         lower, upper = tuple(lowers[k].tolist()), tuple(uppers[k].tolist())
         chances = rasterised(masks[k], boxes[k], lower, upper)
         if scale != 1:
@@ -158,14 +158,16 @@ class Merger:
                 if shared and shared >= SAME * union:
                     pairs.append((-shared / union, d, near[k]))
         joins: dict[int, int] = {}
+        joined: set[int] = set()
         more = []
         for _, d, place in sorted(pairs):
-            if d not in joins and place not in joins.values():
+            if d not in joins and place not in joined:
                 joins[d] = place
+                joined.add(place)
             else:
                 more.append((d, place))
         for d, place in more:
-            if d in joins and place in self._open and place not in joins.values():
+            if d in joins and place in self._open and place not in joined:
                 one, other = self._open[joins[d]], self._open[place]
                 shared, union = self._compared(one, one.windows, other, other.windows)
                 if shared >= SAME * union:

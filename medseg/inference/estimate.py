@@ -121,7 +121,12 @@ def estimated(predictor: Predictor, files: CaseFiles) -> Estimate | None:
         return None
     native = math.prod(headers[0].shape)
     inside, outside, device, count = 0.0, 0.0, 0.0, 1
-    arrays = [native * sum(h.channels * np.dtype(h.dtype).itemsize for h in headers), native * 4 * sum(h.channels for h in headers), native]
+    decided = native * (5 if predictor.plan.data.labels.things else 1)  # codes of objects are longer, and take a byte more to be painted
+    arrays = [
+        native * sum(h.channels * np.dtype(h.dtype).itemsize for h in headers),
+        native * 4 * sum(h.channels for h in headers),
+        decided,
+    ]
     for member, shape in shapes.items():
         plan, ensemble = member.plan, member.ensemble
         views, networks = 2 ** len(plan.inference.mirror), len(ensemble.networks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from seen import HEAD, case_of, found_in, painted, perfect_slots, quality, same_
 
 from medseg.case import Batch
 from medseg.dataset import NUMBER_BITS
+from medseg.domains.grid import detections as grid_detections
 from medseg.domains.grid.detections import Collector, mean_objects
 from medseg.domains.grid.domain import GridDomain
 from medseg.domains.grid.stitch import layout, stitch_as_nnunet, stitch_case
 from medseg.geometry import Crop, Resample, Shape
+from medseg.imaging import gathering
 from medseg.models.base import Head, ObjectHead
 from medseg.models.slots import Slots
 from medseg.prediction import FoundObjects
@@ -55,6 +58,12 @@ def slots_of(mask: int, *objects: tuple[float, int, tuple[float, ...], NDArray],
         result.scores[0, k], result.classes[0, k] = score, kind
         result.boxes[0, k], result.masks[0, k] = torch.tensor(box), torch.as_tensor(cells, dtype=torch.float32)
     return result
+
+
+def in_file(array) -> bool:
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    return array is not None
 
 
 @pytest.mark.parametrize(
@@ -131,10 +140,13 @@ def test_one_object_that_is_the_whole_case() -> None:
 
 
 @pytest.mark.parametrize("memory", [0, 2**10])
-def test_little_memory_changes_nothing(memory) -> None:
+def test_little_memory_changes_nothing(memory, monkeypatch) -> None:
+    monkeypatch.setattr(gathering, "PORTION", 500)
+    monkeypatch.setattr(grid_detections, "SMALL", 300)
     truth = scattered((100, 120), 30, (2, 12), 5)
     codes, scores = painted(found_in(truth, (48, 48), 48))
     found = found_in(truth, (48, 48), 48, memory=memory)
+    assert sum(in_file(mask) for mask in found.masks) >= len(found) - 10
     again, same = painted(found)
     assert np.array_equal(codes, again)
     assert scores == same

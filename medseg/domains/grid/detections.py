@@ -19,7 +19,8 @@ from medseg.scratch import Scratch
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHARE_OF_SUMS = 1 / 8  # of the memory, for the sums of one open object; larger ones live in temporary files
+SHARE_OF_SUMS = 1 / 8  # of the memory, for each sum of one open object; larger ones live in temporary files
+SMALL = 2**20  # bytes of sums that are no matter: there are thousands of them, and files are not
 
 
 class Collector:
@@ -40,7 +41,7 @@ class Collector:
         self._gatherer = Gatherer(memory)
         self._linker = SliceLinker(self._gatherer) if head.axes < len(shape) else None
         keep = self._gatherer.add if self._linker is None else self._linker.add
-        self._merger = Merger(shape, full, starts, keep, Scratch(memory * SHARE_OF_SUMS))
+        self._merger = Merger(shape, full, starts, keep, Scratch(max(memory * SHARE_OF_SUMS, SMALL)))
 
     def add(self, start: tuple[int, ...], packed: Tensor) -> None:
         """One window's slots `(views * slots, channels)`, as many for each of its views."""
