@@ -88,16 +88,13 @@ class Findings:
 
     def rle(self, one: Found) -> Rle:
         """Its run lengths, of the whole image."""
-        inside = np.isin(self._sorted, one.places) if len(one.places) > 1 else None
-        if inside is None:
-            at = slice(*np.searchsorted(self._sorted, [one.places[0], one.places[0] + 1]))
-            positions = self._order[at]
-        else:
-            positions = np.sort(self._order[inside])
+        parts = [self._order[slice(*np.searchsorted(self._sorted, [place, place + 1]))] for place in one.places]
+        positions = parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
         breaks = np.flatnonzero(np.diff(positions) != 1)
         starts = positions[np.concatenate([[0], breaks + 1])]
         stops = positions[np.concatenate([breaks, [len(positions) - 1]])] + 1
-        bounds = np.concatenate([[0], np.stack([starts, stops], 1).ravel(), [self.map.size]])
+        flips = np.stack([starts, stops], 1).ravel()
+        bounds = np.concatenate([[0], flips, [self.map.size] * int(flips[-1] < self.map.size)])
         return Rle(self.map.shape, np.diff(bounds).astype(np.int64))
 
     @cached_property

@@ -88,10 +88,14 @@ class Coco(Layout):
 
 
 def coco_files(root: Path) -> tuple[Path, ...]:
-    """The COCO files of a folder: in it, and in the folders directly in it."""
-    places = [root, *(p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith("."))]
+    """The COCO files of a folder: in it, and in the folders directly in it; what lies in `panoptic/` beside `panoptic.json` is a part of that."""
+    places = [root, *(p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".") and not _is_part(p))]
     files = [p for place in places for p in sorted(place.glob("*.json")) if not p.name.startswith(".") and p.is_file()]
     return tuple(p for p in files if looks_like_coco(p))
+
+
+def _is_part(folder: Path) -> bool:
+    return folder.with_name(f"{folder.name}.json").is_file()
 
 
 @dataclass(frozen=True)
@@ -162,9 +166,7 @@ def _folder(one: Annotations, root: Path) -> Path:
         one.path.parent,
         root,
     ]
-    others = [
-        p for p in sorted(root.rglob("*")) if p.is_dir() and not p.name.startswith(".") and not p.with_name(f"{p.name}.json").exists()
-    ]
+    others = [p for p in sorted(root.rglob("*")) if p.is_dir() and not p.name.startswith(".") and not _is_part(p)]
     names = [p.file for p in one.pictures.values()]
     names = names[:: -(-len(names) // SAMPLE)]
     counts = {place: sum((place / name).is_file() for name in names) for place in dict.fromkeys((*likely, *others))}
