@@ -145,11 +145,20 @@ class Ranked:
         return cls(case, found & ~neutral, ~found & ~neutral, np.array([o.objects[size] for o in outcomes], np.int64))
 
     def precision(self, weights: Floats | None = None) -> Floats:
-        """`(T, 101)` monotonous precision at sensitivities 0, 0.01, ... 1; NaN without objects. `weights`: how often each case counts."""
+        """`(T, 101)` monotonous precision at sensitivities 0, 0.01, ... 1, 0 at those that are not reached; NaN without objects.
+
+        `weights`: how often each case counts.
+        """
         tp, fp, objects = self._summed(weights)
         if not objects:
             return np.full((len(tp), len(_SENSITIVITIES)), np.nan)
-        return np.stack([_read(tp[t], fp[t], objects) for t in range(len(tp))])
+        envelope = np.maximum.accumulate((tp / (fp + tp + _EPSILON))[:, ::-1], axis=1)[:, ::-1]
+        values = np.zeros((len(tp), len(_SENSITIVITIES)))
+        for t, share in enumerate(tp / objects):
+            at = np.searchsorted(share, _SENSITIVITIES, side="left")
+            reached = at < len(share)
+            values[t, reached] = envelope[t, at[reached]]
+        return values
 
     def sensitivity(self) -> Floats:
         """`(T,)` share of the objects that any detection finds; NaN without objects."""
@@ -202,16 +211,6 @@ def _last_best(values: Floats) -> NDArray[np.intp]:
     """Index of the largest value along the last axis, the last one of equal ones, as `pycocotools` takes it."""
     best: NDArray[np.intp] = values.shape[-1] - 1 - values[..., ::-1].argmax(-1)
     return best
-
-
-def _read(tp: Floats, fp: Floats, objects: float) -> Floats:
-    """Monotonous precision at the 101 sensitivities; 0 at those that are not reached."""
-    precision = np.maximum.accumulate((tp / (fp + tp + _EPSILON))[::-1])[::-1]
-    at = np.searchsorted(tp / objects, _SENSITIVITIES, side="left")
-    values = np.zeros(len(_SENSITIVITIES))
-    reached = at < len(precision)
-    values[reached] = precision[at[reached]]
-    return values
 
 
 def _mean(values: Floats) -> float:

@@ -40,14 +40,16 @@ class Froc:
 
     def at(self, rate: float) -> float:
         """Sensitivity at so many false positives per case: linear between the points of the curve, constant beyond the last one."""
-        if not self.lesions:
-            return math.nan
-        return float(np.interp(rate, np.append(0.0, self.false_positives), np.append(0.0, self.sensitivity)))
+        return float(self._at(rate)) if self.lesions else math.nan
 
     @property
     def mean(self) -> float:
         """Mean sensitivity at `RATES`, LUNA16's score (competition performance metric)."""
-        return math.fsum(self.at(rate) for rate in RATES) / len(RATES)
+        return math.fsum(self._at(RATES)) / len(RATES) if self.lesions else math.nan
+
+    def _at(self, rates: float | tuple[float, ...]) -> Floats:
+        found: Floats = np.interp(rates, np.append(0.0, self.false_positives), np.append(0.0, self.sensitivity))
+        return found
 
 
 def froc(cases: Sequence[Detections], cls: int | None = None, hit: float = HIT) -> Froc:

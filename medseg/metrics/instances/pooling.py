@@ -24,9 +24,11 @@ from medseg.metrics.statistics import RESAMPLES, Interval, resamples
 
 LEVELS = tuple(round(t, 2) for t in THRESHOLDS)
 """IoU at which objects are matched one to one."""
+KINDS = {"ap": "masks", "box_ap": "boxes"}
 QUALITY = ("pq", "sq", "rq")
 """Scores that things and stuff have alike; all others are scores of things."""
-EFFORT = 4e8  # detections times thresholds that are summed up for the intervals of one average precision, at most
+EFFORT = 1e8  # detections times thresholds that are summed up for the intervals of average precision, about
+OVERHEAD = 5000  # the same for each class, however few its detections are
 FEWEST, MOST = 100, 1000  # resamples of scores that are costly
 T = TypeVar("T")
 
@@ -147,12 +149,16 @@ def pool(
     stuff = np.array([cls not in things for cls in classes])
     found: dict[int, dict[str, Interval]] = {cls: {} for cls in classes}
     means: dict[str, dict[str, Interval]] = {name: {} for name in groups}
+    precisions: dict[str, tuple[Floats, Floats]] = {}
     for metric in metrics:
-        compute = _computation(metric, cases, classes)
-        point = compute(np.ones((1, len(cases))))[0]
-        drawn = np.full((1, len(classes)), np.nan)
-        if intervals and len(cases) > 1:
-            drawn = np.concatenate([compute(weights) for weights in resamples(len(cases), _count(metric, cases))])
+        base = metric.partition("@")[0]
+        if base in KINDS:
+            if base not in precisions:
+                precisions[base] = _drawn(_precision(KINDS[base], cases, classes), cases, _count(cases), intervals)
+            point, drawn = (values[..., _at(metric)].mean(-1) for values in precisions[base])
+        else:
+            point, drawn = _drawn(_computation(metric, cases, classes), cases, _count(cases) if base == "froc" else RESAMPLES, intervals)
+        point = point[0]
         if metric not in QUALITY:
             point[stuff], drawn[:, stuff] = np.nan, np.nan
         for cls, i in names.items():
@@ -191,14 +197,24 @@ def _computation(metric: str, cases: Sequence[CaseCounts], classes: Sequence[int
     if base not in DETECTION_METRICS:
         tables = [_table(cases, classes, lambda c, i=i: _numbers(c.matched[i])) for i in _at(metric)]  # type: ignore[misc]
         return lambda weights: np.mean([RATIOS[base](_summed(weights, table)) for table in tables], axis=0)
-    if base == "froc":
-        parts = [Findings.of([_known(case[cls].findings) for case in cases]) if cases[0][cls].findings else None for cls in classes]
-        return lambda weights: np.array([[math.nan if part is None else part.curve(row).mean for part in parts] for row in weights])
-    kind = "boxes" if base == "box_ap" else "masks"
-    levels = _at(metric)
+    assert base == "froc", metric
+    parts = [Findings.of([_known(case[cls].findings) for case in cases]) if cases[0][cls].findings else None for cls in classes]
+    return lambda weights: np.array([[math.nan if part is None else part.curve(row).mean for part in parts] for row in weights])
+
+
+def _precision(kind: str, cases: Sequence[CaseCounts], classes: Sequence[int]) -> Computation:
+    """Weights of cases to average precision `(r, classes, len(LEVELS))`; NaN without confidences."""
     ranked = [Ranked.of([_known(getattr(case[cls], kind)) for case in cases]) if getattr(cases[0][cls], kind) else None for cls in classes]
-    chosen = [r and Ranked(r.case, r.right[levels], r.wrong[levels], r.objects) for r in ranked]
-    return lambda weights: np.array([[math.nan if r is None else float(r.precision(row).mean()) for r in chosen] for row in weights])
+    none = np.full(len(LEVELS), np.nan)
+    return lambda weights: np.array([[none if r is None else r.precision(row).mean(-1) for r in ranked] for row in weights])
+
+
+def _drawn(compute: Computation, cases: Sequence[CaseCounts], count: int, intervals: bool) -> tuple[Floats, Floats]:
+    """Scores `(1, classes, ...)` of the cases, and `(count, classes, ...)` of as many bootstrap samples; none of a single case."""
+    point = compute(np.ones((1, len(cases))))
+    if not intervals or len(cases) < 2:
+        return point, np.full_like(point, np.nan)
+    return point, np.concatenate([compute(weights) for weights in resamples(len(cases), count)])
 
 
 def _at(metric: str) -> list[int]:
@@ -211,12 +227,10 @@ def poolable(metric: str) -> bool:
     return metric.partition("@")[0] in (*QUALITY, "lesion_f1", "froc") or all(round(t, 6) in LEVELS for t in iou_thresholds(metric))
 
 
-def _count(metric: str, cases: Sequence[CaseCounts]) -> int:
-    """Bootstrap samples: fewer where each takes long."""
-    if metric.partition("@")[0] not in DETECTION_METRICS:
-        return RESAMPLES
-    work = sum(len(c.masks.scores) for case in cases for c in case.values() if c.masks is not None) * len(LEVELS)
-    return int(min(MOST, max(FEWEST, EFFORT // max(1, work))))
+def _count(cases: Sequence[CaseCounts]) -> int:
+    """Bootstrap samples of scores that take long."""
+    ranked = [len(c.masks.scores) for case in cases for c in case.values() if c.masks is not None]
+    return int(min(MOST, max(FEWEST, EFFORT // (sum(ranked) * len(LEVELS) + OVERHEAD * len(cases[0])))))
 
 
 def _numbers(tally: Tally) -> tuple[float, ...]:
