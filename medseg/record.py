@@ -120,6 +120,8 @@ def problems_of(model: type[BaseModel], error: ValidationError, where: str, only
         ):
             continue  # entries are missing only because they are wrong, and it is told of each what is wrong
         path = ".".join(str(part) for part in item["loc"])
+        if only is not None and item["type"] == "union_tag_not_found":
+            continue  # which of several kinds a part is, and so its fields, is known of a whole record only
         if only is not None and not any(
             f"{path}.".startswith(f"{one}.") or (item["type"] != "missing" and f"{one}.".startswith(f"{path}.")) for one in only
         ):
