@@ -71,12 +71,13 @@ def test_anchors_lie_about_the_centres_of_cells() -> None:
     assert anchors[-1].tolist() == [1 - 4, 2 - 2, 1 + 4, 2 + 2]
 
 
-def test_regions_are_read_where_their_anchors_are() -> None:
+def test_regions_are_read_where_cells_are_as_large_as_those_of_their_grid() -> None:
     levels = tuple(Level((s,) * 3, ((4.0 * s,) * 3,)) for s in (2, 4, 8))
     sizes = [1.0, 8.0, 11.0, 12.0, 16.0, 22.0, 23.0, 200.0]
     boxes = torch.tensor([[0.0, 0, 0, s, s, s] for s in sizes])
-    assert level_of(boxes, levels).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
-    assert level_of(torch.zeros(1, 6), levels).tolist() == [0]
+    assert level_of(boxes, levels, 4).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert level_of(2 * boxes, levels, 8).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert level_of(torch.zeros(1, 6), levels, 4).tolist() == [0]
 
 
 def by_definition(maps: list[Tensor], strides: list[tuple[int, ...]], boxes: Tensor, levels: Tensor, cells: int) -> Tensor:

@@ -150,5 +150,5 @@ def test_edits_that_no_configuration_takes(dataset: Dataset, edit: dict[str, str
 def test_fields_of_a_part_that_has_several_kinds(dataset: Dataset) -> None:
     """Before there is a plan nobody knows which kind it is; the plan's own part then decides."""
     check_wishes(dataset, (), {"target.head.offset": "2", "training.batch_size": "3"}, "instance", "unet", prefixed=True)
-    with pytest.raises(PlanError, match="field 'training.batch_size'.*found 0"):
+    with pytest.raises(PlanError, match=r"field 'training.batch_size'.*found 0"):
         check_wishes(dataset, (), {"target.head.offset": "2", "training.batch_size": "0"}, "instance", "unet", prefixed=True)

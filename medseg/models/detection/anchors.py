@@ -29,11 +29,6 @@ class Level:
         """Cells along each axis."""
         return tuple(n // s for n, s in zip(window, self.stride, strict=True))
 
-    @property
-    def scale(self) -> float:
-        """Logarithm of the side of a typical anchor."""
-        return sum(sum(map(math.log, size)) / len(size) for size in self.sizes) / len(self.sizes)
-
 
 def anchor_boxes(levels: Sequence[Level], window: Shape, device: torch.device | None = None) -> Tensor:
     """Anchors `(A, 2 d)` of all cells: level by level, cells in C order, and for each cell one of each size. They may leave the window."""
@@ -47,10 +42,12 @@ def _of_level(level: Level, window: Shape, device: torch.device | None) -> Tenso
     return torch.cat([centres - half, centres + half], -1).flatten(0, 1)
 
 
-def level_of(boxes: Tensor, levels: Sequence[Level]) -> Tensor:
-    """Index `(...)` of the level whose anchors are nearest in size to each box `(..., 2 d)`, as ratios.
+def level_of(boxes: Tensor, levels: Sequence[Level], cells: int) -> Tensor:
+    """Index `(...)` of the level whose cells are nearest in size, as ratios, to those of a grid of so many cells per axis over each box
+    `(..., 2 d)`.
 
-    As in feature pyramid networks, with the planned sizes in place of those of photographs: a region is read where its anchors are.
+    Feature pyramid networks have one rule for classes and masks, made for photographs; here a mask, whose grid is finer, is read from a finer map.
     """
-    side = volume(boxes).clamp_min(1e-6).log() / (boxes.shape[-1] // 2)
-    return (side[..., None] - boxes.new_tensor([level.scale for level in levels])).abs().argmin(-1)
+    side = volume(boxes).clamp_min(1e-6).log() / (boxes.shape[-1] // 2) - math.log(cells)
+    steps = [sum(map(math.log, level.stride)) / len(level.stride) for level in levels]
+    return (side[..., None] - boxes.new_tensor(steps)).abs().argmin(-1)

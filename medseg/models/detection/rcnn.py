@@ -151,7 +151,7 @@ class MaskRCNN(nn.Module):
         return logits.view(*regions.shape[:2], -1)
 
     def _read(self, table: Table, regions: Tensor, cells: int) -> Tensor:
-        return roi_align(table, regions, level_of(regions, self.design.levels), cells)
+        return roi_align(table, regions, level_of(regions, self.design.levels, cells), cells)
 
 
 def unit(deltas: Tensor) -> Tensor:

@@ -16,10 +16,12 @@ from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Shape
 from medseg.tasks.base import Frame
 from medseg.tasks.instance.head import Planned
-from medseg.tasks.instance.settings import SMALL, PrototypeSettings, RegionSettings, frequencies, small_size
+from medseg.tasks.instance.settings import ENOUGH as FEW
+from medseg.tasks.instance.settings import SMALL, PrototypeSettings, RegionSettings, frequencies, small_size, smallest_for
 
 CELLS = 6.0  # of a level's map along a typical object: with fewer its neighbours share its cells, with more the level costs for nothing
 FINEST = 2.0  # voxels; a level at full resolution would cost more than all others
+LARGE = 0.75  # quantile of the sizes whose masks there is a fine enough level for
 MOST_SHAPES = 3  # anchors of a cell
 ENOUGH = 0.95  # of the boxes overlap an anchor by half, when both have one centre
 HALF = 0.5
@@ -59,18 +61,21 @@ def boxes_in(fingerprint: Fingerprint, frame: Frame) -> Boxes:
     return np.maximum(found / frame.spacing, 1) if len(found) else np.full((1, len(frame.axes)), 8.0)
 
 
-def fit_pyramid(boxes: Boxes, strides: tuple[Shape, ...]) -> Pyramid:
+def fit_pyramid(boxes: Boxes, strides: tuple[Shape, ...], cells: int) -> Pyramid:
     """Levels for these boxes, and on each the anchors that fit them best.
 
     Args:
         boxes: `(n, d)` sides in voxels.
         strides: of the decoder stages, finest first.
+        cells: per axis, of the map that shows the mask of an object.
     """
     steps = np.array([np.mean(np.log(stride)) for stride in strides])
     able = [level for level, step in enumerate(steps) if step >= math.log(FINEST)] or [len(strides) - 1]
     sizes = np.log(boxes).mean(1)
     nearest = np.abs(sizes[:, None] - (steps[able] + math.log(CELLS))).argmin(1)
+    outlined = np.abs(np.quantile(sizes, LARGE, method="nearest") - math.log(cells) - steps[able]).argmin()
     low, high = np.quantile(nearest, [0.02, 0.98], method="nearest")
+    low = min(low, outlined)
     levels = able[low : high + 1]
     place = np.clip(nearest - low, 0, len(levels) - 1)
     for shapes in range(1, MOST_SHAPES + 1):
@@ -196,9 +201,9 @@ def _objects(fingerprint: Fingerprint) -> str:
 def _common(fingerprint: Fingerprint, frame: Frame) -> Planned:
     """What detectors have in common; `settings` are those as a mapping."""
     boxes, gpu, axes = boxes_in(fingerprint, frame), frame.device != "cpu", len(frame.window)
-    pyramid = fit_pyramid(boxes, frame.levels)
-    slots, density = most_objects(fingerprint, frame)
     mask, length = cells_for(boxes, axes)
+    pyramid = fit_pyramid(boxes, frame.levels, mask // 2)
+    slots, density = most_objects(fingerprint, frame)
     overlap, cut = overlap_for(boxes, frame.window)
     small = small_size(fingerprint)
     settings = {
@@ -209,13 +214,13 @@ def _common(fingerprint: Fingerprint, frame: Frame) -> Planned:
         "slots": slots,
         "mask": mask,
         "score": 0.3,
-        "smallest": max(1, small // 2),
+        "smallest": smallest_for(small, fingerprint),
         "semantic": 1.0,
         "frequencies": frequencies(fingerprint),
     }
     strides = ", ".join("x".join(map(str, frame.levels[level])) for level in pyramid.levels)
     reasons = {
-        "levels": f"Strides {strides}: a typical object has about {CELLS:g} cells of its level along each axis.",
+        "levels": f"Strides {strides}: a typical object has about {CELLS:g} cells of its level along each axis, its mask half of {mask}.",
         "channels": "As in feature pyramid networks, halved."
         if gpu
         else "As many as a level needs to tell objects apart; more would cost a CPU more than the network itself.",
@@ -224,7 +229,8 @@ def _common(fingerprint: Fingerprint, frame: Frame) -> Planned:
         "slots": density,
         "mask": length,
         "score": "Confidence is the mean over windows and views that could see the object, and those that miss it count as 0: most of them saw it.",
-        "smallest": f"Half of {small} voxels, which {SMALL:.0%} of the objects do not reach: smaller ones are most often pieces or specks.",
+        "smallest": f"Half of {small} voxels, which {SMALL:.0%} of the objects do not reach (less where they are below {FEW}): smaller ones are most "
+        "often pieces or specks.",
         "semantic": "Where some classes have no objects, each voxel's class counts as much as an object's.",
         "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background.",
     }

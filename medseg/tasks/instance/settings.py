@@ -14,6 +14,7 @@ from medseg.record import Record
 
 FAINTEST = 1e-4  # a class is never taken to be rarer, so that its first logits are not out of reach
 REACH = 2.0
+ENOUGH = 40  # objects that say how small others may be
 SMALL = 0.05  # of all objects
 SIZE_QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of `ClassStats.sizes`
 STEPS = 40  # points that stand for the sizes of one case
@@ -120,7 +121,7 @@ def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, s
         cross_entropy=1.0,
         offset=1.0,
         scale=scale,
-        smallest=max(1, small // 2),
+        smallest=smallest_for(small, fingerprint),
         reach=REACH,
     )
     reasons = {
@@ -130,7 +131,8 @@ def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, s
         "cross_entropy": "Smooth gradients where the Dice has none.",
         "offset": "Errors are counted in radii of the object, so small and large ones are worth the same.",
         "scale": f"About the radius of an object of {median:g} voxels, so that outputs are about 1.",
-        "smallest": f"Half of {small} voxels, which {SMALL:.0%} of the objects do not reach: smaller ones are most often pieces or specks.",
+        "smallest": f"Half of {small} voxels, which {SMALL:.0%} of the objects do not reach (less where they are below {ENOUGH}): smaller ones are most "
+        "often pieces or specks.",
         "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
     }
     return settings, reasons
@@ -149,6 +151,12 @@ def small_size(fingerprint: Fingerprint) -> int:
     order = np.argsort(sizes, kind="stable")
     share = np.cumsum(weights[order]) / weights.sum()
     return max(1, round(float(sizes[order][np.searchsorted(share, SMALL)])))
+
+
+def smallest_for(small: int, fingerprint: Fingerprint) -> int:
+    """Voxels of the smallest object that is predicted: half of `small`; few objects say less of how small others may be, so less."""
+    count = sum(one.count for case in fingerprint.cases for one in case.objects)
+    return max(1, round(small / 2 * min(1.0, count / ENOUGH)))
 
 
 def frequencies(fingerprint: Fingerprint) -> tuple[float, ...]:
