@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.geometry import Shape
-from medseg.imaging.merging import INSIDE, Merged
+from medseg.imaging.detections import INSIDE
+from medseg.imaging.merging import Merged
 from medseg.imaging.rasters import Index, meeting, within
 from medseg.prediction import FoundObjects
 from medseg.scratch import Scratch, release

@@ -23,32 +23,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.geometry import Shape
-from medseg.imaging.rasters import Floats, Index, Integers, meeting, rasterised, shape_of, tight, voxel_ranges, within
+from medseg.imaging.detections import INSIDE, Detection
+from medseg.imaging.rasters import Index, Integers, lie_within, meeting, shape_of, shared_room, tight, within
 from medseg.imaging.windows import gaussian_weights
 from medseg.scratch import IN_MEMORY, Scratch, row_slabs
 
 SAME = 0.5  # IoU from which on two masks are of one object; at most one of disjoint masks can have more
 FLOOR = 0.05  # less confidence is nothing worth keeping
-INSIDE = 0.5  # probability from which on a voxel belongs to an object
 ROOM = 256  # open objects at first
-
-
-class Detection(NamedTuple):
-    """What one view of a window says of an object: probabilities of the voxels from `lower` to before `upper`; `inside`: `voxels` of them."""
-
-    lower: Index
-    upper: Index
-    chances: NDArray[np.float32]
-    inside: NDArray[np.bool_]
-    voxels: int
-    score: float
-    kind: int
+FAR = 2**40  # where nothing lies
 
 
 class Merged(NamedTuple):
@@ -61,36 +50,6 @@ class Merged(NamedTuple):
     voxels: int
     score: float
     votes: dict[int, float]
-
-
-def detections(
-    boxes: Floats,
-    masks: Sequence[NDArray[Any]] | NDArray[Any],
-    scores: NDArray[Any],
-    kinds: NDArray[Any],
-    first: Sequence[int],
-    last: Sequence[int],
-    scale: float = 1.0,
-) -> list[Detection]:
-    """Boxes `(n, 2 d)` with masks of cells, in voxels from `first` to before `last`: what lies outside is cut off, what is empty is dropped.
-
-    Args:
-        scale: the value in masks that stands for certainty.
-    """
-    found = []
-    sound = np.asarray(np.isfinite(boxes).all(1) & (boxes[:, : len(first)] <= boxes[:, len(first) :]).all(1))
-    lowers, uppers = voxel_ranges(np.clip(np.where(sound[:, None], boxes, 0), np.tile(first, 2) - 1.0, np.tile(last, 2) + 1.0))
-    lowers, uppers = np.maximum(lowers, np.array(first)), np.minimum(uppers, np.array(last))
-    for k in np.flatnonzero(sound & (uppers > lowers).all(1)).tolist():
-        lower, upper = tuple(lowers[k].tolist()), tuple(uppers[k].tolist())
-        chances = rasterised(masks[k], boxes[k], lower, upper)
-        if scale != 1:
-            chances = chances / np.float32(scale)
-        inside = chances >= INSIDE
-        count = int(np.count_nonzero(inside))
-        if count:
-            found.append(Detection(lower, upper, chances, inside, count, float(scores[k]), int(kinds[k])))
-    return found
 
 
 @dataclass(eq=False)
@@ -134,6 +93,7 @@ class Merger:
         self._open: dict[int, _Open] = {}
         self._free = list(range(ROOM))[::-1]
         self._boxes = self._nowhere(ROOM)
+        self._seen = self._boxes.copy()  # the last window that has shown something of an object
 
     def add(self, start: Index, views: Sequence[Sequence[Detection]]) -> None:
         """What all views say of the window at `start`, which lies after all earlier ones; as many views for every window."""
@@ -151,8 +111,15 @@ class Merger:
 
     def _match(self, start: Index, view: Sequence[Detection], near: list[int]) -> None:
         pairs = []
-        for rows, columns in meeting(_boxes(view, len(start)), self._boxes[near]):
-            for d, k in zip(rows.tolist(), columns.tolist(), strict=True):
+        boxes, others, seen = _boxes(view, len(start)), self._boxes[near], self._seen[near]
+        sizes, known_sizes = (np.array([one.voxels for one in some], np.int64) for some in (view, map(self._open.__getitem__, near)))
+        here = np.array([(*start, *self._end(start))], np.int64)
+        for rows, columns in meeting(boxes, others):
+            # Where a window shows all of one, its size bounds the union; then what can share no half of it need not be counted.
+            most = shared_room(boxes[rows], others[columns])
+            able = (most >= SAME * known_sizes[columns]) | ~lie_within(others[columns], here)
+            able &= (most >= SAME * sizes[rows]) | ~lie_within(boxes[rows], seen[columns])
+            for d, k in zip(rows[able].tolist(), columns[able].tolist(), strict=True):
                 one, known = view[d], self._open[near[k]]
                 shared, union = self._compared(one, (start,), known, known.windows)
                 if shared and shared >= SAME * union:
@@ -210,17 +177,19 @@ class Merger:
     def _begin(self, one: Detection, start: Index) -> int:
         if not self._free:
             self._free = list(range(len(self._boxes), 2 * len(self._boxes)))[::-1]
-            self._boxes = np.concatenate([self._boxes, self._nowhere(len(self._boxes))])
+            more = self._nowhere(len(self._boxes))
+            self._boxes, self._seen = np.concatenate([self._boxes, more]), np.concatenate([self._seen, more])
         place = self._free.pop()
         total, weight = (self.scratch.zeros(one.inside.shape, np.float32) for _ in range(2))
         np.multiply(self._gaussian(start, one.lower, one.upper), np.float32(one.score), out=weight)
         np.multiply(one.chances, weight, out=total)
         self._open[place] = _Open(one.lower, one.upper, total, weight, one.inside, one.voxels, {start: one.score}, {one.kind: one.score})
-        self._boxes[place] = (*one.lower, *one.upper)
+        self._boxes[place], self._seen[place] = (*one.lower, *one.upper), (*start, *self._end(start))
         return place
 
     def _join(self, place: int, one: Detection, start: Index) -> None:
         known = self._open[place]
+        self._seen[place] = (*start, *self._end(start))
         self._grow(place, one.lower, one.upper)
         known.windows[start] = known.windows.get(start, 0.0) + one.score
         known.votes[one.kind] = known.votes.get(one.kind, 0.0) + one.score
@@ -341,7 +310,7 @@ class Merger:
 
     def _nowhere(self, count: int) -> Integers:
         """Boxes `(count, 2 d)` that meet nothing."""
-        return np.tile(np.array([(*self.shape, *(0,) * len(self.shape))], np.int64), (count, 1))
+        return np.repeat(np.array([[FAR, -FAR]], np.int64), len(self.shape), 1).repeat(count, 0)
 
 
 def _distinct(view: Sequence[Detection]) -> list[Detection]:
@@ -349,15 +318,16 @@ def _distinct(view: Sequence[Detection]) -> list[Detection]:
     ordered = sorted(view, key=lambda one: -one.score)
     if len(ordered) < 2:
         return ordered
-    boxes = _boxes(ordered, len(ordered[0].lower))
+    boxes, sizes = _boxes(ordered, len(ordered[0].lower)), np.array([one.voxels for one in ordered])
     dropped: set[int] = set()
-    pairs = [(i, j) for rows, columns in meeting(boxes, boxes) for i, j in zip(rows.tolist(), columns.tolist(), strict=True) if i < j]
+    pairs: list[tuple[int, int]] = []
+    for rows, columns in meeting(boxes, boxes):
+        able = (rows < columns) & (shared_room(boxes[rows], boxes[columns]) >= SAME * np.maximum(sizes[rows], sizes[columns]))
+        pairs += zip(rows[able].tolist(), columns[able].tolist(), strict=True)
     for i, j in sorted(pairs):
         if i in dropped or j in dropped:
             continue
         one, other = ordered[i], ordered[j]
-        if max(one.voxels, other.voxels) * SAME > min(one.voxels, other.voxels):
-            continue
         low, high = _common(one.lower, one.upper, other.lower, other.upper)
         shared = int(np.count_nonzero(one.inside[within(low, high, one.lower)] & other.inside[within(low, high, other.lower)]))
         if shared >= SAME * (one.voxels + other.voxels - shared):

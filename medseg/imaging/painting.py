@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from medseg.dataset import MOST_OBJECTS, NUMBER_BITS
 from medseg.errors import ImageError
-from medseg.imaging.merging import INSIDE
+from medseg.imaging.detections import INSIDE
 from medseg.imaging.rasters import rasterised, voxel_ranges, within
 from medseg.prediction import FoundObjects
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs

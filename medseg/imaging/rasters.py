@@ -92,6 +92,18 @@ def meeting(boxes: NDArray[Any], others: NDArray[Any]) -> Iterator[tuple[Integer
         done = stop
 
 
+def lie_within(boxes: Integers, others: Integers) -> NDArray[np.bool_]:
+    """`(n,)` whether boxes `(n, 2 d)` lie within others, one with one (or all within one)."""
+    (low, high), (lower, upper) = np.split(boxes, 2, axis=1), np.split(others, 2, axis=1)
+    return np.asarray(((low >= lower) & (high <= upper)).all(1))
+
+
+def shared_room(boxes: Integers, others: Integers) -> Integers:
+    """`(n,)` voxels that boxes `(n, 2 d)` share with others, one with one."""
+    (low, high), (lower, upper) = np.split(boxes, 2, axis=1), np.split(others, 2, axis=1)
+    return np.asarray(np.clip(np.minimum(high, upper) - np.maximum(low, lower), 0, None).prod(1))
+
+
 def within(lower: Sequence[int], upper: Sequence[int], origin: Sequence[int]) -> tuple[slice, ...]:
     """A range of voxels as slices of an array that begins at `origin`."""
     return tuple(slice(a - o, b - o) for a, b, o in zip(lower, upper, origin, strict=True))

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from medseg.imaging.merging import Merged, Merger, detections
+from medseg.imaging.detections import detections
+from medseg.imaging.merging import Merged, Merger
 from medseg.imaging.windows import window_starts
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.imaging import rasters
-from medseg.imaging.rasters import meeting, rasterised, tight, voxel_ranges
+from medseg.imaging.rasters import lie_within, meeting, rasterised, shared_room, tight, voxel_ranges
 
 
 def test_a_voxel_belongs_to_a_box_that_holds_its_centre() -> None:
@@ -72,3 +72,11 @@ def test_the_smallest_box_of_what_is_true() -> None:
     assert tight(mask) is None
     mask[1, 2] = mask[3, 1] = True
     assert tight(mask) == (slice(1, 4), slice(1, 3))
+
+
+def test_room_that_boxes_share_and_boxes_within_others() -> None:
+    boxes = np.array([[0, 0, 4, 4], [2, 2, 4, 4], [5, 5, 6, 6]])
+    others = np.array([[2, 1, 6, 9], [0, 0, 4, 4], [0, 0, 5, 6]])
+    assert shared_room(boxes, others).tolist() == [6, 4, 0]
+    assert lie_within(boxes, others).tolist() == [False, True, False]
+    assert lie_within(boxes, others[1:2]).tolist() == [True, True, False]

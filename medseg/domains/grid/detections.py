@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medseg.geometry import Shape
+from medseg.imaging.detections import Detection, detections
 from medseg.imaging.gathering import Gatherer, SliceLinker
-from medseg.imaging.merging import FLOOR, Detection, Merger, detections
+from medseg.imaging.merging import FLOOR, Merger
 from medseg.imaging.windows import positions
 from medseg.models.base import ObjectHead
 from medseg.prediction import FoundObjects
