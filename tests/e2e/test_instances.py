@@ -76,6 +76,13 @@ def test_objects_are_found_and_written_as_numbers(root):
 
 def test_a_model_is_evaluated_on_a_folder_of_numbers(root):
     workflow.predict(root / "run", [root / "data" / "images"], root / "predicted", device="cpu")
+    with (root / "predicted" / "objects.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for case in ("s0", "s1"):
+        found = np.asarray(Image.open(root / "predicted" / f"{case}.png"))
+        listed = {int(row["number"]): int(row["voxels"]) for row in rows if row["case"] == case}
+        assert listed == {int(n): int(np.count_nonzero(found == n)) for n in np.unique(found) if n}
+    assert all(0 < float(row["score"]) <= 1 for row in rows)
     folder = workflow.evaluate(root / "predicted", root / "data" / "labels", run=root / "run", workers=1)
     dataset = workflow.evaluate(root / "predicted", root / "data", run=root / "run", workers=1)
     assert folder.metrics[0] == "pq"
@@ -83,10 +90,10 @@ def test_a_model_is_evaluated_on_a_folder_of_numbers(root):
     assert [case.scores for case in folder.cases] == [case.scores for case in dataset.cases]
 
 
-def test_several_classes_need_more_than_sixteen_bits(tmp_path):
-    """Said before anything trains."""
+def test_class_values_that_no_picture_holds(tmp_path):
+    """Codes of objects are colours in pictures, whose third byte is the class value. Said before anything trains."""
     several = LayoutOptions(classes={"a": (300, 301), "b": (302, 303, 304)})
-    with pytest.raises(PlanError, match=r"objects of several classes do not fit into label maps of this format.*found a, b; .png"):
+    with pytest.raises(PlanError, match=r"classes with such high values do not fit into pictures.*found class 'b' of value 302; .png"):
         workflow.plan(scenes(tmp_path / "data", 2), tmp_path / "p", task="instance", options=several, device="cpu", memory=4, workers=1)
 
 

@@ -53,6 +53,7 @@ class LayoutOptions:
 
 OBJECT = "object"  # name of the class of things that nobody has named
 OF_THINGS = "instance"  # registered task of annotations that tell objects apart
+OF_BOTH = "panoptic"  # of those in which other classes have none
 
 
 class Layout(ABC):
@@ -190,8 +191,9 @@ def one_class(names: tuple[str, ...], where: Path) -> str:
 
 def make_dataset(where: Path, **fields: Any) -> Dataset:
     """The validated record; pydantic's errors as a DatasetError. Where classes are things, its task is theirs."""
-    if fields["labels"].things:
-        fields["task"] = OF_THINGS
+    labels: Labels = fields["labels"]
+    if labels.things:
+        fields["task"] = OF_THINGS if len(labels.things) == len(labels.classes) else OF_BOTH
     try:
         return Dataset(**fields)
     except ValidationError as error:

@@ -57,6 +57,13 @@ class Coco(Layout):
                 found=options.objects,
                 fix="Leave it out, or name a folder of label maps with --labels.",
             )
+        if options.things:
+            raise UsageError.of(
+                "has no meaning for COCO files, which say themselves which categories have objects",
+                where="--thing",
+                found=", ".join(options.things),
+                fix="Leave it out; in panoptic files 'isthing' of each category says it.",
+            )
         descriptor = _descriptor(root)
         sets = _sets(root, options.labels)
         cases, unlabelled, splits, notes = _cases(sets, root, descriptor)
@@ -74,7 +81,7 @@ class Coco(Layout):
             name=descriptor.name or root.name,
             root=root,
             layout=self.name,
-            task=self.task if labels.things else "semantic",
+            task="semantic",
             domain=self.domain,
             ndim=ndim,
             channels=channels_in_order(descriptor, options, count, image_suffix(paths[0]).lower()),

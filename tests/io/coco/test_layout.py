@@ -47,7 +47,7 @@ def test_panoptic(tmp_path):
     ids[3, 3] = 900
     segments(tmp_path, ids, [{"id": 2, "category_id": 2}, {"id": 900, "category_id": 1}])
     found = open_dataset(tmp_path)
-    assert (found.labels.names, found.labels.things, found.labels.ignore) == (("cell", "tissue"), ("cell",), 3)
+    assert (found.task, found.labels.names, found.labels.things, found.labels.ignore) == ("panoptic", ("cell", "tissue"), ("cell",), 3)
     case = read_case(found.cases[0], labels=found.labels)
     assert case.label is not None
     assert np.unique(found.labels.semantic(case.label)).tolist() == [1, 2, 3]
@@ -118,6 +118,8 @@ def test_classes_may_be_merged_and_renamed(tmp_path):
     )
     (told,) = problems(tmp_path, LayoutOptions(objects="numbers"))
     assert "--objects: has no meaning for COCO files" in told
+    (told,) = problems(tmp_path, LayoutOptions(things=("cell",)))
+    assert "--thing: has no meaning for COCO files" in told
     segments(tmp_path / "p", np.full(SHAPE, 1), [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 2}])
     (told,) = problems(tmp_path / "p", LayoutOptions(classes={"all": (1, 2)}))
     assert "--class: merges things and stuff; found all" in told
