@@ -264,10 +264,12 @@ def chosen_metrics(metrics: Sequence[str] | None, plan: Plan | None, labels: Lab
             for name in metrics:
                 describe(name)
         return tuple(dict.fromkeys(metrics)), ()
-    own = () if task is None else task.metrics
+    of_objects = {*INSTANCE_METRICS, *DETECTION_METRICS}
     for name in metrics:
-        if name not in own:
+        if task is None or name not in task.metrics:
             describe(name)
+            if name.partition("@")[0] not in of_objects:
+                raise UsageError.of("no metric of objects", found=f"'{name}'", expected=f"one of {', '.join(sorted(of_objects))}")
     alone = tuple(dict.fromkeys(name for name in metrics if name.partition("@")[0] not in DETECTION_METRICS))
     if not alone:
         raise UsageError.of(
@@ -275,7 +277,6 @@ def chosen_metrics(metrics: Sequence[str] | None, plan: Plan | None, labels: Lab
             found=", ".join(metrics),
             expected=f"also one that single cases have: {', '.join(INSTANCE_METRICS)}",
         )
-    of_objects = {*INSTANCE_METRICS, *DETECTION_METRICS}
     return alone, tuple(dict.fromkeys(name for name in metrics if name.partition("@")[0] in of_objects and poolable(name)))
 
 
