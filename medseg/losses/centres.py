@@ -9,13 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+NEAR = 2  # voxels
+BORDER = 3.0  # further times that a voxel near another object counts
+
 # What `custom_op` makes imports PyTorch's compiler when it is first called.
 _LIBRARY = torch.library.Library("medseg", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("centre_offsets(Tensor objects) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 def centre_offsets(objects: Tensor) -> Tensor:
-    """The way from each voxel of an object to the object's centre, and the object's size.
+    """The way from each voxel of an object to the object's centre, the object's size, and whether another object is near.
 
     The centre is the object's voxel next to its centroid, so no two objects share one, however they are entangled. Runs on the CPU, wherever
     the tensor lies; an operator of its own, so that a training step can be measured without values.
@@ -24,7 +27,8 @@ def centre_offsets(objects: Tensor) -> Tensor:
         objects: `(N, *spatial)` integers, one value per object of a window, 0 where there is none.
 
     Returns:
-        `(N, d + 1, *spatial)` float32: offsets in voxels along each axis, then the object's voxels; 0 outside.
+        `(N, d + 2, *spatial)` float32: offsets in voxels along each axis, then the object's voxels, then 1 where a voxel
+        of another object is at most `NEAR` voxels away along every axis; 0 outside.
     """
     found: Tensor = torch.ops.medseg.centre_offsets.default(objects)
     return found
@@ -32,14 +36,14 @@ def centre_offsets(objects: Tensor) -> Tensor:
 
 def _centre_offsets(objects: Tensor) -> Tensor:
     values = objects.to("cpu").numpy()
-    result = np.zeros((len(values), values.ndim, *values.shape[1:]), np.float32)
+    result = np.zeros((len(values), values.ndim + 1, *values.shape[1:]), np.float32)
     for window, found in zip(values, result, strict=True):
         fill_offsets(window, found)
     return torch.from_numpy(result).to(objects.device)
 
 
 def _shaped(objects: Tensor) -> Tensor:
-    return torch.empty((len(objects), objects.ndim, *objects.shape[1:]), dtype=torch.float32, device=objects.device)
+    return torch.empty((len(objects), objects.ndim + 1, *objects.shape[1:]), dtype=torch.float32, device=objects.device)
 
 
 _LIBRARY.impl("centre_offsets", _centre_offsets, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
@@ -47,7 +51,7 @@ _LIBRARY.impl("centre_offsets", _shaped, "Meta")  # type: ignore[no-untyped-call
 
 
 def fill_offsets(window: NDArray[np.integer], out: NDArray[np.float32]) -> None:
-    """What `centre_offsets` says of one window `(*spatial)`, into `out` `(d + 1, *spatial)` of zeros."""
+    """What `centre_offsets` says of one window `(*spatial)`, into `out` `(d + 2, *spatial)` of zeros."""
     inside = np.flatnonzero(window)
     if not inside.size:
         return
@@ -60,8 +64,20 @@ def fill_offsets(window: NDArray[np.integer], out: NDArray[np.float32]) -> None:
     order = np.lexsort((distance, owner))
     centres = places[:, order[np.concatenate([[0], np.cumsum(sizes)[:-1]])]]
     flat = out.reshape(len(out), -1)
-    flat[:-1, inside] = centres[:, owner] - places
-    flat[-1, inside] = sizes[owner]
+    flat[:-2, inside] = centres[:, owner] - places
+    flat[-2, inside] = sizes[owner]
+    flat[-1, inside] = _near(inside, owner.reshape(-1), window.shape)
+
+
+def _near(inside: NDArray[np.integer], owner: NDArray[np.integer], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Of each voxel `inside`, whether one with another `owner` is near."""
+    from scipy import ndimage
+
+    most, least = np.full(shape, -1, np.int32), np.full(shape, owner.max() + 1, np.int32)
+    most.reshape(-1)[inside] = least.reshape(-1)[inside] = owner
+    side = 2 * NEAR + 1
+    differs = ndimage.maximum_filter(most, side) != ndimage.minimum_filter(least, side)
+    return np.asarray(differs.reshape(-1)[inside])
 
 
 def radius(sizes: Tensor, axes: int) -> Tensor:
@@ -69,12 +85,15 @@ def radius(sizes: Tensor, axes: int) -> Tensor:
     return (sizes * {1: 0.5, 2: 1 / math.pi, 3: 3 / (4 * math.pi)}[axes]) ** (1 / axes)
 
 
-def offset_loss(offsets: Tensor, truth: Tensor, sizes: Tensor) -> Tensor:
-    """Mean distance between predicted and true offsets, along each axis, in radii of the object; small objects count more than their voxels.
+def offset_loss(offsets: Tensor, truth: Tensor, sizes: Tensor, near: Tensor) -> Tensor:
+    """Mean distance between predicted and true offsets, along each axis, in radii of the object; small objects count more than their voxels,
+    and so do voxels where objects meet, because there a wrong way joins or divides them.
 
     Args:
         offsets, truth: `(N, d, *spatial)` in voxels.
         sizes: `(N, *spatial)` voxels of the object, 0 where there is none: there no offset counts.
+
+        near: `(N, *spatial)` 1 where another object is near, else 0.
 
     Returns:
         A scalar, 0 where there is no object.
@@ -82,5 +101,6 @@ def offset_loss(offsets: Tensor, truth: Tensor, sizes: Tensor) -> Tensor:
     inside = (sizes > 0).float()
     whole = sizes.clamp_min(1)
     weight = inside / whole.sqrt()  # between the same for each voxel and the same for each object
+    weight = weight * (1 + BORDER * near)
     error = (offsets.float() - truth).abs().mean(1) / radius(whole, truth.shape[1])
     return (error * weight).sum() / weight.sum().clamp_min(1e-6)

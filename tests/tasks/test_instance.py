@@ -154,7 +154,7 @@ def test_the_loss_of_an_offset_is_counted_in_radii(tasks):
         outputs["offsets"] = [outputs["offsets"][0] + 0.25 * size / task.head.settings.scale]
         losses.append(float(task.loss(outputs, targets)["offset"]))
     assert losses[0] == pytest.approx(losses[1])
-    assert losses[0] == pytest.approx(0.25 * np.sqrt(np.pi), rel=1e-5)
+    assert losses[0] == pytest.approx(task.head.settings.offset * 0.25 * np.sqrt(np.pi), rel=1e-5)
 
 
 def test_votes_that_scatter_are_one_object_and_neighbours_stay_two():

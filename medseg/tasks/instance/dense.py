@@ -56,7 +56,7 @@ class Dense(ObjectFinder):
             raise ValueError("targets need labels")
         classes = self.class_targets(batch.label)
         found = centre_offsets(self.objects(batch.label))
-        return {"classes": classes, "offsets": found[:, :-1] / self.settings.scale, "sizes": found[:, -1]}
+        return {"classes": classes, "offsets": found[:, :-2] / self.settings.scale, "sizes": found[:, -2], "near": found[:, -1]}
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`dice` and `cross_entropy` of the classes, `offset` of the centres; each over all supervised resolutions (nnU-Net's weights)."""
@@ -66,7 +66,7 @@ class Dense(ObjectFinder):
         for logits, offsets, share in pairs:
             truth = {name: at_size(target, logits.shape[2:]) for name, target in targets.items()}
             terms = exclusive_loss(logits, truth["classes"]) | {
-                "offset": offset_loss(offsets.float() * scale, truth["offsets"] * scale, truth["sizes"])
+                "offset": offset_loss(offsets.float() * scale, truth["offsets"] * scale, truth["sizes"], truth["near"])
             }
             for name, factor in (("dice", settings.dice), ("cross_entropy", settings.cross_entropy), ("offset", settings.offset)):
                 term = terms[name] * (factor * share)
