@@ -104,12 +104,11 @@ class Dense(ObjectFinder):
     def _decided(self, maps: NDArray[np.float16], case_id: str, probabilities: bool, scratch: Scratch, uncertainty: bool) -> Prediction:
         """A prediction from class probabilities and offsets `(1 + K + d, *shape)`."""
         labels, settings, count = self.labels, self.settings, len(self.labels.classes) + 1
-        chosen = np.zeros(maps.shape[1:], np.int32)
+        chosen = np.zeros(maps.shape[1:], np.int16)
         for rows in row_slabs((maps.shape[1], maps.shape[0], *maps.shape[2:])):
             chosen[rows] = maps[:count, rows].argmax(0)
         thing = np.array([False, *(name in labels.things for name in labels.names)])
-        offsets = maps[count:].astype(np.float32) * np.float32(settings.scale)
-        numbers = group_voxels(thing[chosen], offsets, settings.smallest, settings.reach)
+        numbers = group_voxels(thing[chosen], maps[count:], settings.smallest, settings.reach, settings.scale)
         most = int(numbers.max(initial=0))
         if most > MOST_OBJECTS:
             raise ImageError.of(

@@ -7,25 +7,27 @@ shape and distance are told apart as well as the votes allow, and perfectly by p
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
-Floats = NDArray[np.float64]
-APART = 1e6  # no group has votes in two slices
+Floats = NDArray[np.floating[Any]]
+APART = 2.0**20  # no group has votes in two slices; a power of two, so that it rounds nothing
+TOGETHER = 2**22  # voxels whose ways are followed at once
 COVERED = 0.5  # of the smaller of two groups in neighbouring slices, from which on they are one object
 STEPS = (1.0, 0.75, 0.5, 0.25)  # of the way to a centre that lies outside of all objects; then the voxel stays alone
 
 
-def group_voxels(things: NDArray[np.bool_], offsets: NDArray[Any], smallest: int, reach: float) -> NDArray[np.int32]:
+def group_voxels(things: NDArray[np.bool_], offsets: NDArray[Any], smallest: int, reach: float, scale: float = 1.0) -> NDArray[np.int32]:
     """The number of each voxel's object, from 1 on in index order, 0 where there is none.
+
+    Memory beyond the result grows with the voxels of objects, about 100 bytes for each, not with the image; `offsets` may lie in a file.
 
     Args:
         things: `(*shape)` voxels that belong to objects.
-        offsets: `(d, *shape)` the way to the centre in voxels, along the last d axes. Where the first axis has none, slices are grouped one by
+        offsets: `(d, *shape)` the way to the centre in units of `scale` voxels, along the last d axes. Where the first axis has none, slices are grouped one by
             one, and groups in neighbouring slices that cover half of one of them are one object.
         smallest: voxels of the smallest object; smaller ones are dropped.
         reach: see `InstanceSettings`.
@@ -34,9 +36,11 @@ def group_voxels(things: NDArray[np.bool_], offsets: NDArray[Any], smallest: int
     inside = np.flatnonzero(things)
     if not inside.size:
         return numbers
-    places = np.stack(np.unravel_index(inside, things.shape)).astype(np.float64)
+    places = np.stack([line.astype(np.float32) for line in np.unravel_index(inside, things.shape)])
     ways = np.zeros_like(places)
-    ways[-len(offsets) :] = offsets.reshape(len(offsets), -1)[:, inside]
+    for way, values in zip(ways[-len(offsets) :], offsets, strict=True):
+        way[...] = values.reshape(-1)[inside]
+    ways *= np.float32(scale)
     groups = _groups(places, ways, inside, things.shape)
     votes = places + ways
     votes[: -len(offsets)] *= APART
@@ -57,18 +61,19 @@ def _groups(places: Floats, ways: Floats, inside: Indices, shape: tuple[int, ...
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    index = np.full(math.prod(shape), -1, np.int64)
-    index[inside] = np.arange(inside.size)
     most = np.array(shape)[:, None] - 1
     goal = np.arange(inside.size)
-    lost = np.arange(inside.size)
-    for step in STEPS:
-        target = np.clip(np.rint(places[:, lost] + step * ways[:, lost]).astype(np.int64), 0, most)
-        there = index[np.ravel_multi_index(tuple(target), shape)]
-        goal[lost[there >= 0]] = there[there >= 0]
-        lost = lost[there < 0]
-        if not lost.size:
-            break
+    for start in range(0, inside.size, TOGETHER):
+        lost = np.arange(start, min(start + TOGETHER, inside.size))
+        for step in STEPS:
+            there = np.clip(np.rint(places[:, lost] + np.float32(step) * ways[:, lost]).astype(np.int64), 0, most)
+            flat = np.ravel_multi_index(tuple(there), shape)
+            nearest = np.minimum(np.searchsorted(inside, flat), inside.size - 1)
+            found = inside[nearest] == flat
+            goal[lost[found]] = nearest[found]
+            lost = lost[~found]
+            if not lost.size:
+                break
     graph = coo_matrix((np.ones(inside.size, np.int8), (np.arange(inside.size), goal)), shape=(inside.size, inside.size))
     groups: Indices = connected_components(graph, directed=False)[1].astype(np.int64)
     return groups
