@@ -156,7 +156,8 @@ def small_size(fingerprint: Fingerprint) -> int:
 
 def smallest_for(small: int, fingerprint: Fingerprint) -> int:
     """Voxels of the smallest object that is predicted: half of `small`; few objects say less of how small others may be, so less."""
-    count = sum(one.count for case in fingerprint.cases for one in case.objects)
+    cases = fingerprint.cases
+    count = sum(one.count for case in cases for one in case.objects) or sum(one.components for case in cases for one in case.classes)
     return max(1, round(small / 2 * min(1.0, count / ENOUGH)))
 
 
