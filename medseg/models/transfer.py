@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medseg.models.base import Head
+from medseg.models.base import Head, ObjectHead
 from medseg.record import Record
 
 FAIR_SHARE = 0.5  # of the parameters: with fewer, the networks are different ones
@@ -94,6 +94,7 @@ def ports(build: Callable[[int, tuple[Head, ...]], nn.Module], channels: int, he
         of_heads = {
             head.name: grown(shapes(channels, (*heads[:n], replace(head, channels=head.channels + 1, prior=(), names=()), *heads[n + 1 :])))
             for n, head in enumerate(heads)
+            if not isinstance(head, ObjectHead)  # what it is made of is no map, and has no channels
         }
     result: dict[str, tuple[Port, ...]] = {}
     for name in plain:

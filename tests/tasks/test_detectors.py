@@ -1,0 +1,202 @@
+"""Mask R-CNN and YOLACT as ways to find objects: targets, losses, and what comes of perfect outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from synthetic import make_dataset, make_fingerprint_of
+
+from medseg.case import Batch, PreparedCase
+from medseg.dataset import NUMBER_BITS, LabelClass, Labels
+from medseg.device import Machine
+from medseg.domains.base import find_domain
+from medseg.errors import PlanError
+from medseg.fingerprint import ObjectStats
+from medseg.geometry import Grid
+from medseg.planning.memory import training_cost
+from medseg.planning.planner import make_plans
+from medseg.tasks.base import find_task
+
+STUFF = Labels(
+    classes=(LabelClass(name="tissue", values=(1,)), LabelClass(name="cell", values=(2, 5)), LabelClass(name="vessel", values=(3,))),
+    ignore=9,
+    things=("cell", "vessel"),
+)
+SMALL = {
+    2: {"window": "[64, 64]", "network.features": "[8, 8, 16]", "network.strides": "[[1,1],[2,2],[2,2]]", "network.kernels": "[[3,3],[3,3],[3,3]]"},
+    3: {
+        "window": "[16, 32, 32]", "network.features": "[8, 8, 16]", "network.strides": "[[1,1,1],[2,2,2],[2,2,2]]",
+        "network.kernels": "[[3,3,3],[3,3,3],[3,3,3]]",
+    },
+}  # fmt: skip
+DEEP = {"network.encoder": "[0, 0, 0]", "network.decoder": "[0, 0]"}
+SHAPES = {2: (96, 96), 3: (24, 48, 48)}
+
+
+def code(value: int, number: int = 0) -> int:
+    return value << NUMBER_BITS | number
+
+
+def make_task(network: str, ndim: int, task: str = "instance"):
+    dataset = make_dataset(STUFF, ndim)
+    fingerprint = make_fingerprint_of(dataset, SHAPES[ndim], (1.0,) * ndim)
+    objects = tuple(
+        ObjectStats(name=name, count=12, sizes=(40,) * 7, boxes=((6.0,) * ndim, (9.0,) * ndim, (14.0,) * ndim)) for name in STUFF.things
+    )
+    fingerprint = fingerprint.model_copy(update={"cases": tuple(c.model_copy(update={"objects": objects}) for c in fingerprint.cases)})
+    plans = make_plans(dataset, fingerprint, task=task, domain="grid", network=network, machine=Machine("cpu", 8.0))
+    plan = next(p for p in plans if p.recommended)
+    levels = {"target.head.levels": "[1]", "target.head.anchors": str([[[7.0] * ndim, [12.0] * ndim]])}
+    small = plan.edited(
+        {**SMALL[ndim], **DEEP, **levels, "target.head.channels": "16", "target.head.smallest": "1", "target.head.mask": "14"}
+    )
+    return find_task(task)(small)
+
+
+@pytest.fixture(scope="module", params=[("mask-rcnn", 2), ("mask-rcnn", 3), ("yolact", 2), ("yolact", 3)], ids=lambda p: f"{p[0]}-{p[1]}d")
+def task(request):
+    return make_task(*request.param)
+
+
+def scene(ndim: int, seed: int = 0) -> NDArray[np.int32]:
+    """Boxes of several sizes on stuff; some touch, some reach the border."""
+    rng = np.random.default_rng(seed)
+    codes = np.full(SHAPES[ndim], code(1), np.int32)
+    codes[..., : SHAPES[ndim][-1] // 3] = 0
+    number = 0
+    for _ in range(60):
+        low = [int(rng.integers(0, n - 4)) for n in codes.shape]
+        place = tuple(slice(a, a + int(rng.integers(4, 13))) for a in low)
+        if not (codes[place] & 0xFFFF).any():
+            number += 1
+            codes[place] = code((2, 3)[number % 2], number)
+    return codes
+
+
+def batch(task, codes: NDArray[np.int32]) -> Batch:
+    window = tuple(slice(0, n) for n in task.plan.window)
+    label = torch.from_numpy(np.ascontiguousarray(codes[window]))[None]
+    return Batch(torch.randn(1, len(task.plan.data.channels), *task.plan.window), label)
+
+
+def found_in(task, codes: NDArray[np.int32], **how: bool):
+    """What comes of a perfect network that is run over windows of a case."""
+    domain = find_domain(task.plan.domain)(task.plan)
+
+    def run(windows: Batch) -> dict[str, torch.Tensor]:
+        outputs = task.oracle(task.targets(Batch(windows.image, windows.image[:, 0].to(torch.int32))))
+        return {head.name: outputs[head.name] for head in task.heads}
+
+    shown = np.repeat(codes[None].astype(np.float32), len(task.plan.data.channels), 0)
+    case = PreparedCase("x", shown, None, (), Grid.plain(codes.shape), ())
+    return task.decode(domain.stitch(case, run, task.heads, 2, 2**30), "x", **how)
+
+
+def test_perfect_networks_find_all_objects_of_a_case(task):
+    """Windows are smaller than the case, so some cut objects."""
+    codes = scene(len(task.plan.window))
+    prediction = found_in(task, codes)
+    scores = task.score(prediction.labels, codes, (1.0,) * codes.ndim)
+    assert {name: row["pq"] for name, row in scores.items()} == pytest.approx(dict.fromkeys(STUFF.names, 1.0), abs=0.03)
+    assert min(row["object_accuracy"] for row in scores.values()) == 1.0
+    assert set(prediction.objects) == {int(v) for v in np.unique(prediction.labels) if v & 0xFFFF}
+    assert min(prediction.objects.values()) > 0.99
+
+
+def test_what_is_no_object_is_background_or_stuff(task):
+    prediction = found_in(task, scene(len(task.plan.window)), probabilities=True, uncertainty=True)
+    values = prediction.labels >> NUMBER_BITS
+    assert not ((values == 2) | (values == 3))[prediction.labels & 0xFFFF == 0].any()
+    assert prediction.probabilities.shape == (4, *prediction.labels.shape)
+    assert np.array_equal(prediction.probabilities.argmax(0)[values == 1], np.full((values == 1).sum(), 1))
+    assert prediction.probabilities.astype(np.float32).sum(0).max() < 2.01  # two objects may overlap, as far as masks are soft
+    assert 0 <= prediction.uncertainty < 0.1
+
+
+@pytest.mark.parametrize("kind", ["nothing", "one voxel", "everything", "ignored", "one object", "five hundred"])
+def test_a_step_on_any_windows_is_finite(task, kind):
+    window = task.plan.window
+    codes = np.zeros(window, np.int32)
+    if kind == "one voxel":
+        codes[(3,) * codes.ndim] = code(2, 1)
+    elif kind == "everything":
+        codes[...] = code(5, 77)
+    elif kind == "ignored":
+        codes[...] = code(9)
+    elif kind == "one object":
+        codes[(slice(4, 9),) * codes.ndim] = code(3, 12)
+    elif kind == "five hundred":
+        rows = np.arange(codes.size).reshape(window)
+        codes[...] = code(2) + 1 + rows % 500
+    torch.manual_seed(0)
+    network = task.network().train()
+    shown = batch(task, codes)
+    targets = task.targets(shown)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = task.run(network, shown, targets)
+    terms = task.loss(outputs, targets)
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+    if kind in ("nothing", "ignored"):
+        assert not found_in(task, np.zeros(SHAPES[codes.ndim], np.int32) + codes.flat[0]).objects
+
+
+def test_more_objects_than_places_are_no_background(task):
+    codes = np.zeros(task.plan.window, np.int32)
+    flat = codes.reshape(-1, codes.shape[-1])
+    places = task.plan.target.head.slots
+    flat[:, ::2] = (np.arange(flat[:, ::2].size).reshape(flat[:, ::2].shape) % (places + 5)) + code(2, 1)
+    flat[0, 0] = code(2, 60000)
+    targets = task.targets(batch(task, codes))
+    listed = set(targets["codes"][0].tolist())
+    assert code(2, 60000) not in listed  # the smallest of all
+    assert int(targets["map"].reshape(flat.shape)[0, 0]) == -1
+    assert set(torch.unique(targets["map"]).tolist()) == {-1, 0, *(listed - {0})}
+
+
+def test_the_memory_of_a_step_is_measured(task):
+    cost = training_cost(task.plan)
+    assert cost.parameters == sum(p.numel() for p in task.network().parameters())
+    assert 0.1 < cost.memory < 2
+
+
+def test_weights_begin_with_those_of_a_plain_network_shape(task):
+    """The network is built by the task, so what finds input channels and heads in it sees all of it."""
+    from medseg.models.transfer import ports
+
+    of = ports(task.built, task.channels, task.heads)
+    assert any(name.startswith("backbone.enter.0") for name in of)
+    assert any(name.startswith("backbone.heads.classes") for name in of)
+
+
+def test_panoptic_needs_things_and_stuff():
+    task = make_task("mask-rcnn", 2, "panoptic")
+    assert (task.plan.task, task.plan.target.kind, task.plan.target.head.kind) == ("panoptic", "panoptic", "mask-rcnn")
+    assert [head.name for head in task.heads] == ["objects", "classes"]
+    for things in ((), STUFF.names):
+        labels = Labels(classes=STUFF.classes, things=things)
+        dataset = make_dataset(labels, 2)
+        with pytest.raises(PlanError, match="classes with objects .things. and classes without"):
+            find_task("panoptic").needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0)))
+
+
+def test_ways_are_configurations_of_their_own():
+    dataset = make_dataset(STUFF, 3)
+    fingerprint = make_fingerprint_of(dataset, (36, 50, 35), (1.0, 1.0, 1.0))
+    plans = {
+        network: make_plans(dataset, fingerprint, task="instance", domain="grid", network=network, machine=Machine("cpu", 8.0))
+        for network in (None, "mask-rcnn", "yolact", "dense")
+    }
+    assert [p.name for p in plans[None]] == ["3d", "3d_mask-rcnn", "2d", "2d_mask-rcnn"]
+    assert [p.name for p in plans["yolact"]] == ["3d", "2d"]
+    assert {p.target.head.kind for p in plans["yolact"]} == {"yolact"}
+    assert {p.network.kind for found in plans.values() for p in found} == {"unet"}
+    assert sum(p.recommended for p in plans[None]) == 1
+    assert all(p.inference.mirror == () for p in plans["yolact"])
+    with pytest.raises(PlanError, match="network 'yolact' is for other tasks"):
+        make_plans(dataset, fingerprint, task="semantic", domain="grid", network="yolact", machine=Machine("cpu", 8.0))
+    with pytest.raises(PlanError, match="mask-rcn"):
+        make_plans(dataset, fingerprint, task="instance", domain="grid", network="mask-rcn", machine=Machine("cpu", 8.0))
