@@ -11,6 +11,7 @@ from PIL import Image
 
 from medseg import workflow
 from medseg.errors import PlanError
+from medseg.evaluation.records import Evaluation
 from medseg.fingerprint import Fingerprint
 from medseg.io.layouts.base import LayoutOptions
 from medseg.plans import Plan
@@ -72,6 +73,21 @@ def test_objects_are_found_and_written_as_numbers(root):
         assert found.shape == np.asarray(Image.open(root / "data" / "images" / f"{row['case']}.png")).shape
         assert found.max() == len(np.unique(found)) - 1  # numbered from 1 on
         assert int(row["predicted_voxels"]) == np.count_nonzero(found)
+
+
+def test_the_report_scores_all_held_out_objects_together(root):
+    """With average precision, because held-out predictions have a table of their objects."""
+    found = Evaluation.open(root / "run" / "report")
+    assert found.objects is not None
+    assert found.objects.left_out == {}
+    counts = found.objects.counts["object"]
+    assert counts.matched + counts.missed == 15
+    scores = found.objects.classes["object"]
+    assert 0.2 < scores["ap@0.5"].value <= 1
+    assert 0.3 < scores["pq"].value <= 1
+    text = (root / "run" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "PQ, all objects" in text
+    assert "Precision and sensitivity" in text
 
 
 def test_a_model_is_evaluated_on_a_folder_of_numbers(root):

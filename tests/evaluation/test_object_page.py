@@ -104,7 +104,7 @@ def test_outlines_lie_where_the_objects_are(tmp_path):
     assert first.title == "<cell> 3: IoU 1.00"
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(hnp.arrays(np.int32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 6)))
 def test_neighbours_have_different_colours(codes):
     chosen = hues(codes)
