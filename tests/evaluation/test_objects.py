@@ -74,10 +74,10 @@ def test_all_cases_together(folders, tmp_path):
 
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["cases.csv", "index.html", "objects.csv", "summary.json"]
     assert Evaluation.open(tmp_path / "out") == found
-    rows = list(csv.DictReader((tmp_path / "out" / "objects.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((tmp_path / "out" / "objects.csv").read_text(encoding="utf-8").splitlines()))
     assert [(r["classes"], r["metric"]) for r in rows] == [(c, m) for c in ("cell", "mean of all") for m in POOLED]
     assert float(rows[0]["low"]) < float(rows[0]["value"]) < float(rows[0]["high"])
-    case = next(csv.DictReader((tmp_path / "out" / "cases.csv").open(encoding="utf-8")))
+    case = next(csv.DictReader((tmp_path / "out" / "cases.csv").read_text(encoding="utf-8").splitlines()))
     first = found.cases[0].objects["cell"]
     assert [int(case[k]) for k in ("matched_objects", "missed_objects", "invented_objects")] == [
         first.matched,
