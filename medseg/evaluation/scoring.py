@@ -46,6 +46,8 @@ from medseg.tasks.base import find_task
 SMALL = 10**8
 """Voxels of all cases together below which one process does the scoring (about ten seconds of work)."""
 
+FEW = 20  # more values than this in references are hardly classes
+
 
 def evaluate(
     predictions: Path,
@@ -296,6 +298,10 @@ def _found_labels(references: list[Path], workers: int | None, progress: Progres
     if len(found) == 1:
         (value,) = found
         return Labels(classes=(LabelClass(name="foreground", values=(value,)),))
+    if len(found) > FEW:
+        progress.say(
+            f"warning: the references hold {len(found)} values, each taken for a class; where they number objects: --objects numbers"
+        )
     return Labels(classes=tuple(LabelClass(name=f"value {v}", values=(v,)) for v in sorted(found)))
 
 

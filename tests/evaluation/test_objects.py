@@ -14,6 +14,7 @@ from medseg.evaluation.objects import POOLED
 from medseg.evaluation.records import Evaluation, Matched
 from medseg.evaluation.scoring import evaluate
 from medseg.io.table import FOLDER
+from medseg.progress import Silent
 from tests.metrics.instances.scenes import Dice, scene
 
 SEEDS = (1, 2, 3, 4)
@@ -238,6 +239,18 @@ def test_usage_errors(folders):
     save(folders[1], "s1", np.arange(60 * 70, dtype=np.uint16).reshape(60, 70))
     with pytest.raises(DatasetError, match="the references hold no classes of objects as components"):
         workflow.evaluate(*folders, objects="components", workers=1)
+
+
+def test_many_values_that_nobody_declared(folders):
+    class Told(Silent):
+        def say(self, message):
+            said.append(message)
+
+    said = []
+    found = evaluate(*folders, workers=1, metrics=["dice"], progress=Told())
+    assert said == [
+        f"warning: the references hold {len(found.labels.classes)} values, each taken for a class; where they number objects: --objects numbers"
+    ]
 
 
 def test_chosen_metrics(folders):
