@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,19 +28,23 @@ class Meaning(Record):
         channels: names of the input channels in order: those of the image, then what else the network is told.
         images: how many of them are the image's.
         heads: head -> names of its channels in order.
+        inner: what names of tensors of the family's network begin with, where it is part of another; written where it is.
     """
+
+    seldom: ClassVar[tuple[str, ...]] = ("inner",)
 
     kind: str
     channels: tuple[str, ...]
     images: int
     heads: dict[str, tuple[str, ...]]
+    inner: str = ""
 
     @classmethod
-    def of(cls, kind: str, images: Sequence[str], more: Sequence[str], heads: Sequence[Head]) -> Meaning:
+    def of(cls, kind: str, images: Sequence[str], more: Sequence[str], heads: Sequence[Head], inner: str = "") -> Meaning:
         """From what a network is built with: names of the image's channels and of further ones, and heads; their channels, where they have
         no names, are named by place and number."""
         named = {head.name: head.names or tuple(f"{n + 1} of {head.channels}" for n in range(head.channels)) for head in heads}
-        return cls(kind=kind, channels=(*images, *more), images=len(images), heads=named)
+        return cls(kind=kind, channels=(*images, *more), images=len(images), heads=named, inner=inner)
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ def transfer(
         source_meaning: of its channels.
         of: `ports` of the network.
     """
+    source = {_moved(name, source_meaning.inner, meaning.inner): tensor for name, tensor in source.items()}
     state: dict[str, Tensor] = {}
     adapted: dict[str, str] = {}
     unused: dict[str, str] = {}
@@ -149,6 +154,11 @@ def transfer(
             copied += 1
     share = math.floor(10_000 * taken / total) / 10_000 if total else 0.0
     return state, Transferred(copied=copied, adapted=adapted, fresh=unused, left=len(set(source) - set(fresh)), share=share)
+
+
+def _moved(name: str, before: str, after: str) -> str:
+    """A tensor's name where the family's network lies elsewhere; what does not belong to it keeps its name."""
+    return after + name.removeprefix(before) if name.startswith(before) else name
 
 
 @dataclass(frozen=True)

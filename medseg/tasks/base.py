@@ -113,6 +113,11 @@ class Objective(ABC):
         """The network under this plan with so many input channels and these heads; a task may put more on the planned one."""
         return find_network(self.plan.network.kind).build(self.plan.network, channels, heads)
 
+    @property
+    def inner(self) -> str:
+        """What names of parameters of the planned network begin with within the built one; empty where it is all."""
+        return ""
+
     def run(self, network: nn.Module, batch: Batch, targets: Mapping[str, Tensor]) -> Outputs:
         """The outputs of a network in training. Networks that must be told something of the targets to learn are told here."""
         outputs: Outputs = network(self.inputs(batch))

@@ -220,7 +220,7 @@ def _meaning(plan: Plan) -> Meaning:
     names = [channel.name for channel in plan.data.channels]
     more = _prior_names(plan.data.labels) if plan.previous else []
     more += [f"input {n + 1} after the image" for n in range(len(more), objective.channels - len(names))]
-    return Meaning.of(plan.network.kind, names, more, objective.heads)
+    return Meaning.of(plan.network.kind, names, more, objective.heads, objective.inner)
 
 
 def _prior_names(labels: Labels) -> list[str]:

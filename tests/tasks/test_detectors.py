@@ -49,10 +49,8 @@ def make_task(network: str, ndim: int, task: str = "instance"):
     plans = make_plans(dataset, fingerprint, task=task, domain="grid", network=network, machine=Machine("cpu", 8.0))
     plan = next(p for p in plans if p.recommended)
     levels = {"target.head.levels": "[1]", "target.head.anchors": str([[[7.0] * ndim, [12.0] * ndim]])}
-    small = plan.edited(
-        {**SMALL[ndim], **DEEP, **levels, "target.head.channels": "16", "target.head.smallest": "1", "target.head.mask": "14"}
-    )
-    return find_task(task)(small)
+    detector = {} if network == "dense" else {**levels, "target.head.channels": "16", "target.head.mask": "14"}
+    return find_task(task)(plan.edited({**SMALL[ndim], **DEEP, **detector, "target.head.smallest": "1"}))
 
 
 @pytest.fixture(scope="module", params=[("mask-rcnn", 2), ("mask-rcnn", 3), ("yolact", 2), ("yolact", 3)], ids=lambda p: f"{p[0]}-{p[1]}d")
@@ -179,7 +177,7 @@ def test_panoptic_needs_things_and_stuff():
     for things in ((), STUFF.names):
         labels = Labels(classes=STUFF.classes, things=things)
         dataset = make_dataset(labels, 2)
-        with pytest.raises(PlanError, match="classes with objects .things. and classes without"):
+        with pytest.raises(PlanError, match=r"classes with objects .things. and classes without"):
             find_task("panoptic").needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0)))
 
 
@@ -200,3 +198,17 @@ def test_ways_are_configurations_of_their_own():
         make_plans(dataset, fingerprint, task="semantic", domain="grid", network="yolact", machine=Machine("cpu", 8.0))
     with pytest.raises(PlanError, match="mask-rcn"):
         make_plans(dataset, fingerprint, task="instance", domain="grid", network="mask-rcn", machine=Machine("cpu", 8.0))
+
+
+def test_detectors_begin_with_networks_of_other_ways():
+    """What the planned network has learnt under another head, or without annotations, is a start; what is on top of it begins anew."""
+    from medseg.training.start import _meaning, _transferred
+
+    plain, detector = make_task("dense", 2), make_task("mask-rcnn", 2)
+    source, fresh = plain.network(), detector.network()
+    state, moved = _transferred(detector.plan, fresh, source.state_dict(), _meaning(plain.plan))
+    assert torch.equal(state["backbone.enter.0.conv.weight"], source.state_dict()["enter.0.conv.weight"])
+    assert torch.equal(state["backbone.heads.classes.0.weight"], source.state_dict()["heads.classes.0.weight"])
+    assert "anchors" in " ".join(moved.fresh)
+    back, _ = _transferred(plain.plan, source, fresh.state_dict(), _meaning(detector.plan))
+    assert torch.equal(back["enter.1.conv.weight"], fresh.state_dict()["backbone.enter.1.conv.weight"])

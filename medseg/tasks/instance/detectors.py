@@ -39,6 +39,7 @@ class Detector(ObjectFinder):
     """Heads: `objects`, slots; and `classes`, `1 + K` logits with background first, where some classes are no things."""
 
     settings: DetectorSettings
+    inner = "backbone."
 
     @property
     def stuff(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class ObjectFinder(ABC):
     """
 
     settings: Any
+    inner: ClassVar[str] = ""
+    """See `Objective.inner`."""
 
     def __init__(self, settings: Any, labels: Labels, axes: int, levels: Sequence[Shape]) -> None:
         """From the plan; `settings` are of the kind that `planned` gives, `levels` the strides of the backbone's decoder stages."""

@@ -107,6 +107,11 @@ class Instance(Task):
         """See `Objective.built`."""
         return self.head.built(super().built(channels, self.head.grown(heads)))
 
+    @property
+    def inner(self) -> str:
+        """See `Objective.inner`."""
+        return self.head.inner
+
     def run(self, network: nn.Module, batch: Batch, targets: Mapping[str, Tensor]) -> Outputs:
         """See `Objective.run`."""
         return self.head.run(network, self.inputs(batch), targets)
