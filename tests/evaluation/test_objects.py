@@ -247,7 +247,8 @@ def test_many_values_that_nobody_declared(folders):
             said.append(message)
 
     said = []
-    found = evaluate(*folders, workers=1, metrics=["dice"], progress=Told())
+    save(folders[1], "s1", (np.arange(60 * 70) // 100).astype(np.uint16).reshape(60, 70))
+    found = evaluate(folders[1], folders[1], workers=1, metrics=["dice"], progress=Told())
     assert said == [
         f"warning: the references hold {len(found.labels.classes)} values, each taken for a class; where they number objects: --objects numbers"
     ]
