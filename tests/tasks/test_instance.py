@@ -178,6 +178,24 @@ def test_votes_that_scatter_are_one_object_and_neighbours_stay_two():
         assert len({int(np.bincount(found[truth == n]).argmax()) for n in (1, 2, 3)}) == 3
 
 
+@pytest.mark.parametrize("slices", [1, 3])
+def test_an_object_in_the_middle_of_one_of_another_class(slices):
+    """Both vote for nearly the same centre; where classes are sure they stay two, where they are not they are one."""
+    rows, columns = np.mgrid[:40, :40]
+    distance = np.hypot(rows - 20, columns - 20)
+    truth = np.where(distance <= 5, 2, np.where(distance <= 15, 1, 0))
+    rng = np.random.default_rng(0)
+    offsets = np.stack([20 - rows, 20 - columns]) + rng.normal(0, 1.5, (2, 40, 40))
+    stack = np.repeat(truth[None], slices, 0)
+    ways = np.repeat(offsets[:, None], slices, 1)
+    for sure, count in ((0.95, 2), (0.6, 1)):
+        chances = np.stack([np.where(stack == k, sure, 1 - sure) for k in (1, 2)])
+        found = group_voxels(stack > 0, ways, 20, 2.0, chances=chances)
+        assert len(np.unique(found[stack == 1])) == len(np.unique(found[stack == 2])) == 1
+        assert found.max() == count
+    assert group_voxels(stack > 0, ways, 20, 2.0).max() == 1
+
+
 def test_small_groups_are_dropped_and_votes_beyond_the_image_stay_in_it():
     things = np.zeros((6, 9), bool)
     things[1:4, 1:4] = things[5, 8] = True

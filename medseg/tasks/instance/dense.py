@@ -108,7 +108,8 @@ class Dense(ObjectFinder):
         for rows in row_slabs((maps.shape[1], maps.shape[0], *maps.shape[2:])):
             chosen[rows] = maps[:count, rows].argmax(0)
         thing = np.array([False, *(name in labels.things for name in labels.names)])
-        numbers = group_voxels(thing[chosen], maps[count:], settings.smallest, settings.reach, settings.scale)
+        chances = [maps[k] for k in np.flatnonzero(thing)]
+        numbers = group_voxels(thing[chosen], maps[count:], settings.smallest, settings.reach, settings.scale, chances)
         most = int(numbers.max(initial=0))
         if most > MOST_OBJECTS:
             raise ImageError.of(
