@@ -260,7 +260,7 @@ def check_wishes(
                 expected = f"{known[name]}, one for each axis"
                 problems.append(Problem(f"not a window of '{name}'", "--edit", f"'{path}={text}', {axes} numbers", expected))
     problems += edit_problems(
-        fields, {"space": found.domain, "target": wanted, "network": chosen_network(wanted, network)[0]}, "--edit" if prefixed else "--set"
+        fields, {"space": found.domain, "target": wanted, "network": chosen_network(wanted, network)}, "--edit" if prefixed else "--set"
     )
     if problems:
         raise PlanError(problems)

@@ -43,8 +43,8 @@ def make_plans(
         ResourceError: no configuration fits the machine; names the smallest budget in which one does.
         PlanError: a name is not registered; or the dataset cannot be planned for the network of `like`.
     """
-    kind, own = chosen_network(task, network)
-    variants = find_task(task).variants(dataset, fingerprint, own)
+    kind = chosen_network(task, network)
+    variants = find_task(task).variants(dataset, fingerprint, network)
     drafts = find_domain(domain).drafts(fingerprint, machine)
     family: _Configures = find_network(kind)
     if like is not None:

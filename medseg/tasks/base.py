@@ -178,7 +178,12 @@ class Task(Objective):
 
     @classmethod
     def variants(cls, dataset: Dataset, fingerprint: Fingerprint, network: str | None) -> tuple[Needs, ...]:
-        """What it may ask of the planner instead, the plain one first; each makes configurations of its own. `network`: one of `networks`, or None."""
+        """What it may ask of the planner instead, the plain one first; each makes configurations of its own.
+
+        Args:
+            dataset, fingerprint: as for `needs`.
+            network: what was asked for, one of `networks` or a registered family; None: nothing.
+        """
         return (cls.needs(dataset, fingerprint),)
 
     @staticmethod
@@ -276,28 +281,22 @@ def find_task(name: str) -> type[Task]:
     return found
 
 
-def chosen_network(task: str | None, network: str | None) -> tuple[str, str | None]:
-    """The family registered under a name, or the default one for none and for what the task puts on it, whose name comes second.
+def chosen_network(task: str, network: str | None) -> str:
+    """The family registered under a name; the default one for none, and for what the task puts on it.
 
     Raises:
         PlanError: there is no such network.
     """
-    if network is None:
-        return DEFAULT_NETWORK, None
-    offered = find_task(task).networks if task is not None else {}
-    if network in offered:
-        return DEFAULT_NETWORK, network
+    if network is None or network in find_task(task).networks:
+        return DEFAULT_NETWORK
     if network not in registry.networks.names():
-        others = {name: key for key, one in registry.tasks.items() if issubclass(one, Task) for name in one.networks}
-        if network in others:
+        others = [name for name, one in registry.tasks.items() if issubclass(one, Task) and network in one.networks]
+        if others:
             raise PlanError.of(
-                f"network '{network}' is for other tasks",
-                where="--network",
-                found=f"task '{task}'" if task else "no task",
-                fix=f"Pass --task {others[network]}, too.",
+                f"network '{network}' is for other tasks", where="--network", found=f"task '{task}'", expected=f"task {' or '.join(others)}"
             )
     registry.networks.get(network)
-    return network, None
+    return network
 
 
 def find_pretext(name: str) -> type[Pretext]:

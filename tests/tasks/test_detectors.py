@@ -186,12 +186,13 @@ def test_ways_are_configurations_of_their_own():
     fingerprint = make_fingerprint_of(dataset, (36, 50, 35), (1.0, 1.0, 1.0))
     plans = {
         network: make_plans(dataset, fingerprint, task="instance", domain="grid", network=network, machine=Machine("cpu", 8.0))
-        for network in (None, "mask-rcnn", "yolact", "dense")
+        for network in (None, "mask-rcnn", "yolact", "dense", "segresnet")
     }
     assert [p.name for p in plans[None]] == ["3d", "3d_mask-rcnn", "2d", "2d_mask-rcnn"]
     assert [p.name for p in plans["yolact"]] == ["3d", "2d"]
     assert {p.target.head.kind for p in plans["yolact"]} == {"yolact"}
-    assert {p.network.kind for found in plans.values() for p in found} == {"unet"}
+    assert {p.network.kind for name, found in plans.items() for p in found if name != "segresnet"} == {"unet"}
+    assert {(p.network.kind, p.target.head.kind) for p in plans["segresnet"]} == {("segresnet", "dense")}  # it has no pyramid
     assert sum(p.recommended for p in plans[None]) == 1
     assert all(p.inference.mirror == () for p in plans["yolact"])
     with pytest.raises(PlanError, match="network 'yolact' is for other tasks"):

@@ -59,10 +59,11 @@ class Instance(Task):
 
     @classmethod
     def variants(cls, dataset: Dataset, fingerprint: Fingerprint, network: str | None) -> tuple[Needs, ...]:
-        """Votes and regions, or the way that is asked for."""
+        """Votes and regions, or the way that is asked for; on another family of networks only votes, which need no pyramid."""
         plain = cls.needs(dataset, fingerprint)
         if network is not None:
-            return (cls._by(WAYS[network], plain.labels, plain.channels, fingerprint, nominal(fingerprint)),)
+            way = WAYS.get(network, Dense)
+            return (cls._by(way, plain.labels, plain.channels, fingerprint, nominal(fingerprint)),)
         regions = cls._by(Regions, plain.labels, plain.channels, fingerprint, nominal(fingerprint))
         return plain, replace(regions, name="mask-rcnn", preference=-1.0, because="Mask R-CNN instead of votes for centres")
 
