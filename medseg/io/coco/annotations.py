@@ -83,6 +83,17 @@ class Annotations:
         return self.path.with_suffix("")
 
 
+def coco_files(root: Path) -> tuple[Path, ...]:
+    """The COCO files of a folder: in it, and in the folders directly in it; what lies in `panoptic/` beside `panoptic.json` is a part of that."""
+    places = [root, *(p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".") and not _is_part(p))]
+    files = [p for place in places for p in sorted(place.glob("*.json")) if not p.name.startswith(".") and p.is_file()]
+    return tuple(p for p in files if looks_like_coco(p))
+
+
+def _is_part(folder: Path) -> bool:
+    return folder.with_name(f"{folder.name}.json").is_file()
+
+
 def looks_like_coco(path: Path) -> bool:
     """Whether a file's text has the keys of COCO, be it sound JSON or not; not parsed, because it may be large."""
     try:

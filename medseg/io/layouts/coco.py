@@ -17,12 +17,13 @@ from pydantic import ValidationError
 
 from medseg.dataset import CaseFiles, Dataset, LabelClass, Labels, Split, Splits
 from medseg.errors import DatasetError, ImageError, Problem, UsageError
-from medseg.io.coco.annotations import Annotations, Picture, looks_like_coco, read_annotations, shown
+from medseg.io.coco.annotations import Annotations, Picture, coco_files, read_annotations, shown
 from medseg.io.coco.labels import label_path
 from medseg.io.images import image_stem, image_suffix, read_header
 from medseg.io.layouts.base import Layout, LayoutOptions, make_dataset, read_json, refuse_reference
 from medseg.io.layouts.descriptor import NAME, Descriptor, channels_in_order, groups_of, read_descriptor
 from medseg.io.layouts.files import usual_header
+from medseg.io.layouts.folders import Folders
 from medseg.record import problems_of
 
 PREFIX = re.compile(r"^_?(instances|panoptic|annotations?|person_keypoints|stuff|image_info)[_.-]?(coco)?[_.-]?", re.IGNORECASE)
@@ -46,8 +47,6 @@ class Coco(Layout):
     def read(self, root: Path, options: LayoutOptions) -> Dataset:
         """See `Layout.read`. A folder that `options.labels` names is one of label maps."""
         if options.labels is not None and (root / options.labels).is_dir() and not (root / f"{options.labels}.json").is_file():
-            from medseg.io.layouts.folders import Folders
-
             return Folders().read(root, options)
         refuse_reference(options.reference, root)
         if options.objects not in (None, "auto", "codes"):
@@ -92,17 +91,6 @@ class Coco(Layout):
             notes=tuple(notes),
             splits=splits,
         )
-
-
-def coco_files(root: Path) -> tuple[Path, ...]:
-    """The COCO files of a folder: in it, and in the folders directly in it; what lies in `panoptic/` beside `panoptic.json` is a part of that."""
-    places = [root, *(p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".") and not _is_part(p))]
-    files = [p for place in places for p in sorted(place.glob("*.json")) if not p.name.startswith(".") and p.is_file()]
-    return tuple(p for p in files if looks_like_coco(p))
-
-
-def _is_part(folder: Path) -> bool:
-    return folder.with_name(f"{folder.name}.json").is_file()
 
 
 @dataclass(frozen=True)

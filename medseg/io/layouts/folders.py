@@ -13,9 +13,9 @@ from typing import ClassVar, final
 
 from medseg.dataset import CaseFiles, Dataset
 from medseg.errors import DatasetError, Problem
+from medseg.io.coco.annotations import coco_files
 from medseg.io.images import SUFFIXES, image_stem, image_suffix
 from medseg.io.layouts.base import Layout, LayoutOptions, is_described, make_dataset, refuse_reference
-from medseg.io.layouts.coco import coco_files
 from medseg.io.layouts.descriptor import channels_in_order, classes_of, groups_of, read_descriptor
 from medseg.io.layouts.files import channel_gaps, channel_sets, image_files, missing_image, missing_label, usual_header
 
