@@ -85,12 +85,13 @@ class Annotations:
 
 def coco_files(root: Path) -> tuple[Path, ...]:
     """The COCO files of a folder: in it, and in the folders directly in it; what lies in `panoptic/` beside `panoptic.json` is a part of that."""
-    places = [root, *(p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".") and not _is_part(p))]
+    places = [root, *(p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".") and not is_part(p))]
     files = [p for place in places for p in sorted(place.glob("*.json")) if not p.name.startswith(".") and p.is_file()]
     return tuple(p for p in files if looks_like_coco(p))
 
 
-def _is_part(folder: Path) -> bool:
+def is_part(folder: Path) -> bool:
+    """Whether a folder holds what belongs to a JSON file of its name beside it."""
     return folder.with_name(f"{folder.name}.json").is_file()
 
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from medseg.dataset import CaseFiles, Dataset, LabelClass, Labels, Split, Splits
 from medseg.errors import DatasetError, ImageError, Problem, UsageError
-from medseg.io.coco.annotations import Annotations, Picture, coco_files, read_annotations, shown
+from medseg.io.coco.annotations import Annotations, Picture, coco_files, is_part, read_annotations, shown
 from medseg.io.coco.labels import label_path
 from medseg.io.images import image_stem, image_suffix, read_header
 from medseg.io.layouts.base import Layout, LayoutOptions, make_dataset, read_json, refuse_reference
@@ -161,7 +161,7 @@ def _folder(one: Annotations, root: Path) -> Path:
         one.path.parent,
         root,
     ]
-    others = [p for p in sorted(root.rglob("*")) if p.is_dir() and not p.name.startswith(".") and not _is_part(p)]
+    others = [p for p in sorted(root.rglob("*")) if p.is_dir() and not p.name.startswith(".") and not is_part(p)]
     names = [p.file for p in one.pictures.values()]
     names = names[:: -(-len(names) // SAMPLE)]
     counts = {place: sum((place / name).is_file() for name in names) for place in dict.fromkeys((*likely, *others))}
