@@ -146,6 +146,8 @@ def _why_several(
 def _why_alone(best: Members, gains: Mapping[Members, Interval], found: Mapping[Members, Interval], cases: int) -> str:
     several = [members for members in gains if len(members) > 1]
     text = f"The highest mean of the {len(found) - len(several)} models alone on {cases} cases left out of training."
+    if not several:
+        return f"{text} Models of this task do not predict together."
     top = max(several, key=lambda m: gains[m].mean)
     if cases < FEWEST_CASES:
         return f"{text} No ensemble is taken: {cases} cases prove nothing."

@@ -12,6 +12,7 @@ from PIL import Image
 from medseg import workflow
 from medseg.errors import PlanError
 from medseg.evaluation.records import Evaluation
+from medseg.evaluation.selection import Selection
 from medseg.fingerprint import Fingerprint
 from medseg.io.layouts.base import LayoutOptions
 from medseg.plans import Plan
@@ -130,3 +131,38 @@ def test_components_of_a_mask_are_objects(tmp_path):
         assert (plan.data.labels.things, plan.data.labels.objects) == ((name,), "components")
         assert "20 objects" not in plan.reasons["target.head.kind"]  # two of five touch
         assert "16 objects" in plan.reasons["target.head.kind"]
+
+
+def test_ways_to_find_objects_are_compared_on_held_out_cases(tmp_path):
+    """Both configurations are cross-validated, and the better one is the model."""
+    result = workflow.run(
+        scenes(tmp_path / "data"), tmp_path / "run", task="instance", epochs=1, folds="all", edits=SMALL, device="cpu", workers=1, memory=4
+    )
+    selection = Selection.load(tmp_path / "run" / "selection.json")
+    scores = {one.members[0]: one.mean for one in selection.candidates}
+    assert set(scores) == {"2d", "2d_mask-rcnn"}
+    assert Plan.load(tmp_path / "run" / "plan.json").name == max(scores, key=scores.get)
+    assert result.evaluation is not None
+    assert len(result.evaluation.cases) == 6
+
+
+@pytest.mark.parametrize("network", ["mask-rcnn", "yolact"])
+def test_detectors_learn_and_predict(tmp_path, network):
+    """Bright disks are found after seconds, and come out as numbers with confidences."""
+    data = scenes(tmp_path / "data")
+    workflow.run(data, tmp_path / "run", task="instance", network=network, epochs=2, edits=SMALL, device="cpu", workers=1)
+    with (tmp_path / "run" / "report" / "cases.csv").open() as file:
+        assert np.mean([float(row["pq"]) for row in csv.DictReader(file)]) > 0.3
+    workflow.predict(tmp_path / "run", [data / "images" / "s0.png"], tmp_path / "out", device="cpu")
+    with (tmp_path / "out" / "objects.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert 3 <= len(rows) <= 7
+    assert all(0.3 <= float(row["score"]) <= 1 for row in rows)
+
+
+def test_levels_beyond_the_network_are_refused(tmp_path):
+    with pytest.raises(PlanError, match=r"no such decoder stage.*found \[7\], expected stages 0 to"):
+        workflow.plan(
+            scenes(tmp_path / "data", 2), tmp_path / "p", task="instance", network="mask-rcnn", device="cpu", memory=4, workers=1,
+            edits={"target.head.levels": "[7]", "target.head.anchors": "[[[9, 9]]]"},
+        )  # fmt: skip

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from medseg.case import Batch
 from medseg.dataset import NUMBER_BITS, Labels
+from medseg.errors import PlanError
 from medseg.fingerprint import Fingerprint
 from medseg.imaging.painting import paint_chances, paint_objects
 from medseg.losses.detection import prototype_losses, region_losses
@@ -61,8 +62,18 @@ class Detector(ObjectFinder):
 
     def grown(self, heads: tuple[Head, ...]) -> tuple[Head, ...]:
         """The pyramid, and the heads that are maps."""
+        self._check_levels()
         pyramid = Head(PYRAMID, self.settings.channels, levels=self.settings.levels)
         return (pyramid, *(head for head in heads if head.name != OBJECTS))
+
+    def _check_levels(self) -> None:
+        if max(self.settings.levels) >= len(self.levels):
+            raise PlanError.of(
+                "the network has no such decoder stage",
+                where="target.head.levels",
+                found=str(list(self.settings.levels)),
+                expected=f"stages 0 to {len(self.levels) - 1}" if self.levels else "a network with a feature pyramid, such as unet",
+            )
 
     @cached_property
     def pyramid(self) -> tuple[Level, ...]:
