@@ -49,9 +49,10 @@ def _section(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         if not prefix:
             continue
-        for inner in _models(field.annotation):
+        inside = list(_models(field.annotation))
+        for inner in inside:
             path = f"{prefix}.{name}"
-            yield f"### `{path}`\n"
+            yield f"### `{path}`" + (f' of kind "{inner.model_fields["kind"].default}"' if len(inside) > 1 else "") + "\n"
             yield from _body(inner, path)
             for deeper, deep_field in inner.model_fields.items():
                 for innermost in _models(deep_field.annotation):
@@ -90,7 +91,7 @@ def _type(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{_json(a)}`" for a in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(_type(a) for a in arguments)
+        return " or ".join(dict.fromkeys(_type(a) for a in arguments))
     if origin is tuple:
         several = len(arguments) == 2 and arguments[1] is Ellipsis
         inner = [_type(a) for a in arguments if a is not Ellipsis]
