@@ -170,14 +170,15 @@ class Scored:
 def score_pair(job: Job, case: Pair) -> Scored:
     """Read and score one case. Raises ImageError or DatasetError."""
     prediction, truth = read_pair(case, job.labels, job.predicted)
-    semantic = job.labels.semantic
+    semantic, a, b = job.labels.semantic, prediction.array[0], truth.array[0]
+    table = count_objects(a, b, job.labels) if job.labels.things else None
     values, others = job.labels.values, {0} if job.labels.ignore is None else {0, job.labels.ignore}
     problems = []
-    for path, array, allowed in (
-        (case.prediction, prediction.array[0], {*values, *job.labels.written, *others}),
-        (case.reference, truth.array[0], {*values, *others}),
+    for path, codes, allowed in (
+        (case.prediction, table.prediction.ids if table else a, {*values, *job.labels.written, *others}),
+        (case.reference, table.truth.ids if table else b, {*values, *others}),
     ):
-        foreign = sorted(set(_values(semantic(array))) - allowed)
+        foreign = sorted(set(_values(semantic(codes))) - allowed)
         if foreign:
             shown = ", ".join(map(str, foreign[:8])) + (" ..." if len(foreign) > 8 else "")
             problems.append(
@@ -189,7 +190,7 @@ def score_pair(job: Job, case: Pair) -> Scored:
                     fix="Check that the file belongs to this dataset, or declare the classes.",
                 )
             )
-        elif job.labels.things and (nameless := int(array[semantic(array) == 0].max(initial=0))):
+        elif job.labels.things and (nameless := int(codes[semantic(codes) == 0].max(initial=0))):
             problems.append(
                 Problem(
                     "holds numbers of objects that do not say their class",
@@ -201,25 +202,26 @@ def score_pair(job: Job, case: Pair) -> Scored:
             )
     if problems:
         raise DatasetError(problems)
-    spacing = truth.grid.spacing
-    a, b = prediction.array[0], truth.array[0]
-    counted = None
-    if job.labels.things:
-        table = count_objects(a, b, job.labels)
+    spacing, counted = truth.grid.spacing, None
+    if table is not None:
         counted = count(table, a, b, job.labels, read_confidences(case.prediction, job.labels), str(case.prediction))
     if job.plan is not None:
-        scores = find_task(job.plan.task)(job.plan).score(a, b, spacing, job.metrics)
-    elif job.labels.things:
+        scores = find_task(job.plan.task)(job.plan).score(a, b, spacing, job.metrics, table)
+    elif table is not None:
         scores = score_instances(table, class_numbers(job.labels), job.metrics)
     else:
         scores = score_classes(a, b, job.labels, spacing, job.metrics)
-    a, b = semantic(a), semantic(b)
-    keep = np.ones(b.shape, dtype=bool) if job.labels.ignore is None else b != job.labels.ignore
+    if table is not None:
+        predicted = _of_classes(table.prediction.classes, table.prediction.sizes - table.prediction.ignored, job.labels)
+        reference = _of_classes(table.truth.classes, table.truth.sizes, job.labels)
+    else:
+        keep = np.ones(b.shape, dtype=bool) if job.labels.ignore is None else b != job.labels.ignore
+        predicted, reference = _voxels(a[keep], job.labels), _voxels(b[keep], job.labels)
     found = CaseScores(
         id=case.id,
         scores={name: {m: defined(v) for m, v in row.items()} for name, row in scores.items()},
-        reference=_voxels(b[keep], job.labels),
-        predicted=_voxels(a[keep], job.labels),
+        reference=reference,
+        predicted=predicted,
         objects=counted.matched(job.labels) if counted else None,
     )
     return Scored(found, counted)
@@ -313,6 +315,11 @@ def _values(array: NDArray[Any]) -> tuple[int, ...]:
     if array.dtype == np.uint8:
         return tuple(int(v) for v in np.flatnonzero(np.bincount(array.ravel(), minlength=1)))
     return tuple(int(v) for v in np.unique(array))
+
+
+def _of_classes(classes: NDArray[np.int64], sizes: NDArray[np.int64], labels: Labels) -> dict[str, int]:
+    """Voxels of each class, from those of its objects."""
+    return {name: int(sizes[classes == k].sum()) for k, name in class_numbers(labels).items()}
 
 
 def _voxels(values: NDArray[Any], labels: Labels) -> dict[str, int]:

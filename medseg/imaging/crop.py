@@ -39,7 +39,15 @@ def value_boxes(array: NDArray[Any], values: tuple[int, ...]) -> dict[int, tuple
     """The bounding box of each of `values` (not 0) that occurs in an integer array, in one pass over it."""
     if array.dtype == np.bool_:
         array = array.view(np.uint8)
-    if max(values) > 65535 or min(values) < 0:  # a list with an entry for every number up to the largest would not be small
+    top = max(values)
+    if min(values) >= 0 and 65535 < top < array.size:
+        places = np.zeros(top + 2, np.int32)
+        places[list(values)] = np.arange(1, len(values) + 1)
+        placed = np.empty_like(array, np.int32)
+        for rows in row_slabs(array.shape):
+            placed[rows] = np.take(places, array[rows], mode="clip")
+        array, values_at = placed, dict(enumerate(values, 1))
+    elif min(values) < 0 or top > 65535:  # a list with an entry for every number up to the largest would not be small
         order = tuple(sorted(values))
         array = np.searchsorted(order, array) * np.isin(array, order) + np.isin(array, order)
         values_at = {i + 1: value for i, value in enumerate(order)}

@@ -21,6 +21,7 @@ from medseg.device import Kind
 from medseg.errors import PlanError
 from medseg.fingerprint import Fingerprint
 from medseg.geometry import Shape
+from medseg.metrics.contingency import Contingency
 from medseg.models.base import Head, Outputs, find_network
 from medseg.plans import Plan, TargetSection
 from medseg.prediction import Prediction, Scores, Stitched
@@ -233,9 +234,17 @@ class Task(Objective):
 
     @abstractmethod
     def score(
-        self, prediction: NDArray[Any], truth: NDArray[Any], spacing: tuple[float, ...], metrics: tuple[str, ...] | None = None
+        self,
+        prediction: NDArray[Any],
+        truth: NDArray[Any],
+        spacing: tuple[float, ...],
+        metrics: tuple[str, ...] | None = None,
+        counted: Contingency | None = None,
     ) -> Scores:
-        """Scores of a label map against the truth, both voxel values on one grid with `spacing` in mm; `metrics` None means all."""
+        """Scores of a label map against the truth, both voxel values on one grid with `spacing` in mm; `metrics` None means all.
+
+        `counted`: the objects of both (`count_objects`), where the caller has counted them, which takes longer than all else.
+        """
 
 
 def learned(plan: Plan, cases: Iterable[HeldOut]) -> tuple[Plan, dict[str, str]]:

@@ -21,6 +21,7 @@ from medseg.losses.blobs import number_blobs
 from medseg.losses.dice import IGNORED, Form, exclusive_loss, region_loss
 from medseg.losses.levels import at_size, shares
 from medseg.metrics import METRICS, score_classes
+from medseg.metrics.contingency import Contingency
 from medseg.models.base import Head, Outputs
 from medseg.plans import TargetSection
 from medseg.prediction import DenseMap, Prediction, Scores
@@ -280,7 +281,12 @@ class Semantic(Task):
         return clean(labels, self.settings.cleaning, self.labels, spacing)
 
     def score(
-        self, prediction: NDArray[Any], truth: NDArray[Any], spacing: tuple[float, ...], metrics: tuple[str, ...] | None = None
+        self,
+        prediction: NDArray[Any],
+        truth: NDArray[Any],
+        spacing: tuple[float, ...],
+        metrics: tuple[str, ...] | None = None,
+        counted: Contingency | None = None,
     ) -> Scores:
         """See `medseg.metrics.classes.score_classes`."""
         return score_classes(prediction, truth, self.labels, spacing, self.metrics if metrics is None else metrics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,6 +14,7 @@ from medseg.dataset import Labels, ObjectForm
 from medseg.evaluation.page.outline import outline
 from medseg.evaluation.page.overlays import box_of, gray_or_colour, photo_of, png
 from medseg.evaluation.pairing import Pair, read_pair
+from medseg.imaging.crop import value_boxes
 from medseg.metrics.instances import count_objects, match
 
 HUES = 8  # colours of objects that the page's style knows
@@ -171,8 +172,8 @@ def _view(
     colours = hues(codes[1])
     shapes = []
     for array, known in zip(codes, told, strict=True):
-        for code, mask, top, left in _masks(array):
-            kind, text = known.get(code, (KNOWN, ""))
+        for code, mask, top, left in _masks(array, known):
+            kind, text = known[code]
             y, x = _middle(mask)
             shapes.append(
                 Shape(
@@ -194,15 +195,10 @@ def _view(
     )
 
 
-def _masks(array: NDArray[np.integer]) -> list[tuple[int, NDArray[np.bool_], int, int]]:
-    """Code, mask and corner (row, column) of each object of a 2D map, in its own box."""
-    from scipy import ndimage
-
-    ids, at = np.unique(array, return_inverse=True)
-    boxes = ndimage.find_objects(at.reshape(array.shape) + 1)
-    return [
-        (int(code), array[box] == code, box[0].start, box[1].start) for code, box in zip(ids.tolist(), boxes, strict=True) if code and box
-    ]
+def _masks(array: NDArray[np.integer], codes: Collection[int]) -> list[tuple[int, NDArray[np.bool_], int, int]]:
+    """Code, mask and corner (row, column) of each of the objects that are in a 2D map, in its own box."""
+    boxes = value_boxes(array, tuple(codes)) if codes else {}
+    return [(code, array[box] == code, box[0].start, box[1].start) for code, box in boxes.items()]
 
 
 def _middle(mask: NDArray[np.bool_]) -> tuple[int, int]:

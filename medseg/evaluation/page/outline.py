@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Point = tuple[int, int]
+TOP_LEFT, TOP_RIGHT, BOTTOM_LEFT, BOTTOM_RIGHT = 1, 2, 4, 8  # of the four pixels about a point
 
 
 def outline(mask: NDArray[np.bool_], corner: Point = (0, 0)) -> str:
@@ -19,42 +20,58 @@ def outline(mask: NDArray[np.bool_], corner: Point = (0, 0)) -> str:
 
 
 def loops(mask: NDArray[np.bool_]) -> list[list[Point]]:
-    """Corner points `(x, y)` of each closed outline; pixels that only touch at a corner belong to different outlines."""
+    """Corner points `(x, y)` of each closed outline; pixels that only touch at a corner belong to different outlines.
+
+    Each corner ends one horizontal and one vertical line, so along a row or column of points corners belong together two by two, and an outline
+    goes from corner to corner, horizontally and vertically in turn. A point where two pixels touch is two corners.
+    """
     padded = np.pad(mask, 1).astype(np.int8)
-    # Directed edges with the inside on their right hand: top edges run right, right edges down, bottom edges left, left edges up.
-    following: dict[Point, list[Point]] = {}
-    for dy, dx, start, step in ((-1, 0, (0, 0), (1, 0)), (0, 1, (1, 0), (0, 1)), (1, 0, (1, 1), (-1, 0)), (0, -1, (0, 1), (0, -1))):
-        border = (padded == 1) & (np.roll(padded, (-dy, -dx), (0, 1)) == 0)
-        for y, x in np.argwhere(border):
-            a = (int(x) - 1 + start[0], int(y) - 1 + start[1])
-            following.setdefault(a, []).append((a[0] + step[0], a[1] + step[1]))
+    around = TOP_LEFT * padded[:-1, :-1] + TOP_RIGHT * padded[:-1, 1:] + BOTTOM_LEFT * padded[1:, :-1] + BOTTOM_RIGHT * padded[1:, 1:]
+    # One pixel that is unlike the three others makes a corner; its lines go where it is.
+    ys, xs, right, down = (
+        np.concatenate(parts)
+        for parts in zip(
+            *(
+                (
+                    *found,
+                    np.full(len(found[0]), pixel in (TOP_RIGHT, BOTTOM_RIGHT)),
+                    np.full(len(found[0]), pixel in (BOTTOM_LEFT, BOTTOM_RIGHT)),
+                )
+                for pixel in (TOP_LEFT, TOP_RIGHT, BOTTOM_LEFT, BOTTOM_RIGHT)
+                for found in (np.nonzero((around == pixel) | (around == 15 - pixel) | (around == pixel + _opposite(pixel))),)
+            ),
+            strict=True,
+        )
+    )
+    across, along = _partners(np.lexsort((right, xs, ys))), _partners(np.lexsort((down, ys, xs)))
+    # Lines run with the inside on their right hand: to the right where it is below.
+    below = (np.where(right, BOTTOM_RIGHT, BOTTOM_LEFT) & around[ys, xs]) > 0
+    order = np.lexsort((right, xs, ys))
+    points = list(zip(xs.tolist(), ys.tolist(), strict=True))
+    free = [True] * len(points)
     found = []
-    while following:
-        first = next(iter(following))
-        loop, here, direction = [first], first, (0, 0)
-        while True:
-            # Where two outlines touch, turning right keeps the pixels apart.
-            choices = following[here]
-            right = (-direction[1], direction[0])
-            there = next((p for p in choices if (p[0] - here[0], p[1] - here[1]) == right), choices[0])
-            choices.remove(there)
-            if not choices:
-                del following[here]
-            direction, here = (there[0] - here[0], there[1] - here[1]), there
-            if here == first:
-                break
-            loop.append(here)
-        found.append(_corners(loop))
+    for first in order[(right & below)[order]].tolist():
+        loop, here = [], first
+        while free[here]:
+            there = across[here]
+            free[here] = free[there] = False
+            loop += [points[here], points[there]]
+            here = along[there]
+        if loop:
+            found.append(loop)
     return found
 
 
-def _corners(loop: list[Point]) -> list[Point]:
-    """Without the points in the middle of straight lines."""
-    return [
-        point
-        for before, point, after in zip([loop[-1], *loop[:-1]], loop, [*loop[1:], loop[0]], strict=True)
-        if (point[0] - before[0]) * (after[1] - point[1]) != (point[1] - before[1]) * (after[0] - point[0])
-    ]
+def _opposite(pixel: int) -> int:
+    return {TOP_LEFT: BOTTOM_RIGHT, BOTTOM_RIGHT: TOP_LEFT, TOP_RIGHT: BOTTOM_LEFT, BOTTOM_LEFT: TOP_RIGHT}[pixel]
+
+
+def _partners(order: NDArray[np.intp]) -> list[int]:
+    """Of each corner the one at the other end of its line, from all corners in the order of lines."""
+    partners = np.empty(len(order), np.intp)
+    partners[order[::2]], partners[order[1::2]] = order[1::2], order[::2]
+    found: list[int] = partners.tolist()
+    return found
 
 
 def _path(corners: list[Point]) -> str:

@@ -14,6 +14,7 @@ from medseg.case import Batch
 from medseg.dataset import Dataset, Labels
 from medseg.errors import PlanError
 from medseg.fingerprint import Fingerprint
+from medseg.metrics.contingency import Contingency
 from medseg.metrics.descriptions import INSTANCE_METRICS
 from medseg.metrics.instances import class_numbers, count_objects, score_instances
 from medseg.models.base import Head, Outputs, find_network
@@ -146,8 +147,13 @@ class Instance(Task):
         return self.head.decode(outputs, case_id, probabilities, scratch, uncertainty)
 
     def score(
-        self, prediction: NDArray[Any], truth: NDArray[Any], spacing: tuple[float, ...], metrics: tuple[str, ...] | None = None
+        self,
+        prediction: NDArray[Any],
+        truth: NDArray[Any],
+        spacing: tuple[float, ...],
+        metrics: tuple[str, ...] | None = None,
+        counted: Contingency | None = None,
     ) -> Scores:
         """See `medseg.metrics.instances.score_instances`; a class without objects is one object."""
-        found = count_objects(prediction, truth, self.labels)
+        found = counted or count_objects(prediction, truth, self.labels)
         return score_instances(found, class_numbers(self.labels), self.metrics if metrics is None else metrics)
