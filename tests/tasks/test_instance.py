@@ -14,7 +14,8 @@ from medseg.case import Batch
 from medseg.dataset import NUMBER_BITS, LabelClass, Labels
 from medseg.errors import PlanError
 from medseg.prediction import DenseMap, Prediction
-from medseg.tasks.instance import Instance
+from medseg.scratch import Scratch
+from medseg.tasks.instance import Instance, voting
 from medseg.tasks.instance.voting import group_voxels
 from medseg.tasks.semantic import Semantic
 
@@ -194,6 +195,25 @@ def test_an_object_in_the_middle_of_one_of_another_class(slices):
         assert len(np.unique(found[stack == 1])) == len(np.unique(found[stack == 2])) == 1
         assert found.max() == count
     assert group_voxels(stack > 0, ways, 20, 2.0).max() == 1
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_groups_do_not_depend_on_the_slabs_in_which_they_are_found(monkeypatch, axes):
+    from scipy import ndimage
+
+    rng = np.random.default_rng(axes)
+    truth, count = ndimage.label(ndimage.gaussian_filter(rng.normal(size=(24, 20, 16)), 1.5) > 0.1)
+    centres = np.array(ndimage.center_of_mass(truth > 0, truth, range(1, count + 1))).T[-axes:]
+    offsets = np.concatenate([np.zeros((axes, 1)), centres], 1)[:, truth] - np.indices(truth.shape)[-axes:]
+    offsets += rng.normal(0, 0.7, offsets.shape)
+    chances = list(rng.uniform(0.01, 1, (2, *truth.shape)))
+    whole = group_voxels(truth > 0, offsets, 3, 1.5, chances=chances)
+    assert whole.max() > 5
+    first = np.unique(whole, return_index=True)[1][1:]
+    assert (np.diff(first) > 0).all()
+    for together in (1, 20 * 16 * 3):
+        monkeypatch.setattr(voting, "TOGETHER", together)
+        assert (group_voxels(truth > 0, offsets, 3, 1.5, chances=chances, scratch=Scratch(0)) == whole).all()
 
 
 def test_small_groups_are_dropped_and_votes_beyond_the_image_stay_in_it():

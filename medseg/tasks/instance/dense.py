@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from medseg.losses.dice import exclusive_loss
 from medseg.losses.levels import at_size, shares
 from medseg.models.base import Head, Outputs
 from medseg.prediction import Prediction, Stitched
-from medseg.scratch import IN_MEMORY, Scratch, row_slabs
+from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 from medseg.tasks.base import Frame
 from medseg.tasks.instance.head import BACKGROUND, CLASSES, SURE, ObjectFinder, Planned
 from medseg.tasks.instance.settings import DenseSettings, dense_settings
@@ -97,35 +98,51 @@ class Dense(ObjectFinder):
         for rows, logits in dense.slabs():
             powers = np.exp(logits - logits.max(0))
             maps[:count, rows] = powers / powers.sum(0)
+            release(maps)
         for rows, values in ways.slabs():
             maps[count:, rows] = values
+            release(maps)
         return self._decided(maps, case_id, probabilities, scratch, uncertainty)
 
     def _decided(self, maps: NDArray[np.float16], case_id: str, probabilities: bool, scratch: Scratch, uncertainty: bool) -> Prediction:
         """A prediction from class probabilities and offsets `(1 + K + d, *shape)`."""
         labels, settings, count = self.labels, self.settings, len(self.labels.classes) + 1
-        chosen = np.zeros(maps.shape[1:], np.int16)
-        for rows in row_slabs((maps.shape[1], maps.shape[0], *maps.shape[2:])):
-            chosen[rows] = maps[:count, rows].argmax(0)
         thing = np.array([False, *(name in labels.things for name in labels.names)])
+        chosen, things = (scratch.zeros(maps.shape[1:], dtype) for dtype in (np.int16, np.bool_))
+        slabs = tuple(row_slabs((maps.shape[1], maps.shape[0], *maps.shape[2:])))
+        for rows in slabs:
+            chosen[rows] = maps[:count, rows].argmax(0)
+            things[rows] = thing[chosen[rows]]
+            _release(maps, chosen, things)
         chances = [maps[k] for k in np.flatnonzero(thing)]
-        numbers = group_voxels(thing[chosen], maps[count:], settings.smallest, settings.reach, settings.scale, chances)
-        most = int(numbers.max(initial=0))
+        decoded = group_voxels(things, maps[count:], settings.smallest, settings.reach, settings.scale, chances, scratch)
+        most = max((int(decoded[rows].max(initial=0)) for rows in slabs), default=0)
         if most > MOST_OBJECTS:
             raise ImageError.of(
                 "more objects were found than can be numbered", where=f"case '{case_id}'", found=str(most), expected=f"{MOST_OBJECTS}"
             )
-        inside = numbers != 0
-        votes = np.bincount(numbers[inside].astype(np.int64) * count + chosen[inside], minlength=(most + 1) * count).reshape(-1, count)
-        kinds = np.where(thing, votes, -1).argmax(1)  # of each object
+        votes = np.zeros((most + 1) * count, np.int64)
+        for rows in slabs:
+            inside = decoded[rows] != 0
+            votes += np.bincount(decoded[rows][inside].astype(np.int64) * count + chosen[rows][inside], minlength=votes.size)
+            _release(decoded, chosen)
+        kinds = np.where(thing, votes.reshape(-1, count), -1).argmax(1)  # of each object
+        sure = _confidence(maps, decoded, kinds)
         values = np.array([0, *labels.written], np.int32) << NUMBER_BITS
-        decoded = scratch.zeros(chosen.shape, np.int32)
-        decoded[...] = np.where(thing[chosen], 0, values[chosen])
-        decoded[inside] = values[kinds[numbers[inside]]] | numbers[inside]
-        doubt = _doubt(maps[:count], decoded != 0) if uncertainty else None
-        sure = _confidence(maps, numbers, kinds)
-        objects = {int(values[kinds[n]]) | n: float(sure[n]) for n in range(1, most + 1)}
+        codes = values[kinds] | np.arange(most + 1, dtype=np.int32)
+        stuff = np.where(thing, 0, values)
+        for rows in slabs:
+            here = decoded[rows]
+            decoded[rows] = np.where(here != 0, codes[here], stuff[chosen[rows]])
+            _release(decoded, chosen)
+        doubt = _doubt(maps[:count], decoded) if uncertainty else None
+        objects = {int(codes[n]): float(sure[n]) for n in range(1, most + 1)}
         return Prediction(case_id, decoded, maps if probabilities else None, doubt, objects)
+
+
+def _release(*arrays: NDArray[Any]) -> None:
+    for array in arrays:
+        release(array)
 
 
 def _confidence(maps: NDArray[np.float16], numbers: NDArray[np.integer], kinds: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -136,12 +153,16 @@ def _confidence(maps: NDArray[np.float16], numbers: NDArray[np.integer], kinds: 
         here = numbers[rows][inside]
         sums += np.bincount(here, weights=maps[:, rows][(kinds[here], *inside)].astype(np.float64), minlength=len(kinds))
         voxels += np.bincount(here, minlength=len(kinds))
+        _release(maps, numbers)
     return np.asarray(np.minimum(sums / np.maximum(voxels, 1), 1.0))
 
 
-def _doubt(chances: NDArray[np.float16], found: NDArray[np.bool_]) -> float | None:
+def _doubt(chances: NDArray[np.float16], found: NDArray[np.integer]) -> float | None:
     """Mean entropy, from 0 (sure) to 1 (ignorant), of the classes of found voxels; None without any."""
-    if not found.any():
-        return None
-    safe = np.clip(chances[:, found].astype(np.float32), 1e-7, 1)
-    return float(-(safe * np.log(safe)).sum(0).mean(dtype=np.float64) / math.log(len(safe)))
+    total, count = 0.0, 0
+    for rows in row_slabs((found.shape[0], len(chances), *found.shape[1:])):
+        safe = np.clip(chances[:, rows][:, found[rows] != 0].astype(np.float32), 1e-7, 1)
+        total -= float((safe * np.log(safe)).sum(dtype=np.float64))
+        count += safe.shape[1]
+        _release(chances, found)
+    return total / count / math.log(len(chances)) if count else None

@@ -3,20 +3,27 @@
 Each voxel points to the voxel that it votes for, which points on, so voxels whose ways end in one place form a group; a voxel near the centre
 knows better where it is than one far away. Groups whose centres lie closer than their votes scatter are one object. So objects of any size,
 shape and distance are told apart as well as the votes allow, and perfectly by perfect votes, without a radius to choose.
+
+Voxels are looked at slab by slab, so that images may be larger than memory: groups of a slab are united with those of others where a voxel
+points from one into another. What comes out does not depend on slabs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.scratch import IN_MEMORY, Scratch, release
+
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
 APART = 2.0**20  # no group has votes in two slices; a power of two, so that it rounds nothing
-TOGETHER = 2**22  # voxels whose ways are followed at once
+TOGETHER = 2**20  # voxels that are looked at together
 SHARED = 0.2  # of the probability of classes, from which on two voxels or groups may be of one
 COVERED = 0.5  # of the smaller of two groups in neighbouring slices, from which on they are one object
 STEPS = (1.0, 0.75, 0.5, 0.25)  # of the way to a centre that lies outside of all objects; then the voxel stays alone
@@ -29,10 +36,11 @@ def group_voxels(
     reach: float,
     scale: float = 1.0,
     chances: Sequence[NDArray[Any]] = (),
+    scratch: Scratch = IN_MEMORY,
 ) -> NDArray[np.int32]:
     """The number of each voxel's object, from 1 on in index order, 0 where there is none.
 
-    Memory beyond the result grows with the voxels of objects, about 100 bytes for each, not with the image; `offsets` may lie in a file.
+    Memory beyond the result grows with the number of groups, not with voxels; all arrays may lie in files.
 
     Args:
         things: `(*shape)` voxels that belong to objects.
@@ -42,38 +50,68 @@ def group_voxels(
         reach: see `DenseSettings`.
         chances: probability `(*shape)` of each class of things. What is surely of different classes is not one object, as where one lies
             in the middle of another; what may be of either can be. Of one class none is needed.
+        scratch: for the result.
     """
-    numbers = np.zeros(things.shape, np.int32)
-    inside = np.flatnonzero(things)
-    if not inside.size:
+    numbers = scratch.zeros(things.shape, np.int32)
+    field = _Field(things, offsets, scale, tuple(chances) if len(chances) > 1 else ())
+    groups = _grouped(field, numbers)
+    if not len(groups):
         return numbers
-    places = np.stack([line.astype(np.float32) for line in np.unravel_index(inside, things.shape)])
-    ways = np.zeros_like(places)
-    for way, values in zip(ways[-len(offsets) :], offsets, strict=True):
-        way[...] = values.reshape(-1)[inside]
-    ways *= np.float32(scale)
-    kinds = _kinds(chances, inside)
-    groups = _groups(places, ways, inside, things.shape, kinds)
-    votes = places + ways
-    votes[: -len(offsets)] *= APART
-    groups = _united(groups, votes, reach, len(offsets), kinds)
+    groups = _united(field, numbers, groups, reach)
     if len(offsets) < things.ndim:
-        groups = _linked(groups, inside, things.shape, kinds)
-    sizes = np.bincount(groups)
-    kept = sizes[groups] >= smallest
-    _, first, order = np.unique(groups[kept], return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(1, len(first) + 1)
-    numbers.reshape(-1)[inside[kept]] = rank[order.reshape(-1)] if len(first) else 0
+        groups = _linked(field, numbers, groups)
+    kept = _sizes(field, numbers, groups) >= smallest
+    table = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)[groups]]).astype(np.int32)
+    for rows in field.slabs():
+        numbers[rows] = table[numbers[rows]]
+        release(numbers)
     return numbers
 
 
-def _kinds(chances: Sequence[NDArray[Any]], inside: Indices) -> Floats:
-    """`(K, n)` shares of the classes of things in the probability of each voxel; of one class nothing need be known, so K is then 0."""
-    if len(chances) < 2:
-        return np.zeros((0, inside.size), np.float32)
-    kinds = np.stack([one.reshape(-1)[inside] for one in chances]).astype(np.float32)
-    return np.asarray(kinds / kinds.sum(0))
+@dataclass(frozen=True)
+class _Field:
+    """What networks say of voxels, taken slab by slab; see `group_voxels`."""
+
+    things: NDArray[np.bool_]
+    offsets: NDArray[Any]
+    scale: float
+    chances: Sequence[NDArray[Any]]
+
+    def slabs(self) -> Iterator[slice]:
+        """Rows of the first axis."""
+        count, row = len(self.things), math.prod(self.things.shape[1:])
+        step = max(1, TOGETHER // max(1, row))
+        return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+    def within(self, rows: slice) -> tuple[Indices, Floats, Floats]:
+        """Of the voxels of objects in some rows: flat index `(n,)`, place and way to the centre `(ndim, n)`."""
+        inside = np.nonzero(self.things[rows])
+        places = np.stack([line.astype(np.float32) for line in inside])
+        places[0] += np.float32(rows.start)
+        ways = np.zeros_like(places)
+        for way, values in zip(ways[-len(self.offsets) :], self.offsets, strict=True):
+            way[...] = values[rows][inside]
+        ways *= np.float32(self.scale)
+        flat = np.ravel_multi_index((inside[0] + rows.start, *inside[1:]), self.things.shape).astype(np.int64)
+        for array in (self.things, self.offsets):
+            release(array)
+        return flat, places, ways
+
+    def votes(self, rows: slice) -> Floats:
+        """Where they think that the centre is, `(ndim, n)`; slices lie far apart."""
+        _, places, ways = self.within(rows)
+        votes = places + ways
+        votes[: -len(self.offsets)] *= APART
+        return votes
+
+    def kinds(self, flat: Indices) -> Floats:
+        """`(K, n)` shares of the classes of things in the probability of voxels; of one class nothing need be known, so K is then 0."""
+        if not self.chances:
+            return np.zeros((0, flat.size), np.float32)
+        kinds = np.stack([one.reshape(-1)[flat] for one in self.chances]).astype(np.float32)
+        for one in self.chances:
+            release(one)
+        return np.asarray(kinds / kinds.sum(0))
 
 
 def _alike(one: Floats, other: Floats) -> NDArray[np.bool_]:
@@ -81,83 +119,145 @@ def _alike(one: Floats, other: Floats) -> NDArray[np.bool_]:
     return np.asarray(np.minimum(one, other).sum(0) >= SHARED) if len(one) else np.ones(one.shape[1], np.bool_)
 
 
-def _means(kinds: Floats, groups: Indices, count: int) -> Floats:
-    """`(K, count)` of each group."""
-    sizes = np.bincount(groups, minlength=count)
-    return np.asarray([np.bincount(groups, weights=line, minlength=count) / sizes for line in kinds]).reshape(len(kinds), count)
-
-
-def _groups(places: Floats, ways: Floats, inside: Indices, shape: tuple[int, ...], kinds: Floats) -> Indices:
-    """`(n,)` group of each voxel: those whose ways lead to one place."""
+def _components(one: Indices, other: Indices, count: int) -> Indices:
+    """`(count,)` component of each node of a graph with edges from `one` to `other`, numbered in the order of their first nodes."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    most = np.array(shape)[:, None] - 1
-    goal = np.arange(inside.size)
-    for start in range(0, inside.size, TOGETHER):
-        lost = np.arange(start, min(start + TOGETHER, inside.size))
-        for step in STEPS:
-            there = np.clip(np.rint(places[:, lost] + np.float32(step) * ways[:, lost]).astype(np.int64), 0, most)
-            flat = np.ravel_multi_index(tuple(there), shape)
-            nearest = np.minimum(np.searchsorted(inside, flat), inside.size - 1)
-            found = (inside[nearest] == flat) & _alike(kinds[:, lost], kinds[:, nearest])
-            goal[lost[found]] = nearest[found]
-            lost = lost[~found]
-            if not lost.size:
-                break
-    graph = coo_matrix((np.ones(inside.size, np.int8), (np.arange(inside.size), goal)), shape=(inside.size, inside.size))
-    groups: Indices = connected_components(graph, directed=False)[1].astype(np.int64)
-    return groups
+    graph = coo_matrix((np.ones(len(one), np.int8), (one, other)), shape=(count, count))
+    found: Indices = connected_components(graph, directed=False)[1].astype(np.int64)
+    return found
 
 
-def _united(groups: Indices, votes: Floats, reach: float, axes: int, kinds: Floats) -> Indices:
+def _grouped(field: _Field, numbers: NDArray[np.int32]) -> Indices:
+    """Groups, those whose ways lead to one place: into `numbers` one more than the place in the returned list `(n,)`, which holds the group."""
+    flat_numbers, count = numbers.reshape(-1), 0
+    edges: list[Indices] = [np.zeros((2, 0), np.int64)]  # groups that are one
+    open_ends = np.zeros((2, 0), np.int64)  # group, and the voxel of a later slab that it leads to
+    row = math.prod(field.things.shape[1:])
+    for rows in field.slabs():
+        flat, places, ways = field.within(rows)
+        goal = _goals(field, flat, places, ways)
+        low, high = rows.start * row, rows.stop * row
+        here = (goal >= low) & (goal < high)
+        place = np.arange(flat.size)
+        place[here] = np.searchsorted(flat, goal[here])
+        own = _components(np.arange(flat.size), place, flat.size) + count
+        flat_numbers[flat] = own + 1
+        count = max(count, int(own.max(initial=-1)) + 1)
+        leaving = np.unique(np.stack([own[~here], goal[~here]]), axis=1)
+        open_ends = np.concatenate([open_ends, leaving], axis=1)
+        reached = open_ends[1] < high
+        edges.append(np.unique(np.stack([open_ends[0, reached], flat_numbers[open_ends[1, reached]].astype(np.int64) - 1]), axis=1))
+        open_ends = open_ends[:, ~reached]
+        release(numbers)
+    one, other = np.concatenate(edges, axis=1)
+    return _components(one, other, count)
+
+
+def _goals(field: _Field, flat: Indices, places: Floats, ways: Floats) -> Indices:
+    """The voxel, as its flat index, that each voxel points to."""
+    things, shape = field.things.reshape(-1), field.things.shape
+    most, kinds = np.array(shape)[:, None] - 1, field.kinds(flat)
+    goal, lost = flat.copy(), np.arange(flat.size)
+    for step in STEPS:
+        there = np.clip(np.rint(places[:, lost] + np.float32(step) * ways[:, lost]).astype(np.int64), 0, most)
+        aim = np.ravel_multi_index(tuple(there), shape)
+        found = things[aim]
+        found[found] = _alike(kinds[:, lost[found]], field.kinds(aim[found]))
+        goal[lost[found]] = aim[found]
+        lost = lost[~found]
+        if not lost.size:
+            break
+    return goal
+
+
+def _members(field: _Field, numbers: NDArray[np.int32], groups: Indices) -> Iterator[tuple[slice, Indices]]:
+    """Rows, and the group of each of their voxels of objects."""
+    for rows in field.slabs():
+        here = numbers[rows]
+        yield rows, groups[here[here > 0] - 1]
+        release(numbers)
+
+
+def _sizes(field: _Field, numbers: NDArray[np.int32], groups: Indices) -> Indices:
+    """Voxels of each group."""
+    sizes = np.zeros(int(groups.max()) + 1, np.int64)
+    for _, own in _members(field, numbers, groups):
+        sizes += np.bincount(own, minlength=len(sizes))
+    return sizes
+
+
+def _means(field: _Field, numbers: NDArray[np.int32], groups: Indices, sizes: Indices) -> Floats:
+    """`(K, count)` shares of classes of each group."""
+    sums = np.zeros((len(field.chances), len(sizes)))
+    for rows, own in _members(field, numbers, groups) if field.chances else ():
+        for total, line in zip(sums, field.kinds(field.within(rows)[0]), strict=True):
+            total += np.bincount(own, weights=line, minlength=len(sizes))
+    return np.asarray(sums / sizes)
+
+
+def _united(field: _Field, numbers: NDArray[np.int32], groups: Indices, reach: float) -> Indices:
     """Groups with those united that may be of one class and whose centres are nearer than `reach` times the sum of their spreads."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
     from scipy.spatial import cKDTree
 
-    count = int(groups.max()) + 1
-    centres, spread = _centres(groups, votes, count)
-    sizes = np.bincount(groups, minlength=count)
-    spread = np.minimum(spread, 0.5 * np.sqrt(sizes) if axes == 2 else 0.5 * np.cbrt(sizes))  # more is no spread of votes for one centre
+    sizes = _sizes(field, numbers, groups)
+    count = len(sizes)
+    centres, spread = _centres(field, numbers, groups, count)
+    # More is no spread of votes for one centre.
+    spread = np.minimum(spread, 0.5 * np.sqrt(sizes) if len(field.offsets) == 2 else 0.5 * np.cbrt(sizes))
     limit = 2 * reach * float(spread.max())
     if count < 2 or limit == 0:
         return groups
     one, other = cKDTree(centres.T).query_pairs(limit, output_type="ndarray").T
     near = np.linalg.norm(centres[:, one] - centres[:, other], axis=0) <= reach * (spread[one] + spread[other])
-    means = _means(kinds, groups, count)
-    near &= _alike(means[:, one], means[:, other])
-    graph = coo_matrix((np.ones(int(near.sum()), np.int8), (one[near], other[near])), shape=(count, count))
-    united: Indices = connected_components(graph, directed=False)[1].astype(np.int64)
-    return united[groups]
+    one, other = one[near], other[near]
+    means = _means(field, numbers, groups, sizes)
+    alike = _alike(means[:, one], means[:, other])
+    return _components(one[alike], other[alike], count)[groups]
 
 
-def _linked(groups: Indices, inside: Indices, shape: tuple[int, ...], kinds: Floats) -> Indices:
+def _linked(field: _Field, numbers: NDArray[np.int32], groups: Indices) -> Indices:
     """Groups of slices with those united that lie over each other and may be of one class."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    index = np.full(shape, -1, np.int64)
-    index.reshape(-1)[inside] = groups
-    above, below = index[:-1].reshape(-1), index[1:].reshape(-1)
-    both = (above >= 0) & (below >= 0)
-    pairs, shared = np.unique(np.stack([above[both], below[both]]), axis=1, return_counts=True)
-    sizes = np.bincount(groups)
-    means = _means(kinds, groups, len(sizes))
+    sizes = _sizes(field, numbers, groups)
+    found: list[Indices] = []
+    for rows in field.slabs():
+        both = numbers[rows.start : rows.stop + 1]
+        above, below = both[:-1].reshape(-1), both[1:].reshape(-1)
+        meet = (above > 0) & (below > 0)
+        pairs, shared = np.unique(np.stack([groups[above[meet] - 1], groups[below[meet] - 1]]), axis=1, return_counts=True)
+        found.append(np.concatenate([pairs, shared[None]]))
+        release(numbers)
+    above, below, shared = np.concatenate(found, axis=1)
+    pairs, at = np.unique(np.stack([above, below]), axis=1, return_inverse=True)
+    shared = np.bincount(at.reshape(-1), weights=shared, minlength=pairs.shape[1]).astype(np.int64)
+    means = _means(field, numbers, groups, sizes)
     over = shared >= COVERED * np.minimum(sizes[pairs[0]], sizes[pairs[1]])
     one, other = pairs[:, over & _alike(means[:, pairs[0]], means[:, pairs[1]])]
-    graph = coo_matrix((np.ones(len(one), np.int8), (one, other)), shape=(len(sizes), len(sizes)))
-    linked: Indices = connected_components(graph, directed=False)[1].astype(np.int64)
-    return linked[groups]
+    return _components(one, other, len(sizes))[groups]
 
 
-def _centres(groups: Indices, votes: Floats, count: int) -> tuple[Floats, Floats]:
+def _centres(field: _Field, numbers: NDArray[np.int32], groups: Indices, count: int) -> tuple[Floats, Floats]:
     """Centre `(ndim, count)` of each group's votes and their distance from it `(count,)` (root mean square), without votes that stray."""
-    weight = np.ones(groups.size)
+    limits: tuple[Floats, Floats] | None = None  # centres, and squares of distances beyond which votes stray
+
+    def weighed(rows: slice, own: Indices) -> tuple[Floats, Floats]:
+        votes = field.votes(rows)
+        if limits is None:
+            return votes, np.ones(own.size)
+        return votes, (np.square(votes - limits[0][:, own]).sum(0) <= limits[1][own]).astype(np.float64)
+
     for _ in range(2):
-        total = np.bincount(groups, weights=weight, minlength=count)
-        centres = np.stack([np.bincount(groups, weights=weight * line, minlength=count) / total for line in votes])
-        squares = np.square(votes - centres[:, groups]).sum(0)
-        spread = np.sqrt(np.bincount(groups, weights=weight * squares, minlength=count) / total)
-        weight = (squares <= np.square(2 * spread[groups]) + 1e-9).astype(np.float64)
+        total, sums, squares = np.zeros(count), np.zeros((field.things.ndim, count)), np.zeros(count)
+        for rows, own in _members(field, numbers, groups):
+            votes, weight = weighed(rows, own)
+            total += np.bincount(own, weights=weight, minlength=count)
+            for line, vote in zip(sums, votes, strict=True):
+                line += np.bincount(own, weights=weight * vote, minlength=count)
+        centres = sums / total
+        for rows, own in _members(field, numbers, groups):
+            votes, weight = weighed(rows, own)
+            squares += np.bincount(own, weights=weight * np.square(votes - centres[:, own]).sum(0), minlength=count)
+        spread = np.sqrt(squares / total)
+        limits = centres, np.square(2 * spread) + 1e-9
     return centres, spread
