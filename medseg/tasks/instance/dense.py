@@ -90,7 +90,7 @@ class Dense(ObjectFinder):
     ) -> Prediction:
         """The most probable class per voxel, and the objects that their votes make of things (`voting`), as codes (`Labels`).
 
-        Probabilities are those of the classes, then the offsets.
+        Probabilities are those of the classes, background first.
         """
         dense, ways = outputs[CLASSES], outputs[OFFSETS]
         count = dense.shape[0]
@@ -137,7 +137,7 @@ class Dense(ObjectFinder):
             _release(decoded, chosen)
         doubt = _doubt(maps[:count], decoded) if uncertainty else None
         objects = {int(codes[n]): float(sure[n]) for n in range(1, most + 1)}
-        return Prediction(case_id, decoded, maps if probabilities else None, doubt, objects)
+        return Prediction(case_id, decoded, maps[:count] if probabilities else None, doubt, objects)
 
 
 def _release(*arrays: NDArray[Any]) -> None:

@@ -191,7 +191,7 @@ class Regions(Detector):
     @staticmethod
     def planned(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
         """See `fitting.region_settings`."""
-        return region_settings(fingerprint, frame)
+        return region_settings(fingerprint, labels, frame)
 
     @cached_property
     def design(self) -> RegionDesign:
@@ -220,7 +220,7 @@ class Prototypes(Detector):
     @staticmethod
     def planned(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
         """See `fitting.prototype_settings`."""
-        return prototype_settings(fingerprint, frame)
+        return prototype_settings(fingerprint, labels, frame)
 
     @cached_property
     def design(self) -> PrototypeDesign:

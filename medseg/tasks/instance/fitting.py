@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.dataset import Labels
 from medseg.device import Kind
-from medseg.fingerprint import CaseStats, Fingerprint
+from medseg.fingerprint import MOST_BOXES, CaseStats, Fingerprint
 from medseg.geometry import Shape
 from medseg.tasks.base import Frame
 from medseg.tasks.instance.head import Planned
-from medseg.tasks.instance.settings import ENOUGH as FEW
-from medseg.tasks.instance.settings import SMALL, PrototypeSettings, RegionSettings, frequencies, small_size, smallest_for
+from medseg.tasks.instance.settings import PrototypeSettings, RegionSettings, frequencies, smallest_for
 
 CELLS = 6.0  # of a level's map along a typical object: with fewer its neighbours share its cells, with more the level costs for nothing
 FINEST = 2.0  # voxels; a level at full resolution would cost more than all others
@@ -45,13 +45,11 @@ class Pyramid:
         levels: decoder stages.
         anchors: of each level, sides in voxels of the anchors of a cell; equally many on all.
         recall: share of the sampled boxes that overlap an anchor of their level by half, when both have one centre.
-        count: sampled boxes.
     """
 
     levels: tuple[int, ...]
     anchors: tuple[tuple[tuple[float, ...], ...], ...]
     recall: float
-    count: int
 
 
 def boxes_in(fingerprint: Fingerprint, frame: Frame) -> Boxes:
@@ -84,7 +82,7 @@ def fit_pyramid(boxes: Boxes, strides: tuple[Shape, ...], cells: int) -> Pyramid
         if recall >= ENOUGH:
             break
     rounded = tuple(tuple(tuple(float(f"{side:.3g}") for side in shape) for shape in np.exp(level)) for level in anchors)
-    return Pyramid(tuple(levels), rounded, recall, len(boxes))
+    return Pyramid(tuple(levels), rounded, recall)
 
 
 def _centres(logs: Boxes, count: int, step: float) -> Boxes:
@@ -115,10 +113,9 @@ def most_objects(fingerprint: Fingerprint, frame: Frame) -> tuple[int, str]:
     places = min(max(room, FEWEST), MOST)
     if not name:
         return places, "No case has an object."
-    return (
-        places,
-        f"The densest case has {densest:.3g} objects in a window's voxels on average; {ROOM:g} times as many, because they are not spread evenly.",
-    )
+    because = f"The densest case has {densest:.3g} object{'s' if densest != 1 else ''} in a window's voxels on average; {ROOM:g} times as many, because they "
+    because += f"are not spread evenly, at least {FEWEST} and at most {MOST}."
+    return places, because
 
 
 def _in_window(case: CaseStats, frame: Frame) -> float:
@@ -152,21 +149,38 @@ def cells_for(boxes: Boxes, axes: int) -> tuple[int, str]:
     steps = (14, 28, 56) if axes == 2 else (8, 14, 20, 28)
     side = float(np.quantile(boxes.max(1), 0.75, method="nearest"))
     chosen = next((n for n in steps if n >= side), steps[-1])
-    return chosen, f"Three quarters of the objects are at most {side:.3g} voxels long."
+    because = f"Three quarters of the objects are at most {side:.3g} voxels long; the first of {', '.join(map(str, steps))} cells that is as many, or the last."
+    return chosen, because
 
 
-def told(pyramid: Pyramid, strides: tuple[Shape, ...]) -> str:
+def said_of_levels(pyramid: Pyramid, boxes: Boxes, strides: tuple[Shape, ...], mask: int) -> str:
+    """Why these levels."""
+    steps = np.array([np.mean(np.log(strides[level])) for level in pyramid.levels])
+    sizes = np.log(boxes).mean(1)
+    cells = np.exp(sizes - steps[np.abs(sizes[:, None] - (steps + math.log(CELLS))).argmin(1)])
+    low, middle, high = np.quantile(cells, [0.05, 0.5, 0.95], method="nearest")
+    several = ", ".join("x".join(map(str, strides[level])) for level in pyramid.levels)
+    return (
+        f"Strides {several}: along an axis objects have {middle:.2g} cells of the level that is nearest to {CELLS:g} ({low:.2g} to {high:.2g} for nine in "
+        f"ten), and there is one from which a mask of {mask} cells, drawn from half as many, can be read."
+    )
+
+
+def told(pyramid: Pyramid, boxes: Boxes, strides: tuple[Shape, ...]) -> str:
     """The anchors in words."""
     parts = [
-        f"stride {'x'.join(map(str, strides[level]))}: " + ", ".join("x".join(f"{side:g}" for side in shape) for shape in shapes)
+        f"stride {'x'.join(map(str, strides[level]))}: {', '.join('x'.join(f'{side:g}' for side in shape) for shape in shapes)}"
         for level, shapes in zip(pyramid.levels, pyramid.anchors, strict=True)
     ]
-    return f"Fitted to {pyramid.count} boxes, of which {pyramid.recall:.0%} overlap one by half ({'; '.join(parts)} voxels)."
+    return (
+        f"Fitted to {len(boxes)} boxes, at most {MOST_BOXES} of a class in a case, evenly by size. Recall {pyramid.recall:.0%}: so many overlap an anchor "
+        f"of their level by half, where both have one centre ({'; '.join(parts)} voxels)."
+    )
 
 
-def region_settings(fingerprint: Fingerprint, frame: Frame) -> Planned:
+def region_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
     """Mask R-CNN for these objects in these windows."""
-    common = _common(fingerprint, frame)
+    common = _common(fingerprint, labels, frame)
     settings = RegionSettings(
         **common.settings,
         proposals=PROPOSED * common.settings["slots"],
@@ -180,9 +194,9 @@ def region_settings(fingerprint: Fingerprint, frame: Frame) -> Planned:
     return common._replace(settings=settings, reasons=common.reasons | reasons)
 
 
-def prototype_settings(fingerprint: Fingerprint, frame: Frame) -> Planned:
+def prototype_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
     """YOLACT for these objects in these windows."""
-    common = _common(fingerprint, frame)
+    common = _common(fingerprint, labels, frame)
     reasons = {
         "kind": f"{_objects(fingerprint)}. One pass: each anchor says class, box and how its mask is made of maps common to all (Bolya et al. 2019).",
         "prototypes": "As published.",
@@ -198,14 +212,15 @@ def _objects(fingerprint: Fingerprint) -> str:
     return f"Labels tell objects apart: {sum(one.count for case in fingerprint.cases for one in case.objects)} of them"
 
 
-def _common(fingerprint: Fingerprint, frame: Frame) -> Planned:
+def _common(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
     """What detectors have in common; `settings` are those as a mapping."""
     boxes, gpu, axes = boxes_in(fingerprint, frame), frame.device != "cpu", len(frame.window)
+    stuff = len(labels.things) < len(labels.names)
     mask, length = cells_for(boxes, axes)
     pyramid = fit_pyramid(boxes, frame.levels, mask // 2)
     slots, density = most_objects(fingerprint, frame)
     overlap, cut = overlap_for(boxes, frame.window)
-    small = small_size(fingerprint)
+    smallest, of_smallest = smallest_for(fingerprint)
     settings = {
         "levels": pyramid.levels,
         "channels": CHANNELS["gpu" if gpu else "cpu"],
@@ -214,25 +229,26 @@ def _common(fingerprint: Fingerprint, frame: Frame) -> Planned:
         "slots": slots,
         "mask": mask,
         "score": 0.3,
-        "smallest": smallest_for(small, fingerprint),
+        "smallest": smallest,
         "semantic": 1.0,
         "frequencies": frequencies(fingerprint),
     }
-    strides = ", ".join("x".join(map(str, frame.levels[level])) for level in pyramid.levels)
     reasons = {
-        "levels": f"Strides {strides}: a typical object has about {CELLS:g} cells of its level along each axis, its mask half of {mask}.",
+        "levels": said_of_levels(pyramid, boxes, frame.levels, mask),
         "channels": "As in feature pyramid networks, halved."
         if gpu
         else "As many as a level needs to tell objects apart; more would cost a CPU more than the network itself.",
-        "anchors": told(pyramid, frame.levels),
+        "anchors": told(pyramid, boxes, frame.levels),
         "samples": f"As many as places, from {FEWEST_SAMPLES} to {MOST_SAMPLES}: more teach little and cost memory.",
         "slots": density,
         "mask": length,
-        "score": "Confidence is the mean over windows and views that could see the object, and those that miss it count as 0: most of them saw it.",
-        "smallest": f"Half of {small} voxels, which {SMALL:.0%} of the objects do not reach (less where they are below {FEW}): smaller ones are most "
-        "often pieces or specks.",
-        "semantic": "Where some classes have no objects, each voxel's class counts as much as an object's.",
-        "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background.",
+        "score": "An object's confidence is the mean over all windows and mirrored views that could see it, in which one that missed it counts as 0; so 0.3 is "
+        "seen by most, or surely by some.",
+        "smallest": of_smallest,
+        "semantic": "Each voxel's class counts as much as an object's." if stuff else "Of no effect: all classes have objects.",
+        "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background."
+        if stuff
+        else "Measured; of no effect: all classes have objects.",
     }
     return Planned(settings, reasons, overlap, cut)
 

@@ -111,7 +111,7 @@ def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, s
     found = [c for case in fingerprint.cases for c in case.classes if c.components]
     ndim = fingerprint.ndim
     median = float(np.median([c.sizes[len(c.sizes) // 2] for c in found])) if found else 1.0
-    small = small_size(fingerprint)
+    smallest, of_smallest = smallest_for(fingerprint)
     scale = float(f"{max(1.0, (median / math.pi) ** 0.5 if ndim == 2 else (median * 3 / (4 * math.pi)) ** (1 / 3)):.3g}")
     count = [sum(c.components for c in case.classes) for case in fingerprint.cases]
     objects = f"{sum(count)} objects, {np.median(count):g} in the median case, half of them below {median:g} voxels"
@@ -121,7 +121,7 @@ def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, s
         cross_entropy=1.0,
         offset=3.0,
         scale=scale,
-        smallest=smallest_for(small, fingerprint),
+        smallest=smallest,
         reach=REACH,
     )
     reasons = {
@@ -132,8 +132,7 @@ def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, s
         "offset": "Errors are counted in radii of the object, so small and large ones are worth the same; three times, because most errors are objects "
         "that are not told apart.",
         "scale": f"About the radius of an object of {median:g} voxels, so that outputs are about 1.",
-        "smallest": f"Half of {small} voxels, which {SMALL:.0%} of the objects do not reach (less where they are below {ENOUGH}): smaller ones are most "
-        "often pieces or specks.",
+        "smallest": of_smallest,
         "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
     }
     return settings, reasons
@@ -154,11 +153,18 @@ def small_size(fingerprint: Fingerprint) -> int:
     return max(1, round(float(sizes[order][np.searchsorted(share, SMALL)])))
 
 
-def smallest_for(small: int, fingerprint: Fingerprint) -> int:
-    """Voxels of the smallest object that is predicted: half of `small`; few objects say less of how small others may be, so less."""
-    cases = fingerprint.cases
+def smallest_for(fingerprint: Fingerprint) -> tuple[int, str]:
+    """Voxels of the smallest object that is predicted, and the reason: half of what nearly all objects have; few objects say less of how
+    small others may be, so less."""
+    cases, small = fingerprint.cases, small_size(fingerprint)
     count = sum(one.count for case in cases for one in case.objects) or sum(one.components for case in cases for one in case.classes)
-    return max(1, round(small / 2 * min(1.0, count / ENOUGH)))
+    smallest = max(1, round(small / 2 * min(1.0, count / ENOUGH)))
+    because = f"{SMALL:.0%} of the objects have fewer than {small} voxels; half of that"
+    if count < ENOUGH:
+        because += (
+            f", times {count} / {ENOUGH}, because {count} object{'s say' if count > 1 else ' says'} little of how small others may be"
+        )
+    return smallest, f"{because}. Smaller ones are most often pieces or specks."
 
 
 def frequencies(fingerprint: Fingerprint) -> tuple[float, ...]:
