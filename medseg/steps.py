@@ -117,8 +117,9 @@ def planned(
     """
     from medseg.planning.editing import edit_plans
     from medseg.planning.planner import make_plans
+    from medseg.tasks.base import chosen_network
 
-    if like is not None and (rules is not None or network not in (None, like.network.kind)):
+    if like is not None and (rules is not None or (network and chosen_network(task or found.task, network) != like.network.kind)):
         raise UsageError.of(
             "a model brings its own network", where="--like, --init", found="another network or planner", expected=f"'{like.network.kind}'",
             fix="Drop --network and --preset.",

@@ -23,7 +23,7 @@ from medseg.planning import rules
 from medseg.planning.explain import unexplained
 from medseg.planning.memory import MEASURED, Cost, extrapolated, training_cost
 from medseg.plans import DataPlan, InferencePlan, Plan
-from medseg.tasks.base import Frame, Needs, chosen_network, find_objective, find_task
+from medseg.tasks.base import Frame, Needs, chosen_network, find_task
 
 
 def make_plans(
@@ -49,8 +49,8 @@ def make_plans(
     family: _Configures = find_network(kind)
     if like is not None:
         drafts, family = (_like(drafts, domain, fingerprint, machine, like),), _Known(like)
-        known = {head.name for head in find_objective(like.task)(like).heads}
-        variants = (max(variants, key=lambda one: len(known & {head.name for head in one.heads})),)
+        if network is None or network == kind:
+            variants = (find_task(task).like(dataset, fingerprint, like, _as_in(like)),)
     folds = rules.cross_validation(dataset)
     fitted: list[tuple[_Offer, Plan]] = []
     misfits: list[_Misfit] = []
@@ -269,6 +269,8 @@ class _Search:
 
     def _fitted(self, configured: Configured) -> Needs:
         """What the task needs in these windows and of this network."""
+        if self.offer.needs.final:
+            return self.offer.needs
         levels = find_network(configured.settings.kind).levels(configured.settings)
         frame = Frame(configured.window, self.draft.spacing, self.draft.axes, levels, self.machine.kind)
         return find_task(self.task).fit(self.offer.needs, self.fingerprint, frame)

@@ -47,6 +47,7 @@ class Needs:
         overlap: of neighbouring windows in inference, at least; 0 leaves it to the domain.
         overlap_because: the reason for it.
         one_view: why predictions average no mirrored views; empty: they do where the domain allows it.
+        final: the section is not fitted to windows (`Task.fit`).
     """
 
     labels: Labels
@@ -60,6 +61,7 @@ class Needs:
     overlap: float = 0.0
     overlap_because: str = ""
     one_view: str = ""
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,11 @@ class Task(Objective):
             network: what was asked for, one of `networks` or a registered family; None: nothing.
         """
         return (cls.needs(dataset, fingerprint),)
+
+    @classmethod
+    def like(cls, dataset: Dataset, fingerprint: Fingerprint, model: Plan, because: str) -> Needs:
+        """What it asks of the planner so that the weights of a trained model fit, where they can; `because` is the reason for what is the model's."""
+        return cls.needs(dataset, fingerprint)
 
     @staticmethod
     def fit(needs: Needs, fingerprint: Fingerprint, frame: Frame) -> Needs:

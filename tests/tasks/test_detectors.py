@@ -213,3 +213,21 @@ def test_detectors_begin_with_networks_of_other_ways():
     assert "anchors" in " ".join(moved.fresh)
     back, _ = _transferred(plain.plan, source, fresh.state_dict(), _meaning(detector.plan))
     assert torch.equal(back["enter.1.conv.weight"], fresh.state_dict()["backbone.enter.1.conv.weight"])
+
+
+@pytest.mark.parametrize("network", ["dense", "mask-rcnn", "yolact"])
+def test_a_model_can_be_continued(network):
+    """Planned like a model, other data get its way to find objects, with its anchors and places, so that all weights but those of classes fit."""
+    model = make_task(network, 2).plan
+    dataset = make_dataset(STUFF, 2)
+    fingerprint = make_fingerprint_of(dataset, (200, 300), (1.0, 1.0))
+    how = {"task": "instance", "domain": "grid", "machine": Machine("cpu", 8.0)}
+    (plan,) = make_plans(dataset, fingerprint, network=None, like=model, **how)
+    same = {"frequencies": plan.target.head.frequencies}
+    assert plan.target.head == model.target.head.model_copy(update=same)
+    assert (plan.window, plan.network, plan.inference.mirror) == (model.window, model.network, model.inference.mirror)
+    assert "so that its weights fit" in plan.reasons["target.head.kind"]
+    mine, theirs = (find_task("instance")(one).network().state_dict() for one in (plan, model))
+    assert {name: tensor.shape for name, tensor in mine.items()} == {name: tensor.shape for name, tensor in theirs.items()}
+    (other,) = make_plans(dataset, fingerprint, network="yolact", like=model, **how)  # another way on the model's network
+    assert (other.target.head.kind, other.network) == ("yolact", model.network)

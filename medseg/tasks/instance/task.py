@@ -18,6 +18,7 @@ from medseg.metrics.contingency import Contingency
 from medseg.metrics.descriptions import INSTANCE_METRICS
 from medseg.metrics.instances import class_numbers, count_objects, score_instances
 from medseg.models.base import Head, Outputs, find_network
+from medseg.plans import Plan
 from medseg.prediction import Prediction, Scores, Stitched
 from medseg.scratch import IN_MEMORY, Scratch
 from medseg.tasks.base import Frame, Needs, Task
@@ -25,7 +26,7 @@ from medseg.tasks.instance.dense import Dense
 from medseg.tasks.instance.detectors import Prototypes, Regions
 from medseg.tasks.instance.fitting import nominal
 from medseg.tasks.instance.head import ObjectFinder
-from medseg.tasks.instance.settings import InstanceSettings, ObjectSettings
+from medseg.tasks.instance.settings import InstanceSettings, ObjectSettings, frequencies
 
 WAYS: dict[str, type[Any]] = {"dense": Dense, "mask-rcnn": Regions, "yolact": Prototypes}  # each an `ObjectFinder`
 
@@ -67,6 +68,29 @@ class Instance(Task):
             return (cls._by(way, plain.labels, plain.channels, fingerprint, nominal(fingerprint)),)
         regions = cls._by(Regions, plain.labels, plain.channels, fingerprint, nominal(fingerprint))
         return plain, replace(regions, name="mask-rcnn", preference=-1.0, because="Mask R-CNN instead of votes for centres")
+
+    @classmethod
+    def like(cls, dataset: Dataset, fingerprint: Fingerprint, model: Plan, because: str) -> Needs:
+        """The model's way to find objects, with its anchors, places and units."""
+        plain = cls.needs(dataset, fingerprint)
+        if not isinstance(model.target, ObjectSettings):
+            return plain
+        theirs = model.target.head
+        head = theirs.model_copy(update={"frequencies": frequencies(fingerprint)})
+        reasons = {f"head.{name}": because for name in type(head).model_fields}
+        reasons["head.frequencies"] = plain.reasons["head.frequencies"]
+        find = WAYS[head.kind](head, plain.labels, len(model.window), find_network(model.network.kind).levels(model.network))
+        target = cls.Settings(kind=cls.Settings.model_fields["kind"].default, head=head)
+        return replace(
+            plain,
+            heads=find.heads,
+            target=target,
+            reasons=reasons,
+            overlap=model.inference.overlap,
+            overlap_because=because,
+            one_view="" if model.inference.mirror else because,
+            final=True,
+        )
 
     @classmethod
     def fit(cls, needs: Needs, fingerprint: Fingerprint, frame: Frame) -> Needs:
