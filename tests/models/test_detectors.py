@@ -22,6 +22,7 @@ from medseg.models.detection import (
     perfect_regions,
 )
 from medseg.models.detection.boxes import iou
+from medseg.models.detection.packed import in_portions
 from medseg.models.slots import Slots
 from medseg.planning.shadows import Shadows, shadowed
 from medseg.training.portions import Portions
@@ -220,3 +221,20 @@ def test_the_compiler_is_not_imported() -> None:
         "sys.exit('torch._dynamo' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_masks_are_drawn_in_portions() -> None:
+    """As all at once; portions without an object are not drawn."""
+    there = torch.zeros(2, 10, dtype=torch.bool)
+    there[0, :4] = there[1, :1] = True
+    drawn: list[slice] = []
+
+    def draw(part: slice) -> torch.Tensor:
+        drawn.append(part)
+        return torch.arange(10.0)[part].view(1, -1, 1).expand(2, -1, 3)
+
+    masks = in_portions(draw, there, 3)
+    assert drawn == [slice(0, 3), slice(3, 6)]
+    assert masks[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5, 0, 0, 0, 0]
+    assert torch.equal(in_portions(draw, torch.ones(2, 10, dtype=torch.bool), 4)[1, :, 2], torch.arange(10.0))
+    assert in_portions(draw, torch.zeros(2, 10, dtype=torch.bool), 4).shape == (2, 10, 3)

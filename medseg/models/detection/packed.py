@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -40,3 +42,18 @@ def perfect_slots(truth: Truth, slots: int, mask: int) -> Tensor:
 def sure(yes: Tensor) -> Tensor:
     """Logits of +-`SURE`."""
     return (2 * yes.float() - 1) * SURE
+
+
+def in_portions(draw: Callable[[slice], Tensor], there: Tensor, size: int) -> Tensor:
+    """Masks `(N, slots, cells)` of the slots that are `there` `(N, slots)`, `size` at a time: no more memory than training takes for as many.
+
+    Slots are filled from the first on, so most portions of most windows are empty; these are zeros, and not drawn.
+    """
+    parts: list[Tensor] = []
+    for start in range(0, there.shape[1], size):
+        part = slice(start, min(start + size, there.shape[1]))
+        if parts and not there[:, part].any():
+            parts.append(parts[0].new_zeros(len(there), there.shape[1] - start, parts[0].shape[2]))
+            break
+        parts.append(draw(part))
+    return torch.cat(parts, 1)

@@ -14,7 +14,7 @@ from medseg.models.detection.boxes import clip, decode, whole
 from medseg.models.detection.heads import AnchorHead, MaskHead, RegionHead
 from medseg.models.detection.matching import match_anchors, match_regions
 from medseg.models.detection.nms import gather, greedy
-from medseg.models.detection.packed import FAINTEST, OBJECTS, PYRAMID, packed, perfect_slots, sure
+from medseg.models.detection.packed import FAINTEST, OBJECTS, PYRAMID, in_portions, packed, perfect_slots, sure
 from medseg.models.detection.roi_align import Table, roi_align
 from medseg.models.detection.sampling import balanced
 from medseg.models.detection.truth import Truth
@@ -136,7 +136,7 @@ class MaskRCNN(nn.Module):
         valid = valid & whole(boxes) & (chances >= FAINTEST)
         index, there = greedy(boxes, chances, valid, DETECTED, self.design.slots, self.design.proposals)
         boxes = gather(boxes, index)
-        masks = self._outlined(table, boxes).sigmoid()
+        masks = in_portions(lambda part: self._outlined(table, boxes[:, part]).sigmoid(), there, self.design.outlined)
         return packed(chances.gather(1, index), 1 + kinds.gather(1, index), boxes, masks, there)
 
     def _classified(self, table: Table, regions: Tensor) -> tuple[Tensor, Tensor]:

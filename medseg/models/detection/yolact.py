@@ -14,7 +14,7 @@ from medseg.models.detection.boxes import clip, decode, grown, whole
 from medseg.models.detection.heads import AnchorHead, decision
 from medseg.models.detection.matching import match_anchors
 from medseg.models.detection.nms import fast, gather
-from medseg.models.detection.packed import FAINTEST, OBJECTS, PYRAMID, packed, perfect_slots, sure
+from medseg.models.detection.packed import FAINTEST, OBJECTS, PYRAMID, in_portions, packed, perfect_slots, sure
 from medseg.models.detection.roi_align import Table, roi_align
 from medseg.models.detection.sampling import balanced
 from medseg.models.detection.truth import Truth
@@ -109,7 +109,8 @@ class Yolact(nn.Module):
         valid = whole(boxes) & (chances >= FAINTEST)
         index, there = fast(boxes, chances, valid, DETECTED, self.design.slots, AMONG * self.design.slots)
         boxes = gather(boxes, index)
-        masks = self._masks(common, boxes, gather(factors, index)).sigmoid()
+        chosen = gather(factors, index)
+        masks = in_portions(lambda part: self._masks(common, boxes[:, part], chosen[:, part]).sigmoid(), there, self.design.samples)
         return packed(chances.gather(1, index), 1 + kinds.gather(1, index), boxes, masks, there)
 
     def _masks(self, common: Tensor, boxes: Tensor, factors: Tensor) -> Tensor:
