@@ -13,8 +13,10 @@ from synthetic import REGIONS, TWO, make_dataset, make_fingerprint_of, make_plan
 from medseg.case import Batch
 from medseg.dataset import NUMBER_BITS, LabelClass, Labels
 from medseg.errors import PlanError
+from medseg.fingerprint import OBJECT_QUANTILES, ObjectStats
 from medseg.prediction import DenseMap, Prediction
 from medseg.scratch import Scratch
+from medseg.tasks.base import Frame
 from medseg.tasks.instance import Instance, voting
 from medseg.tasks.instance.voting import group_voxels
 from medseg.tasks.semantic import Semantic
@@ -253,6 +255,32 @@ def test_needs():
         Instance.needs(regions, of_regions)
     with pytest.raises(PlanError, match=r"tell objects apart are not for this task.*objects of anterior, posterior"):
         Semantic.needs(things, of_things)
+
+
+@pytest.mark.parametrize(("side", "overlap"), [(10, 0.25), (30, 0.75), (60, 0.75)])
+def test_windows_overlap_so_that_objects_are_whole_in_one(side, overlap):
+    """What a window shows of an object has a centre of its own: votes of windows that cut it differently contradict each other."""
+    dataset = make_dataset(THINGS, 2)
+    fingerprint = make_fingerprint_of(dataset, (100, 100), (1.0, 1.0))
+    names = dataset.labels.things
+    objects = tuple(
+        ObjectStats(
+            name=n,
+            count=1,
+            sizes=(side**2,) * len(OBJECT_QUANTILES),
+            extents=(side,) * len(OBJECT_QUANTILES),
+            aspects=(1.0,) * len(OBJECT_QUANTILES),
+            boxes=((side, side),),
+            touching=0.0,
+        )
+        for n in names
+    )
+    cases = tuple(case.model_copy(update={"objects": objects}) for case in fingerprint.cases)
+    fingerprint = fingerprint.model_copy(update={"cases": cases})
+    needs = Instance.needs(dataset, fingerprint)
+    fitted = Instance.fit(needs, fingerprint, Frame((40, 40), (1.0, 1.0), (0, 1), ((1, 1), (2, 2)), "cpu"))
+    assert fitted.overlap == overlap
+    assert f"{side} x {side} voxels" in fitted.overlap_because
 
 
 def test_uncertainty(tasks):

@@ -26,6 +26,7 @@ from medseg.models.base import Head, Outputs
 from medseg.prediction import Prediction, Stitched
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 from medseg.tasks.base import Frame
+from medseg.tasks.instance.fitting import boxes_in, overlap_for
 from medseg.tasks.instance.head import BACKGROUND, CLASSES, SURE, ObjectFinder, Planned
 from medseg.tasks.instance.settings import DenseSettings, dense_settings
 from medseg.tasks.instance.voting import group_voxels
@@ -40,8 +41,9 @@ class Dense(ObjectFinder):
 
     @staticmethod
     def planned(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
-        """See `dense_settings`."""
-        return Planned(*dense_settings(fingerprint))
+        """See `dense_settings`. Windows that show different parts of an object vote for different centres, so each should be whole in one."""
+        overlap, because = overlap_for(boxes_in(fingerprint, frame), frame.window)
+        return Planned(*dense_settings(fingerprint), overlap, because)
 
     @property
     def heads(self) -> tuple[Head, ...]:
