@@ -61,17 +61,17 @@ def begin(arguments: argparse.Namespace) -> None:
     for case in dataset.cases:
         if len(case.images) != 1 or case.images[0].name != f"{case.id}{image_suffix(case.images[0])}":
             raise SystemExit(f"{case.id}: one image file per case, called as the case, is what this comparison can share among programs")
-    ids = [case.id for case in dataset.cases]
+    total = min(arguments.cases or len(dataset.cases), len(dataset.cases))
+    if not 0 < arguments.left_out < total:
+        raise SystemExit(f"{arguments.left_out} of {total} cases cannot be left out")
     if arguments.last:
-        ids = ids[: arguments.cases] if arguments.cases else ids
+        ids = [case.id for case in dataset.cases][:total]
         test = ids[-arguments.left_out :]
     else:
-        draw = random.Random(arguments.seed)
-        ids = by_size(dataset, draw)
-        if arguments.cases:
-            ids = [ids[i * len(ids) // arguments.cases] for i in range(arguments.cases)]
-        count = arguments.left_out
-        test = [draw.choice(ids[i * len(ids) // count : (i + 1) * len(ids) // count]) for i in range(count)]
+        draw, count = random.Random(arguments.seed), arguments.left_out
+        ordered = by_size(dataset, draw)
+        ids = [ordered[i * len(ordered) // total] for i in range(total)]
+        test = [draw.choice(ids[i * total // count : (i + 1) * total // count]) for i in range(count)]
     train = sorted(set(ids) - set(test))
     setup = Setup(
         dataset=str(arguments.dataset.resolve()),
@@ -179,13 +179,8 @@ def stardist(arguments: argparse.Namespace) -> None:
     setup, labels = work.setup, work.dataset.labels
     if labels.objects != "numbers" or setup.device != "cpu":
         raise SystemExit("StarDist is compared on a CPU, with labels of one class whose values are objects")
-    name = "_".join(
-        [
-            "stardist",
-            *([arguments.input] if arguments.input != "gray" else []),
-            *([arguments.schedule] if arguments.schedule != "recipe" else []),
-        ]
-    )
+    asked = {arguments.input: "gray", arguments.schedule: "recipe"}
+    name = "_".join(["stardist", *(choice for choice, usual in asked.items() if choice != usual)])
     if work.part(name).is_file():
         return
     folder = work.root / name

@@ -50,6 +50,8 @@ class Work:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.splits, self.images = root / "splits.json", root / "images"
+        if not (root / "setup.json").is_file():
+            raise SystemExit(f"{root}: nothing has begun here; call begin first")
         self.setup = Setup(**json.loads((root / "setup.json").read_text()))
         bind(self.setup.threads)
         self.dataset = steps.opened(Path(self.setup.dataset), None, None, self.setup.task)

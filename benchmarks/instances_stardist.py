@@ -104,7 +104,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     )
     trained = time.monotonic() - clock.start
     start = time.monotonic()
-    found = model.optimize_thresholds([images[i] for i in kept], [labels[i] for i in kept])
+    model.optimize_thresholds([images[i] for i in kept], [labels[i] for i in kept])
     return {
         "seconds": round(trained, 1),
         "threshold_seconds": round(time.monotonic() - start, 1),
@@ -113,7 +113,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "batch": config.train_batch_size,
         "training_images": len(others),
         "validation_images": len(kept),
-        "thresholds": {"prob": round(float(found.prob), 4), "nms": round(float(found.nms), 4)},
+        "thresholds": {"prob": round(float(model.thresholds.prob), 4), "nms": round(float(model.thresholds.nms), 4)},
         "versions": versions(),
     }
 
