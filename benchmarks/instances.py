@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
 import shutil
 import statistics
@@ -38,7 +37,6 @@ import numpy as np
 import torch
 from hardware import write
 from instances_shared import CURVES, IOU, VIEWS, Setup, Work, per_second, predicted, scored, trained
-from nnunet_prediction import measured
 from numpy.typing import NDArray
 from planning_speed import timed
 from scipy import ndimage
@@ -207,13 +205,13 @@ def stardist(arguments: argparse.Namespace) -> None:
     def command(verb: str) -> list[str]:
         return [str(arguments.python), str(SCRIPT), verb, str(folder / "job.json")]
 
-    environment = {**os.environ, "OMP_NUM_THREADS": str(setup.threads)}
+    environment = work.environment()
     if not trained_file.is_file():
         shutil.rmtree(folder / "model", ignore_errors=True)
         cost = timed(command("train"), environment, log("train"))
         trained_file.write_text(json.dumps({**called(log("train").read_text()), "whole_run": asdict(cost)}))
     shutil.rmtree(out, ignore_errors=True)
-    prediction = per_second(asdict(measured(command("predict"), log("predict"), setup.threads)), len(setup.test))
+    prediction = per_second(timed(command("predict"), environment, log("predict")), len(setup.test))
     for verb in ("time", "score"):
         timed(command(verb), environment, log(verb))
     row: dict[str, Any] = {"program": "StarDist", "input": arguments.input, "schedule": arguments.schedule}

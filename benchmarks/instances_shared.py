@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from nnunet_prediction import measured
-from planning_speed import timed
+from planning_speed import Seconds, timed
 
 from medseg import steps
 from medseg.dataset import ObjectForm
@@ -65,6 +64,9 @@ class Work:
         file.write_text(json.dumps({**row, "load": [round(x, 1) for x in os.getloadavg()]}, indent=2) + "\n")
         print(file.read_text())
 
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "OMP_NUM_THREADS": str(self.setup.threads)}
+
     def left_out(self) -> list[Path]:
         return sorted(self.images.iterdir())
 
@@ -87,7 +89,7 @@ def trained(work: Work, name: str, *options: str) -> tuple[Path, dict[str, objec
     if not file.is_file():
         resumed = run.root.is_dir()
         command = [*MEDSEG, "run", setup.dataset, "-o", str(run.root), "--time", setup.time, "--splits", str(work.splits)]
-        cost = timed([*command, "--device", setup.device, *options], dict(os.environ), folder / "run.log")
+        cost = timed([*command, "--device", setup.device, *options], work.environment(), folder / "run.log")
         file.write_text(json.dumps({**asdict(cost), "resumed": resumed}))
     plan, last = Plan.load(run.plan_file), History.read(run.fold(0) / "metrics.csv").rows[-1]
     row: dict[str, object] = {
@@ -111,11 +113,11 @@ def predicted(work: Work, run: Path, out: Path, *options: str) -> dict[str, obje
     shutil.rmtree(out, ignore_errors=True)
     images = [str(path) for path in work.left_out()]
     command = [*MEDSEG, "predict", str(run), *images, "-o", str(out), "--device", work.setup.device, *options]
-    return per_second(asdict(measured(command, out.with_suffix(".log"), work.setup.threads)), len(images))
+    return per_second(timed(command, work.environment(), out.with_suffix(".log")), len(images))
 
 
-def per_second(cost: dict[str, Any], images: int) -> dict[str, object]:
-    return {**cost, "images_per_second": round(images / cost["seconds"], 3)}
+def per_second(cost: Seconds, images: int) -> dict[str, object]:
+    return {**asdict(cost), "images_per_second": round(images / cost.wall, 3)}
 
 
 def scored(work: Work, folder: Path, predicted: ObjectForm | None = None) -> dict[str, object]:
