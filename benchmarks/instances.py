@@ -273,9 +273,10 @@ def join(arguments: argparse.Namespace) -> None:
     for name, part in parts.items():
         for view in VIEWS:
             if view in part and name != "speed":
-                means = part[view]["scores"]["means"]["all"]
-                values = ", ".join(f"{m} {means[m][0]}" for m in ("pq", "object_accuracy", "ap") if m in means)
-                print(f"{name}, {view}: {values}; {part[view]['prediction']['images_per_second']} images/s")
+                scores, told = part[view]["scores"], ("pq", "object_accuracy", "ap")
+                values = ", ".join(f"{m} {scores['means']['all'][m][0]}" for m in told if m in scores["means"]["all"])
+                classes = ", ".join(f"{of} {row['pq'][0]}" for of, row in scores["classes"].items())
+                print(f"{name}, {view}: {values}; pq of {classes}; {part[view]['prediction']['images_per_second']} images/s")
     result = {
         "dataset": work.dataset.name,
         "task": setup.task,
