@@ -44,6 +44,7 @@ from scipy import ndimage
 from medseg import steps
 from medseg.commands.options import parse_time
 from medseg.dataset import NUMBER_BITS, Dataset, Labels
+from medseg.device import choose_device
 from medseg.inference.predictor import Predictor
 from medseg.io.images import image_suffix, read_case, read_header, read_label, write_label
 from medseg.plans import Plan
@@ -112,6 +113,8 @@ def medseg(arguments: argparse.Namespace) -> None:
     options = ["--task", work.setup.task, *(("--network", arguments.network) if arguments.network else ())]
     run, row = trained(work, name, *options)
     for view, flags in VIEWS.items():
+        if view == "mirrored" and not row["mirror"]:
+            continue
         out = work.root / name / view
         cost = predicted(work, run, out, "--format", "labels,table", *flags)
         row[view] = {"prediction": cost, "scores": scored(work, out)}
@@ -230,6 +233,13 @@ def files(dataset: Dataset, ids: list[str]) -> list[tuple[str, str, str]]:
     return [(i, str(dataset.case(i).images[0].resolve()), str(dataset.case(i).label.resolve())) for i in ids]  # type: ignore[union-attr]
 
 
+def mirroring(model: Predictor, device: torch.device) -> Predictor:
+    """The model with the mirrored views that it was trained for, also where its plan predicts without."""
+    plan = model.plan
+    views = plan.inference.model_copy(update={"mirror": plan.space.augmentation.mirror})
+    return Predictor(plan.model_copy(update={"inference": views}), model.ensemble.networks, device)
+
+
 def speed(arguments: argparse.Namespace) -> None:
     """Each image by every model there is, with and without mirrored views, in turn; file to labels, models loaded."""
     work = Work(arguments.work)
@@ -237,7 +247,8 @@ def speed(arguments: argparse.Namespace) -> None:
     runs = {path.parent.name: path.parent / "run" for path in sorted(work.root.glob("medseg_*/run.json"))}
     if not runs:
         raise SystemExit("no model is trained yet")
-    models = {name: Predictor.load(run, device=work.setup.device) for name, run in runs.items()}
+    device = choose_device(work.setup.device)
+    models = {name: mirroring(Predictor.load(run, device=work.setup.device), device) for name, run in runs.items()}
     seconds: dict[str, dict[str, list[float]]] = {name: {view: [] for view in VIEWS} for name in models}
     for repeat in range(2):  # the first time is not counted, as with StarDist
         for image in work.left_out():
