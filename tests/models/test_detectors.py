@@ -179,8 +179,6 @@ def test_a_step_needs_no_values(kind: str) -> None:
         assert all(weight.grad is not None for name, weight in network.named_parameters() if "dense" not in name)
         assert shadows.peak > 2**20
         assert shadows.flops > 10**8
-        with shadows:
-            assert network.eval()(torch.zeros(image.shape))["objects"][0].shape[:2] == (2, 16)
 
 
 @pytest.mark.parametrize("kind", ["rcnn", "yolact"])
