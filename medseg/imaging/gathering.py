@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from medseg.geometry import Shape
 from medseg.imaging.detections import INSIDE
+from medseg.imaging.linking import alike, successors
 from medseg.imaging.merging import Merged
 from medseg.imaging.rasters import Index, meeting, within
 from medseg.prediction import FoundObjects
 from medseg.scratch import Scratch, release
 
 PORTION = 2**24  # bytes of masks that are moved into a file together
-COVERED = 0.5  # of the smaller of two objects of neighbouring slices, from which on they may be one
 
 
 class Gatherer:
@@ -67,9 +67,8 @@ class _Stack:
 class SliceLinker:
     """Takes objects of single slices (one voxel along the first axis), slice by slice, and gives objects of the volume to a gatherer.
 
-    Objects of neighbouring slices are one where they share at least `COVERED` of the smaller one (an object's last slices are small); each has
-    one successor at most, that with the largest IoU, and one predecessor, so two objects side by side stay two. Whatever classes the slices
-    have, the object's is that with the most votes. Confidence is the mean of its slices, weighted by voxels.
+    Which objects of neighbouring slices are one is said by `linking.successors`; what is surely of different classes is not. The object's class
+    is that with the most votes. Confidence is the mean of its slices, weighted by voxels.
     """
 
     def __init__(self, gatherer: Gatherer) -> None:
@@ -100,18 +99,17 @@ class SliceLinker:
     def _link(self) -> None:
         """Let the objects of the slice follow those of the slice before, which end where none does."""
         above, parts = [stack.parts[-1] for stack in self._earlier], self._parts
-        pairs = []
-        for rows, columns in meeting(_flat_boxes(above), _flat_boxes(parts)) if above and parts else ():
-            for i, j in zip(rows.tolist(), columns.tolist(), strict=True):
-                shared = _shared(above[i], parts[j])
-                if shared and shared >= COVERED * min(above[i].voxels, parts[j].voxels):
-                    pairs.append((-shared / (above[i].voxels + parts[j].voxels - shared), i, j))
         follows: dict[int, int] = {}
-        continued: set[int] = set()
-        for _, i, j in sorted(pairs):
-            if i not in continued and j not in follows:
-                follows[j] = i
-                continued.add(i)
+        if above and parts:
+            met = [(i, j) for rows, columns in meeting(_flat_boxes(above), _flat_boxes(parts)) for i, j in zip(rows, columns, strict=True)]
+            one, other = np.array(met, np.int64).reshape(-1, 2).T
+            shared = np.array([_shared(above[i], parts[j]) for i, j in met], np.int64)
+            sizes = [np.array([part.voxels for part in some], np.int64) for some in (above, parts)]
+            kinds = sorted({kind for part in (*above, *parts) for kind in part.votes})
+            able = alike(_shares(above, kinds)[:, one], _shares(parts, kinds)[:, other])
+            kept = successors(one, other, shared, (sizes[0][one], sizes[1][other]), able)
+            follows = dict(zip(other[kept].tolist(), one[kept].tolist(), strict=True))
+        continued = set(follows.values())
         for i, stack in enumerate(self._earlier):
             if i not in continued:
                 self._gatherer.add(_stacked(stack.parts))
@@ -126,6 +124,12 @@ class SliceLinker:
 def strongest(votes: dict[int, float]) -> int:
     """The class with the highest sum of scores, of equal ones the first."""
     return min(votes, key=lambda kind: (-votes[kind], kind))
+
+
+def _shares(parts: list[Merged], kinds: list[int]) -> NDArray[np.float64]:
+    """`(K, n)` shares of classes in the votes of each."""
+    votes = np.array([[part.votes.get(kind, 0.0) for part in parts] for kind in kinds])
+    return np.asarray(votes / votes.sum(0))
 
 
 def _flat_boxes(parts: list[Merged]) -> NDArray[Any]:

@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.imaging.linking import alike, successors
 from medseg.scratch import IN_MEMORY, Scratch, release
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
 APART = 2.0**20  # no group has votes in two slices; a power of two, so that it rounds nothing
 TOGETHER = 2**20  # voxels that are looked at together
-SHARED = 0.2  # of the probability of classes, from which on two voxels or groups may be of one
-COVERED = 0.5  # of the smaller of two groups in neighbouring slices, from which on they are one object
 STEPS = (1.0, 0.75, 0.5, 0.25)  # of the way to a centre that lies outside of all objects; then the voxel stays alone
 
 
@@ -45,7 +44,7 @@ def group_voxels(
     Args:
         things: `(*shape)` voxels that belong to objects.
         offsets: `(d, *shape)` the way to the centre in units of `scale` voxels, along the last d axes. Where the first axis has none, slices
-            are grouped one by one, and groups in neighbouring slices that cover half of one of them are one object.
+            are grouped one by one, and groups in neighbouring slices are one object where `imaging.linking.successors` says so.
         smallest: voxels of the smallest object; smaller ones are dropped.
         reach: see `DenseSettings`.
         chances: probability `(*shape)` of each class of things. What is surely of different classes is not one object, as where one lies
@@ -114,11 +113,6 @@ class _Field:
         return np.asarray(kinds / kinds.sum(0))
 
 
-def _alike(one: Floats, other: Floats) -> NDArray[np.bool_]:
-    """Whether pairs `(K, m)` may be of one class."""
-    return np.asarray(np.minimum(one, other).sum(0) >= SHARED) if len(one) else np.ones(one.shape[1], np.bool_)
-
-
 def _components(one: Indices, other: Indices, count: int) -> Indices:
     """`(count,)` component of each node of a graph with edges from `one` to `other`, numbered in the order of their first nodes."""
     from scipy.sparse import coo_matrix
@@ -164,7 +158,7 @@ def _goals(field: _Field, flat: Indices, places: Floats, ways: Floats) -> Indice
         there = np.clip(np.rint(places[:, lost] + np.float32(step) * ways[:, lost]).astype(np.int64), 0, most)
         aim = np.ravel_multi_index(tuple(there), shape)
         found = things[aim]
-        found[found] = _alike(kinds[:, lost[found]], field.kinds(aim[found]))
+        found[found] = alike(kinds[:, lost[found]], field.kinds(aim[found]))
         goal[lost[found]] = aim[found]
         lost = lost[~found]
         if not lost.size:
@@ -213,12 +207,12 @@ def _united(field: _Field, numbers: NDArray[np.int32], groups: Indices, reach: f
     near = np.linalg.norm(centres[:, one] - centres[:, other], axis=0) <= reach * (spread[one] + spread[other])
     one, other = one[near], other[near]
     means = _means(field, numbers, groups, sizes)
-    alike = _alike(means[:, one], means[:, other])
-    return _components(one[alike], other[alike], count)[groups]
+    able = alike(means[:, one], means[:, other])
+    return _components(one[able], other[able], count)[groups]
 
 
 def _linked(field: _Field, numbers: NDArray[np.int32], groups: Indices) -> Indices:
-    """Groups of slices with those united that lie over each other and may be of one class."""
+    """Groups of slices with those united that follow each other (`linking.successors`) and may be of one class."""
     sizes = _sizes(field, numbers, groups)
     found: list[Indices] = []
     for rows in field.slabs():
@@ -232,8 +226,9 @@ def _linked(field: _Field, numbers: NDArray[np.int32], groups: Indices) -> Indic
     pairs, at = np.unique(np.stack([above, below]), axis=1, return_inverse=True)
     shared = np.bincount(at.reshape(-1), weights=shared, minlength=pairs.shape[1]).astype(np.int64)
     means = _means(field, numbers, groups, sizes)
-    over = shared >= COVERED * np.minimum(sizes[pairs[0]], sizes[pairs[1]])
-    one, other = pairs[:, over & _alike(means[:, pairs[0]], means[:, pairs[1]])]
+    able = alike(means[:, pairs[0]], means[:, pairs[1]])
+    kept = successors(pairs[0], pairs[1], shared, (sizes[pairs[0]], sizes[pairs[1]]), able)
+    one, other = pairs[0][kept], pairs[1][kept]
     return _components(one, other, len(sizes))[groups]
 
 
