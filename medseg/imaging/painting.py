@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,14 +33,15 @@ def paint_objects(
     The most confident objects come first. One of which more than half is taken by then is left out, as in panoptic FPN (Kirillov et al. 2019,
     arXiv:1801.00868): it says again what a better one has said. Any other takes the voxels in which its mask's probability is higher, so that
     where two objects touch a confident one with a coarse mask does not eat into its neighbour; of equal probabilities the more
-    confident one wins. Work and memory follow the boxes; both maps come from `scratch`.
+    confident one wins. But it takes nothing from one that would be left with less than half of what it was, or less than `smallest`; and if it
+    is then too small itself, it takes nothing at all. Work and memory follow the boxes; both maps come from `scratch`.
 
     Args:
         found: objects on the grid of the result.
         values: the value of each class, the first of class 1.
         where: named in errors.
         threshold: least confidence of an object.
-        smallest: voxels of the smallest object; what has fewer in the end is left out.
+        smallest: voxels of the smallest object; what has fewer when its turn comes is left out, and no other takes it below that.
         scratch: for large arrays.
 
     Raises:
@@ -77,7 +79,8 @@ def _painted(found: FoundObjects, threshold: float, smallest: int, scratch: Scra
     """For each voxel the place of its object in `found`, from 1 on; and the places, from 0 on, of objects that are left."""
     owner = scratch.zeros(found.shape, np.int32)
     best = scratch.zeros(found.shape, np.uint8)
-    sizes = np.zeros(len(found), np.int64)
+    sizes, least = np.zeros(len(found), np.int64), np.zeros(len(found), np.int64)
+    smallest = max(1, smallest)
     first, last = voxel_ranges(found.boxes)
     first, last = np.maximum(first, 0), np.minimum(last, np.array(found.shape))
     touched = 0
@@ -94,14 +97,20 @@ def _painted(found: FoundObjects, threshold: float, smallest: int, scratch: Scra
         if whole < smallest or np.count_nonzero(taken) > HIDDEN * whole:
             continue
         wins = inside & (chances > best[place])
-        if taken.any():
-            np.subtract.at(sizes, owned[wins & taken] - 1, 1)
+        losers, losses = np.unique(owned[wins & taken] - 1, return_counts=True)
+        spared = sizes[losers] - losses < least[losers]
+        if spared.any():
+            wins &= ~np.isin(owned, losers[spared] + 1)
+        size = int(np.count_nonzero(wins))
+        if size < smallest:
+            continue
+        sizes[losers[~spared]] -= losses[~spared]
+        sizes[k], least[k] = size, max(smallest, math.ceil((1 - HIDDEN) * size))
         owned[wins] = k + 1
         best[place][wins] = chances[wins]
-        sizes[k] = np.count_nonzero(wins)
         touched += 5 * chances.size
         if touched > RESIDENT:
             touched = 0
             for array in (owner, best):
                 release(array)
-    return owner, np.flatnonzero(sizes >= max(1, smallest))
+    return owner, np.flatnonzero(sizes)

@@ -63,12 +63,34 @@ def test_what_is_not_sure_or_not_large_enough_is_left_out() -> None:
     assert np.count_nonzero(codes) == 4
 
 
-def test_what_others_have_left_too_small_is_left_out() -> None:
-    """Four voxels, of which a less confident one takes two."""
-    found = objects((1, 10), (0.9, 1, (0, 0, 1, 4), [[255, 255, 130, 130]]), (0.5, 1, (0, 2, 1, 8), 255))
-    codes, scores = paint_objects(found, (1,), "x", smallest=3)
-    assert list(scores.values()) == [0.5]
-    assert (codes[0] & 0xFFFF).tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
+def test_a_faint_object_does_not_delete_a_sure_one() -> None:
+    """The faint one would take half of the sure one, which is then too small: it takes nothing."""
+    sure, faint = (0.95, 1, (0, 0, 10, 10), 140), (0.31, 1, (0, 5, 10, 16), 255)
+    for some in ((sure, faint), (faint, sure)):
+        codes, scores = paint_objects(objects((10, 20), *some), (1,), "x", smallest=60)
+        assert list(scores.values()) == pytest.approx([0.95, 0.31])
+        assert (codes[0] & 0xFFFF).tolist() == [1] * 10 + [2] * 6 + [0] * 4
+    # One of four times its size hides it altogether, however small objects may be.
+    codes, scores = paint_objects(objects((10, 50), sure, (0.31, 1, (0, 0, 10, 50), 255)), (1,), "x")
+    assert list(scores.values()) == pytest.approx([0.95, 0.31])
+    assert (codes[0] & 0xFFFF).tolist() == [1] * 10 + [2] * 40
+
+
+def test_what_is_too_small_in_the_end_takes_nothing() -> None:
+    """Eight voxels, of which it would have six: those that it would take from the other stay there."""
+    found = objects((1, 16), (0.9, 1, (0, 0, 1, 12), [[200] * 10 + [130] * 2]), (0.5, 1, (0, 8, 1, 16), [[180] * 2 + [255] * 6]))
+    for smallest, expected in ((6, [1] * 10 + [2] * 6), (7, [1] * 12 + [0] * 4)):
+        codes, scores = paint_objects(found, (1,), "x", smallest=smallest)
+        assert (codes[0] & 0xFFFF).tolist() == expected
+        assert len(scores) == len({*expected} - {0})
+
+
+def test_several_that_each_take_a_little_leave_half() -> None:
+    """The second would leave four of ten."""
+    found = objects((1, 16), (0.9, 1, (0, 4, 1, 14), 130), (0.5, 1, (0, 12, 1, 16), 255), (0.4, 1, (0, 0, 1, 8), 255))
+    codes, scores = paint_objects(found, (1,), "x")
+    assert (codes[0] & 0xFFFF).tolist() == [1] * 4 + [2] * 8 + [3] * 4
+    assert list(scores.values()) == pytest.approx([0.4, 0.9, 0.5])
 
 
 def test_half_a_probability_is_inside() -> None:
