@@ -19,6 +19,10 @@ from medseg.errors import ImageError
 
 Integers = NDArray[np.int64]
 _FINER = 5  # polygons are drawn on a grid so many times as fine
+_CENTRE = _FINER // 2
+_AT_ONCE = 2**18  # columns that lines are compared with at once
+FARTHEST = 2**31 // _FINER
+"""Pixels. Coordinates of polygons are smaller: beyond, the fine grid's do not fit into the 32 bits that `pycocotools` has for them."""
 _LONGEST = 13  # characters of 5 bits that one number of 64 bits takes at most
 
 
@@ -35,10 +39,12 @@ class Rle:
     counts: Integers = field(repr=False)
 
     def __post_init__(self) -> None:
-        if (self.counts < 0).any() or self.counts.sum() != prod(self.shape):
+        total, reached = prod(self.shape), np.cumsum(self.counts)
+        # each sum is compared, as one of too many bits may come out as any number
+        if (self.counts < 0).any() or (reached > total).any() or (reached[-1] if reached.size else 0) != total:
             raise ImageError.of(
                 "run lengths do not fill their image",
-                found=f"{int(self.counts.sum())} voxels" + (", with negative counts" if (self.counts < 0).any() else ""),
+                found=f"{sum(self.counts.tolist())} voxels" + (", with negative counts" if (self.counts < 0).any() else ""),
                 expected=f"{prod(self.shape)} for {' x '.join(map(str, self.shape))}",
                 fix="The annotation is damaged, or belongs to an image of another size.",
             )
@@ -80,22 +86,24 @@ class Rle:
         An object of several polygons is the `union` of them.
 
         Raises:
-            ImageError: fewer than three points, or numbers that are not finite.
+            ImageError: fewer than three points, or numbers that are not finite, or not below `FARTHEST`.
         """
         xy = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-        if len(xy) < 3 or not np.isfinite(xy).all():
-            raise ImageError.of(
-                "no polygon", found=f"{len(xy)} points" + ("" if np.isfinite(xy).all() else ", not all finite"), expected="at least 3"
-            )
-        u, v = _outline((_FINER * xy + 0.5).astype(np.int64))
-        steps = np.flatnonzero(u[1:] != u[:-1]) + 1  # where the outline moves on to another fine column
-        columns = (np.where(u[steps] < u[steps - 1], u[steps], u[steps] - 1) + 0.5) / _FINER - 0.5
+        near = bool((np.abs(xy) < FARTHEST).all())
+        if len(xy) < 3 or not near:
+            what = "" if near else f", not all nearer than {FARTHEST} pixels" if np.isfinite(xy).all() else ", not all finite"
+            raise ImageError.of("no polygon", found=f"{len(xy)} points{what}", expected="at least 3")
         height, width = shape
-        rows = np.ceil(np.clip((np.minimum(v[steps], v[steps - 1]) + 0.5) / _FINER - 0.5, 0, height))
-        centres = (np.floor(columns) == columns) & (columns >= 0) & (columns <= width - 1)
-        ends = np.sort(columns[centres].astype(np.int64) * height + rows[centres].astype(np.int64))
-        flips, times = np.unique(ends, return_counts=True)  # where inside and outside change an even number of times, nothing changes
-        flips = flips[(times % 2 == 1) & (flips < height * width)]
+        corners = (_FINER * xy + 0.5).astype(np.int64)
+        ends = np.roll(corners, -1, axis=0)
+        some = max(_AT_ONCE // max(width, 1), 1)
+        flips = np.zeros(0, np.int64)  # where inside and outside change; where they do so an even number of times, nothing changes
+        for first in range(0, len(xy), some):
+            columns, rows = _crossings(corners[first : first + some], ends[first : first + some], width)
+            crossed = columns * height + np.ceil(np.clip((rows + 0.5) / _FINER - 0.5, 0, height)).astype(np.int64)
+            places, times = np.unique(crossed, return_counts=True)
+            flips = np.setxor1d(flips, places[times % 2 == 1], assume_unique=True)
+        flips = flips[flips < height * width]
         return cls(shape, np.diff(flips, prepend=0, append=height * width))
 
     def to_string(self) -> str:
@@ -161,23 +169,39 @@ def union(parts: Sequence[Rle]) -> Rle:
     return Rle(parts[0].shape, np.diff(flips[flips < size], prepend=0, append=size))
 
 
-def _outline(points: Integers) -> tuple[Integers, Integers]:
-    """Columns and rows of the grid points along the closed line through `points` `(n, 2)`, corners twice."""
-    ends = np.roll(points, -1, axis=0)
-    extent = np.abs(ends - points)
+def _crossings(starts: Integers, ends: Integers, width: int) -> tuple[Integers, Integers]:
+    """Where lines `(n, 2)` of the fine grid pass the centres of columns of pixels: the columns, from 0 to `width` - 1, and the fine rows.
+
+    A line is made of one point for each step along its longer axis. Points beyond the image are not made, however long it is.
+    """
+    extent = np.abs(ends - starts)
     steep = extent[:, 0] < extent[:, 1]
+    edge = np.arange(len(starts))
     long = np.where(steep, 1, 0)
-    edge = np.arange(len(points))
-    flip = points[edge, long] > ends[edge, long]  # lines are drawn upwards along their longer axis, so both directions give the same points
-    low, high = np.where(flip[:, None], ends, points), np.where(flip[:, None], points, ends)
-    length = extent[edge, long]
-    slope = (high - low)[edge, 1 - long] / np.maximum(length, 1)
-    of = np.repeat(edge, length + 1)
-    step = np.arange(len(of)) - np.repeat(np.cumsum(length + 1) - length - 1, length + 1)
-    step = np.where(flip[of], length[of] - step, step)
-    along = step + low[of, long[of]]
-    across = (low[of, 1 - long[of]] + slope[of] * step + 0.5).astype(np.int64)
-    return np.where(steep[of], across, along), np.where(steep[of], along, across)
+    flip = starts[edge, long] > ends[edge, long]  # lines are drawn upwards along their longer axis, so both directions give the same points
+    low, high = np.where(flip[:, None], ends, starts), np.where(flip[:, None], starts, ends)
+    slope = (high - low)[edge, 1 - long] / np.maximum(extent[edge, long], 1)
+    left, right = np.minimum(low[:, 0], high[:, 0]), np.maximum(low[:, 0], high[:, 0])
+    # the centre of column c lies between the fine columns 5 c + 2 and 5 c + 3
+    first = np.maximum(-((_CENTRE - left) // _FINER), 0)
+    counts = np.maximum(np.minimum((right - _CENTRE - 1) // _FINER, width - 1) - first + 1, 0)
+    of = np.repeat(edge, counts)
+    columns = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+    x, y = low[of].T
+    across, fine = slope[of], _FINER * columns + _CENTRE
+    flat = np.minimum(*((y + across * (fine + more - x) + 0.5).astype(np.int64) for more in (0, 1)))
+    return columns, np.where(steep[of], y + _passed(x, across, fine, extent[of, 1]), flat)
+
+
+def _passed(x: Integers, slope: NDArray[np.float64], fine: Integers, length: Integers) -> Integers:
+    """The last step, from 0 to `length`, before lines from the fine columns `x` with less than one column a step pass from `fine` to the next, or back."""
+    below, above = np.zeros_like(length), length.copy()  # steps on this side of it, and on the other
+    rising = slope > 0
+    while (above - below > 1).any():
+        middle = (below + above) // 2
+        there = ((x + slope * middle + 0.5).astype(np.int64) > fine) == rising
+        below, above = np.where(there, below, middle), np.where(there, middle, above)
+    return below
 
 
 def shared(a: Rle, b: Rle) -> int:

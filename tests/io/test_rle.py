@@ -1,5 +1,8 @@
 """COCO's run lengths: strings and boxes made by pycocotools 2.0.11, round trips, damage."""
 
+import tracemalloc
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,6 +62,77 @@ def test_polygons_equal_to_pycocotools(shape, parts, text, area):
     assert (rle.to_string(), rle.area) == (text, area)
     backwards = union([Rle.of_polygon(np.reshape(part, (-1, 2))[::-1], shape) for part in parts])
     assert backwards.to_string() == text
+
+
+def drawn_point_by_point(points, shape):
+    """As `pycocotools` draws: every point of the fine outline, in order."""
+    corners = [(int(5 * x + 0.5), int(5 * y + 0.5)) for x, y in points]
+    line = []
+    for (xs, ys), (xe, ye) in zip(corners, corners[1:] + corners[:1], strict=True):
+        dx, dy = abs(xe - xs), abs(ye - ys)
+        flip = (dx >= dy and xs > xe) or (dx < dy and ys > ye)
+        if flip:
+            xs, ys, xe, ye = xe, ye, xs, ys
+        slope = (ye - ys) / max(dx, 1) if dx >= dy else (xe - xs) / dy
+        part = [(t + xs, int(ys + slope * t + 0.5)) if dx >= dy else (int(xs + slope * t + 0.5), t + ys) for t in range(max(dx, dy) + 1)]
+        line += part[::-1] if flip else part
+    height, width = shape
+    inside = np.zeros(height * width + 1, bool)
+    for (before, v), (u, w) in pairwise(line):
+        column = ((u if u < before else u - 1) + 0.5) / 5 - 0.5
+        if u != before and column == int(column) and 0 <= column <= width - 1:
+            row = int(np.ceil(min(max((min(v, w) + 0.5) / 5 - 0.5, 0), height)))
+            inside[int(column) * height + row :] ^= True
+    return inside[:-1].reshape(shape, order="F")
+
+
+COORDINATE = st.floats(-40, 60, width=32) | st.integers(-400, 600).map(lambda n: n / 10)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(COORDINATE, COORDINATE), min_size=3, max_size=7), st.tuples(st.integers(1, 20), st.integers(1, 20)))
+def test_polygons_equal_to_those_drawn_point_by_point(points, shape):
+    np.testing.assert_array_equal(Rle.of_polygon(points, shape).decode(), drawn_point_by_point(points, shape))
+
+
+def test_polygons_far_beyond_their_image():
+    """They cost what lies in the image, and no more."""
+    far = 4e8
+    tracemalloc.start()
+    everything = Rle.of_polygon([[-far, -far], [far, -far], [far, far], [-far, far]], (10, 12))
+    left = Rle.of_polygon([[-far, -far], [4, -far], [4, far], [-far, far]], (10, 12))
+    below = Rle.of_polygon([[-far, 3], [far, 3], [far, far], [-far, far]], (10, 12))
+    triangle = Rle.of_polygon([[-far, -far], [far, far], [-far, far]], (10, 12)).decode()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert everything.decode().all()
+    assert left.decode().tolist() == [[x < 4 for x in range(12)]] * 10
+    assert below.decode().tolist() == [[y >= 3] * 12 for y in range(10)]
+    y, x = np.indices((10, 12))
+    assert triangle[y > x].all()
+    assert not triangle[y < x].any()
+    assert peak < 2**20
+
+
+def test_an_outline_of_many_long_lines_is_drawn_within_bounds():
+    rows = np.tile([0.0, 3000.0], 1000)
+    tracemalloc.start()
+    found = Rle.of_polygon(np.stack([np.linspace(0, 20, 2000), rows], 1), (3000, 20))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0 < found.area < 60_000
+    assert peak < 50 * 2**20
+
+
+@pytest.mark.parametrize("far", [5e8, -5e8, 1e18, 1e300])
+def test_polygons_too_far_away(far):
+    with pytest.raises(ImageError, match="no polygon; found 3 points, not all nearer than 429496729 pixels"):
+        Rle.of_polygon([1, 2, 3, 4, 5, far], (8, 8))
+
+
+def test_counts_whose_sum_takes_too_many_bits():
+    with pytest.raises(ImageError, match=f"do not fill their image; found {2**64 + 12} voxels, expected 12 for 3 x 4"):
+        Rle((3, 4), np.array([2**62] * 4 + [12]))
 
 
 @pytest.mark.parametrize("points", [[], [1, 2, 3, 4], [1, 2, 3, float("nan"), 5, 6], [1, 2, 3, 4, 5, float("inf")]])
