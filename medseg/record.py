@@ -74,7 +74,7 @@ class Record(BaseModel):
             data = json.loads(text.decode("utf-8"))
         except OSError as error:
             raise PlanError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError.of("is not valid JSON", where=str(path), found=str(error), fix="Restore or re-create the file.") from None
         return cls.parse(data, where=str(path))
 

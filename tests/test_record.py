@@ -42,7 +42,10 @@ def test_all_problems_at_once() -> None:
     assert [p.where.rpartition("'")[0].rpartition("'")[2] for p in caught.value.problems] == ["name", "size", "colour"]
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"{", "is not valid JSON"), (b"\xff\xfe", "is not valid JSON"), (None, "cannot be read")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"{", "is not valid JSON"), (b"\xff\xfe", "is not valid JSON"), (b"[" * 200_000, "is not valid JSON"), (None, "cannot be read")],
+)
 def test_unreadable_files(content: bytes | None, words: str, tmp_path: Path) -> None:
     file = tmp_path / "thing.json"
     if content is not None:

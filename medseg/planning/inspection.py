@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +108,11 @@ def inspect_case(
     report.features = tuple(features)
     if label is None or files.label is None:
         return report
+    if prod(label.shape) > prod(known[0].shape) and not report.resample:
+        return report  # told above; a damaged header may promise any size
     found = _read(files.label, report, partial(read_annotation, labels=labels))
     if found is not None:
+        _warn(files.label, [text for text in found.native.warnings if text not in label.native.warnings], report)
         _check_label(files.label, found, labels, known[0], report)
     if measure is not None and found is not None and not report.problems:
         moved = files.model_copy(update={"resample_label": True}) if report.resample else files
@@ -130,8 +134,12 @@ def _header(path: Path, report: CaseReport, label: bool = False) -> Header | Non
     except ImageError as error:
         report.problems += [_named(report.id, p) for p in error.problems]
         return None
-    report.warnings += [Problem(text, f"case '{report.id}', {path}") for text in header.native.warnings]
+    _warn(path, header.native.warnings, report)
     return header
+
+
+def _warn(path: Path, warnings: Iterable[str], report: CaseReport) -> None:
+    report.warnings += [Problem(text, f"case '{report.id}', {path}") for text in warnings]
 
 
 def _label_header(files: CaseFiles, report: CaseReport) -> Header | None:

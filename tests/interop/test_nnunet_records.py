@@ -153,6 +153,9 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         "the channels are not numbered one by one",
         "the background is not declared as 0",
     ]
+    (tmp_path / "dataset_fingerprint.json").write_text("[" * 200_000)
+    with pytest.raises(DatasetError, match="is not valid JSON"):
+        read_folder(tmp_path)
     with pytest.raises(DatasetError, match=r"2 problems:(.|\n)*dataset.json: cannot be read; found No such file or directory"):
         read_folder(tmp_path / "nowhere")
 

@@ -491,6 +491,9 @@ def test_unreadable_json(tmp_path):
     assert "line 1 column" in text
     (tmp_path / "dataset.json").write_bytes(b"\xff\xfe\x00")
     assert "is not valid JSON" in refusal(tmp_path)
+    for bomb in ("[" * 200_000, '{"a": ' * 200_000, "[" + "9" * 5000 + "]"):
+        (tmp_path / "dataset.json").write_text(bomb)
+        assert "is not valid JSON" in refusal(tmp_path)
     (tmp_path / "dataset.json").write_text("[]")
     assert "is not a JSON object; found list" in refusal(tmp_path)
 

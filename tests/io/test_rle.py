@@ -89,7 +89,7 @@ def drawn_point_by_point(points, shape):
 COORDINATE = st.floats(-40, 60, width=32) | st.integers(-400, 600).map(lambda n: n / 10)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(COORDINATE, COORDINATE), min_size=3, max_size=7), st.tuples(st.integers(1, 20), st.integers(1, 20)))
 def test_polygons_equal_to_those_drawn_point_by_point(points, shape):
     np.testing.assert_array_equal(Rle.of_polygon(points, shape).decode(), drawn_point_by_point(points, shape))

@@ -80,6 +80,11 @@ def test_splits_are_not_written_with_the_dataset(tmp_path):
     [
         ("[", "FILE: is not valid JSON; found Expecting value: line 1 column 2 (char 1). Correct the file at this place, or restore it."),
         (
+            "[" + 5000 * "9" + "]",
+            "FILE: is not valid JSON; found Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits; "
+            "use sys.set_int_max_str_digits() to increase the limit. Correct the file at this place, or restore it.",
+        ),
+        (
             {"name": "x"},
             'FILE: holds no splits; found an object with name, expected a list of {"train": [case ids], "val": [case ids]}, one per fold.',
         ),

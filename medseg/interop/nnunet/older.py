@@ -24,7 +24,7 @@ def load_plans(path: Path) -> NnUNetPlans:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return NnUNetPlans.load(path)  # which says what is wrong
     return NnUNetPlans.parse(upgraded(data), str(path))
 

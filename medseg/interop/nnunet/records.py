@@ -35,7 +35,7 @@ class ForeignRecord(BaseModel):
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError.of(
                 "is not valid JSON", where=str(path), found=str(error), fix="Restore the file, or let nnU-Net write it again."
             ) from None

@@ -7,7 +7,6 @@ one for each object, of panoptic segments one for each image, whose PNG lies in 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeGuard
 
 from medseg.errors import DatasetError, Problem
+from medseg.io.rle import FARTHEST
 
 Kind = Literal["instances", "panoptic", "images"]
 PALETTE = 254  # class values up to here fit into one byte, with one more for voxels without annotation
 MOST_CATEGORIES = 2**15 - 2  # class values that codes of objects have room for
 SEGMENTS = 2**24 - 1  # ids that three bytes of a pixel hold
+MOST_PIXELS = 2**31 - 1  # of an image
+HIGHEST = 2**63 - 1
 SHOWN = 5
 
 
@@ -123,7 +125,7 @@ def _read(path: Path, modified: int, size: int) -> Annotations:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DatasetError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON, its encoding, numbers of very many digits, and nesting
         raise DatasetError.of(
             "is not valid JSON", where=str(path), found=str(error), fix="Export or download it again; it may be truncated."
         ) from None
@@ -185,8 +187,8 @@ def shown(items: Sequence[str]) -> str:
 
 
 def is_id(value: object) -> TypeGuard[int]:
-    """Whether a value is a whole number from 0 on."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """Whether a value is a whole number from 0 on, of 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= HIGHEST
 
 
 def _kind(annotations: Sequence[Mapping[str, Any]], path: Path) -> Kind:
@@ -216,8 +218,8 @@ def _categories(given: Iterable[Any], kind: Kind, check: _Check) -> dict[int, Ca
         identity, name, thing = one.get("id"), one.get("name"), one.get("isthing")
         if not is_id(identity):
             check.add("category ids are no whole numbers from 0 on", repr(identity))
-        elif not isinstance(name, str) or not name.strip():
-            check.add("categories without a name", f"id {identity}")
+        elif not isinstance(name, str) or not name.strip() or not _is_text(name.strip()):
+            check.add("categories without a name", f"id {identity}" + (f" ({name!r})" if isinstance(name, str) and name.strip() else ""))
         elif kind == "panoptic" and thing not in (0, 1):
             check.add("categories that do not say whether they are things", f"'{name}'", "'isthing' of 0 or 1")
         else:
@@ -241,10 +243,16 @@ def _pictures(given: Iterable[Any], check: _Check) -> dict[int, Picture]:
             check.add("image ids are no whole numbers from 0 on", f"{identity!r} ({told})")
         elif not isinstance(name, str) or not name:
             check.add("images without a 'file_name'", told)
+        elif not _is_text(name):
+            check.add("file names hold what no name can", ascii(name))
         elif (file := _inside(name)) is None:
             check.add("file names lead out of the folder of images", told, "names, or names below it", "Correct 'file_name'.")
         elif not all(is_id(n) and n for n in (width, height)):
             check.add("images without a size", f"{told} ({width!r} x {height!r})", "'width' and 'height' in pixels")
+        elif height * width > MOST_PIXELS:
+            check.add(
+                "images are too large", f"{told} ({width} x {height})", f"at most {MOST_PIXELS} pixels", "Correct 'width' and 'height'."
+            )
         else:
             found.append(Picture(identity, file, (height, width)))
     for value in _twice(p.id for p in found):
@@ -254,10 +262,15 @@ def _pictures(given: Iterable[Any], check: _Check) -> dict[int, Picture]:
     return {one.id: one for one in found}
 
 
+def _is_text(name: str) -> bool:
+    """Whether a name can be shown and be one of a file: halves of surrogate pairs and the character 0 cannot."""
+    return not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in name)
+
+
 def _inside(name: str) -> str | None:
     """A file name with `/`, None for one that leads out of its folder."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or not path.name:
+    if not path.name or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         return None
     return str(path)
 
@@ -304,7 +317,7 @@ def _check_category(one: Mapping[str, Any], categories: Mapping[int, Any], told:
 
 def _check_segments(one: Mapping[str, Any], picture: Picture, categories: Mapping[int, Any], check: _Check) -> None:
     name, segments = one.get("file_name"), one.get("segments_info")
-    if not isinstance(name, str) or _inside(name) is None:
+    if not isinstance(name, str) or not _is_text(name) or _inside(name) is None:
         check.add("annotations without a PNG file", f"'{picture.file}' ({name!r})", "'file_name' within the folder of the JSON's name")
     if not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
         check.add("annotations without a list of segments", f"'{picture.file}'", "'segments_info'")
@@ -334,13 +347,13 @@ def _no_mask(segmentation: Any, picture: Picture) -> tuple[str, str, str] | None
     if not isinstance(segmentation, list) or not segmentation:
         return "annotations without a mask", "", "'segmentation': polygons or run lengths"
     for polygon in segmentation:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(_is_finite(v) for v in polygon):
-            return "polygons that are none", f" ({repr(polygon)[:40]})", "x, y of three points or more, all finite"
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(_is_near(v) for v in polygon):
+            return "polygons that are none", f" ({repr(polygon)[:40]})", f"x, y of three points or more, all nearer than {FARTHEST} pixels"
     return None
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_near(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FARTHEST  # false for NaN
 
 
 def _licence(data: Mapping[str, Any]) -> str:

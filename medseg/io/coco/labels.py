@@ -85,10 +85,9 @@ class CocoLabels(Format):
     name = "COCO"
 
     def header(self, path: Path, label: bool = False) -> Header:
-        """See `Format.header`. With `label`, what is odd about the objects is among the warnings."""
-        found, picture = _find(path)
-        warnings = _drawn(found, picture).warnings if label else ()
-        return Header(picture.shape, 1, Grid.plain(picture.shape), "int32", Native(self.name, "int32", False, warnings))
+        """See `Format.header`. What is odd about the objects is told with the image, since only drawing them tells it."""
+        _, picture = _find(path)
+        return Header(picture.shape, 1, Grid.plain(picture.shape), "int32", Native(self.name, "int32", False))
 
     def read(self, path: Path, label: bool = False, scratch: Scratch = IN_MEMORY) -> Image:
         """See `Format.read`."""
@@ -212,21 +211,22 @@ def _pixels(mask: Rle) -> NDArray[np.int64]:
 
 def _segments(found: Annotations, picture: Picture) -> _Drawn:
     file = _map_of(found, picture)
-    image = Raster().read(file)
-    if len(image.array) != 3 or image.array.dtype != np.uint8:
+    header = Raster().header(file)  # before pixels are unpacked
+    if header.channels != 3 or header.dtype != "uint8":
         raise ImageError.of(
             "is no panoptic map",
             where=str(file),
-            found=f"{len(image.array)} channel of {image.array.dtype.name}",
+            found=f"{header.channels} channel of {header.dtype}",
             expected="a PNG in colour, of 8 bits: id = R + 256 G + 65536 B",
         )
-    if image.array.shape[1:] != picture.shape:
+    if header.shape != picture.shape:
         raise ImageError.of(
             "has another size than its image",
             where=str(file),
-            found=numbers(image.array.shape[1:]),
+            found=numbers(header.shape),
             expected=f"{numbers(picture.shape)} (rows, columns), as {found.path.name} says",
         )
+    image = Raster().read(file)
     ids, places = np.unique(joined(image.array), return_inverse=True)
     listed = {segment["id"]: segment for segment in found.entries[picture.id][0]["segments_info"]}
     strange = [str(i) for i in ids.tolist() if i and i not in listed]

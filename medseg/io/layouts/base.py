@@ -126,7 +126,7 @@ def read_json(path: Path) -> Mapping[str, Any] | None:
         return None
     except OSError as error:
         raise DatasetError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError.of(
             "is not valid JSON", where=str(path), found=str(error), fix="Correct the file at this place, or restore it."
         ) from None

@@ -109,7 +109,7 @@ def _entries(file: Path) -> Sequence[Any]:
         data = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DatasetError.of("splits cannot be read", where=str(file), found=error.strerror or str(error), fix="Check the path.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError.of(
             "is not valid JSON", where=str(file), found=str(error), fix="Correct the file at this place, or restore it."
         ) from None

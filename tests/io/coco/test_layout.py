@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +262,71 @@ def test_files_that_are_no_coco(tmp_path):
     assert "lists no image" in problems(tmp_path)[0]
     write(file, listed("x.png", "y.png"), [annotation(1, 1, square(0, 0))])
     assert "none of its images is there; found no 'x.png', no 'y.png'" in problems(tmp_path)[0]
+
+
+@pytest.mark.parametrize("bomb", ["[" * 200_000, '{"a": ' * 200_000, '{"images": [%s]}' % ("9" * 5000)])
+def test_json_that_no_program_wrote(tmp_path, bomb):
+    file = instances(tmp_path)
+    file.write_text(bomb + ' "images" "file_name" "annotations"')
+    (told,) = problems(tmp_path)
+    assert "annotations.json: is not valid JSON" in told
+
+
+def test_numbers_and_names_that_nothing_can_hold(tmp_path):
+    """Each is told before anything is made of it."""
+    pictures(tmp_path / "images", "a.png")
+    images = [
+        *listed("a.png"),
+        {"id": 2, "file_name": "large.png", "height": 10**6, "width": 10**6},
+        {"id": 3, "file_name": "deep.png", "height": 2**70, "width": 1},
+        {"id": 2**70, "file_name": "b.png", "height": 6, "width": 8},
+        {"id": 5, "file_name": "\ud800.png", "height": 6, "width": 8},
+        {"id": 6, "file_name": "a\0.png", "height": 6, "width": 8},
+        {"id": 7, "file_name": ".", "height": 6, "width": 8},
+    ]
+    nines = int("9" * 4300)
+    annotations = [
+        annotation(1, 1, square(0, 0)),
+        annotation(2, 1, {"size": list(SHAPE), "counts": [2**70, 2**70]}),
+        annotation(3, 1, {"size": list(SHAPE), "counts": [nines, nines]}),
+        annotation(4, 1, [[0, 0, 1, 1, 2, 10**400]]),
+        annotation(5, 1, [[0, 0, 1, 1, 2, 1e9]]),
+        annotation(6, 1, {"size": list(SHAPE), "counts": [2**62, 2**62]}),
+    ]
+    write(tmp_path / "a.json", images, annotations, [*CATEGORIES, {"id": 5, "name": "\udcff"}])
+    found = [text.split("a.json: ")[1] for text in problems(tmp_path)]
+    for expected in (
+        "categories without a name; found id 5 ('\\udcff')",
+        "images are too large; found 'large.png' (1000000 x 1000000), expected at most 2147483647 pixels",
+        "images without a size; found 'deep.png'",
+        f"image ids are no whole numbers from 0 on; found {2**70} ('b.png')",
+        "file names hold what no name can; found '\\ud800.png', 'a\\x00.png'",
+        "file names lead out of the folder of images; found '.'",
+        "run lengths that are none; found annotation 2 of 'a.png'",
+        "polygons that are none; found annotation 4 of 'a.png' ([0, 0, 1, 1, 2, 1000",
+        f"run lengths that do not fill their image; found annotation 6 of 'a.png' ({2**63} of 48 pixels)",
+    ):
+        assert any(text.startswith(expected) for text in found), (expected, found)
+    assert len(found) == 9
+
+
+def test_a_size_that_is_not_that_of_the_image_is_told_before_anything_is_drawn(tmp_path):
+    pictures(tmp_path / "images", "a.png")
+    image = {"id": 1, "file_name": "a.png", "height": 40_000, "width": 40_000}
+    write(tmp_path / "a.json", [image], [annotation(1, 1, square(0, 0))])
+    tracemalloc.start()
+    with pytest.raises(DatasetError, match=r"the label's shape differs from that of .*a\.png; found 40000 x 40000, expected 6 x 8"):
+        verify(open_dataset(tmp_path), workers=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**26
+
+
+def test_what_is_odd_about_objects_is_told_once(tmp_path):
+    pictures(tmp_path / "images", "a.png", "b.png")
+    write(tmp_path / "a.json", listed("a.png", "b.png"), [annotation(1, 1, square(0, 0)), annotation(2, 1, square(1, 1))])
+    told = [str(warning) for warning in verify(open_dataset(tmp_path), workers=1).warnings]
+    assert len([text for text in told if "objects overlap in 1 pixels" in text]) == 1
 
 
 def test_images_in_several_places(tmp_path):
