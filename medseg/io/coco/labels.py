@@ -53,7 +53,7 @@ def image_id(path: Path) -> int:
 def label_digest(path: Path, of_file: Callable[[Path], str] = file_digest) -> str:
     """16 hexadecimal digits of the annotations of one image, and of which categories have which values. Raises ImageError."""
     found, picture = _find(path)
-    told = [json.dumps([found.values, picture.shape, found.entries.get(picture.id, [])], sort_keys=True)]
+    told = [json.dumps([found.values, picture.shape, found.of(picture)], sort_keys=True)]
     if found.kind == "panoptic":
         told += [of_file(_map_of(found, picture)), str(sorted(c.id for c in found.categories.values() if c.thing))]
     return hashlib.blake2b("\n".join(told).encode(), digest_size=8).hexdigest()
@@ -71,7 +71,7 @@ def _find(path: Path) -> tuple[Annotations, Picture]:
 
 
 def _map_of(found: Annotations, picture: Picture) -> Path:
-    entries = found.entries.get(picture.id, [])
+    entries = found.of(picture)
     if not entries:
         raise ImageError.of("the image is not annotated", where=f"{found.path}, '{picture.file}'", fix="Add its segments, or leave it out.")
     name: str = entries[0]["file_name"].replace("\\", "/")
@@ -116,7 +116,7 @@ def _instances(found: Annotations, picture: Picture) -> _Drawn:
     problems: list[Problem] = []
     masks: list[tuple[Mapping[str, Any], Rle]] = []
     cut: list[str] = []
-    for place, entry in enumerate(found.entries.get(picture.id, [])):
+    for place, entry in enumerate(found.of(picture)):
         told = f"annotation {entry.get('id', f'at place {place}')}"
         where = f"{found.path}, {told} of '{picture.file}'"
         try:
@@ -228,7 +228,7 @@ def _segments(found: Annotations, picture: Picture) -> _Drawn:
         )
     image = Raster().read(file)
     ids, places = np.unique(joined(image.array), return_inverse=True)
-    listed = {segment["id"]: segment for segment in found.entries[picture.id][0]["segments_info"]}
+    listed = {segment["id"]: segment for segment in found.of(picture)[0]["segments_info"]}
     strange = [str(i) for i in ids.tolist() if i and i not in listed]
     if strange:
         raise ImageError.of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from medseg.dataset import NUMBER_BITS, LabelClass, Labels
 from medseg.errors import ImageError
-from medseg.io.coco.annotations import read_annotations
+from medseg.io.coco.annotations import Picture, read_annotations
 from medseg.io.coco.labels import image_id, label_digest, label_path
 from medseg.io.digests import image_digest
 from medseg.io.images import files_behind, is_present, read_annotation, read_header, read_label, write_label
@@ -129,6 +130,20 @@ def test_category_ids_become_class_values_where_they_fit(tmp_path):
     found = read_label(label_path(file, 1)).array[0]
     assert (found[0, 0], found[4, 4]) == (code(2, 1), code(1, 2))
     assert read_annotations(instances(tmp_path / "i")).values == {1: 1, 3: 3, 4: 4}
+
+
+def test_a_file_is_remembered_as_text(tmp_path):
+    """Workers hold little more than the file, and give its numbers as they stand there."""
+    outline = [[k / 7 % 8 for k in range(2000)]]
+    given = [annotation(k, 1, outline) for k in range(1, 41)]
+    file = write(tmp_path / "large.json", listed("a.png"), given)
+    tracemalloc.start()
+    found = read_annotations(file)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1.2 * file.stat().st_size
+    assert found.of(found.pictures[1]) == given
+    assert read_annotations(instances(tmp_path / "i")).of(Picture(2, "b.png", SHAPE)) == []
 
 
 def test_names_and_digests(tmp_path):
