@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from medseg.fingerprint import ObjectStats
 from medseg.geometry import Grid
 from medseg.planning.memory import training_cost
 from medseg.planning.planner import make_plans
+from medseg.prediction import DenseMap, FoundObjects
 from medseg.tasks.base import find_task
 
 STUFF = Labels(
@@ -33,6 +36,22 @@ SMALL = {
 }  # fmt: skip
 DEEP = {"network.encoder": "[0, 0, 0]", "network.decoder": "[0, 0]"}
 SHAPES = {2: (96, 96), 3: (24, 48, 48)}
+
+
+class Slabs(DenseMap):
+    """A map in memory, read three rows at a time."""
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.values = values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        for start in range(0, self.shape[1], 3):
+            rows = slice(start, min(start + 3, self.shape[1]))
+            yield rows, self.values[:, rows]
 
 
 def code(value: int, number: int = 0) -> int:
@@ -153,6 +172,42 @@ def test_more_objects_than_places_are_no_background(task):
     assert code(2, 60000) not in listed  # the smallest of all
     assert int(targets["map"].reshape(flat.shape)[0, 0]) == -1
     assert set(torch.unique(targets["map"]).tolist()) == {-1, 0, *(listed - {0})}
+
+
+def test_things_without_numbers_are_neither_objects_nor_background(task):
+    """As where nobody told the objects of a crowd apart: their class is known, their objects are not."""
+    codes = np.zeros(task.plan.window, np.int32)
+    codes[..., :8], codes[..., 8:12], codes[..., 12:16] = code(5), code(2, 7), code(1)
+    targets = task.targets(batch(task, codes))
+    assert (targets["map"][..., :8] == -1).all()
+    assert targets["codes"].max() == code(2, 7)
+    assert targets["kinds"].sum() == 1
+    assert targets["map"][..., 8:].unique().tolist() == [0, code(2, 7)]
+    assert (targets["classes"][..., :8] == 2).all()
+
+
+def test_uncertainty_is_a_mean_over_voxels():
+    """Of an object that is sure by a half and a small sure one, beside stuff; background does not count."""
+    head = make_task("mask-rcnn", 2).head
+    shape = (20, 30)
+    maps = np.full((4, *shape), -40, np.float32)
+    maps[0] = 0
+    boxes = np.array([[0, 0, 10, 10], [15, 15, 17, 17]], float)
+    found = FoundObjects(shape, boxes, np.array([0.5, 1], np.float32), np.array([1, 2], np.int32), (np.full((1, 1), 255, np.uint8),) * 2)
+    outputs = {"objects": found, "classes": Slabs(maps)}
+    prediction = head.decode(outputs, "x", uncertainty=True)
+    voxels = np.unique(prediction.labels, return_counts=True)[1].tolist()
+    assert voxels == [496, 100, 4]
+    assert prediction.uncertainty == pytest.approx(100 / 104, rel=1e-4)
+    maps[1, :, 20:] = 1  # stuff against background, 0.73 to 0.27; of things nothing is let through
+    maps[2] = 50
+    entropy = -sum(p * np.log2(p) for p in (np.e / (1 + np.e), 1 / (1 + np.e)))
+    assert head.decode(outputs, "x", uncertainty=True).uncertainty == pytest.approx((100 + 200 * entropy) / 304, rel=1e-4)
+    none = FoundObjects(shape, np.zeros((0, 4)), np.zeros(0, np.float32), np.zeros(0, np.int32), ())
+    alone = head.decode({"objects": none, "classes": Slabs(maps)}, "x", uncertainty=True)
+    assert alone.uncertainty == pytest.approx(entropy, rel=1e-4)
+    maps[1] = -40
+    assert head.decode({"objects": none, "classes": Slabs(maps)}, "x", uncertainty=True).uncertainty is None
 
 
 def test_the_memory_of_a_step_is_measured(task):

@@ -36,6 +36,37 @@ from medseg.tasks.instance.head import BACKGROUND, CLASSES, OBJECTS, PYRAMID, SU
 from medseg.tasks.instance.settings import DetectorSettings, PrototypeSettings, RegionSettings
 
 
+class _Doubt:
+    """The mean entropy, from 0 (sure) to 1 (ignorant), of voxels that are not background."""
+
+    def __init__(self) -> None:
+        self.total, self.voxels = 0.0, 0
+
+    def add_objects(self, codes: NDArray[np.int32], confidence: Mapping[int, float]) -> None:
+        """Voxels of objects by their code: an object is there, or it is not."""
+        known = np.array(sorted(confidence), np.int32)
+        counts = np.zeros(len(known), np.int64)
+        for rows in row_slabs(codes.shape):
+            here = codes[rows][codes[rows] != 0]
+            counts += np.bincount(np.searchsorted(known, here), minlength=len(known))
+        sure = np.clip([confidence[code] for code in known.tolist()], 1e-7, 1 - 1e-7)
+        entropy = -(sure * np.log2(sure) + (1 - sure) * np.log2(1 - sure))
+        self.total += float((entropy * counts).sum())
+        self.voxels += int(counts.sum())
+
+    def add_stuff(self, logits: NDArray[np.float32]) -> None:
+        """Voxels by the logits `(K, n)` of what they may be."""
+        powers = np.exp(logits - logits.max(0))
+        chances = np.clip(powers / powers.sum(0), 1e-7, 1)
+        self.total -= float((chances * np.log(chances)).sum(dtype=np.float64)) / math.log(len(logits))
+        self.voxels += logits.shape[1]
+
+    @property
+    def mean(self) -> float | None:
+        """None without any voxel."""
+        return self.total / self.voxels if self.voxels else None
+
+
 class Detector(ObjectFinder):
     """Heads: `objects`, slots; and `classes`, `1 + K` logits with background first, where some classes are no things."""
 
@@ -96,7 +127,11 @@ class Detector(ObjectFinder):
 
     def targets(self, batch: Batch) -> dict[str, Tensor]:
         """`boxes` `(N, M, 2 d)`, `kinds` `(N, M)` index among things, 0 for no object, `codes` `(N, M)`, `map` `(N, *window)` codes of objects, below 0
-        where nothing counts; with stuff also `classes` `(N, *window)`."""
+        where nothing counts; with stuff also `classes` `(N, *window)`.
+
+        Where a thing has no number, as where nobody told the objects of a crowd apart, there are objects, but which is not known: no region there is
+        background or an object. Its class is known, and counts in `classes`.
+        """
         if batch.label is None:
             raise ValueError("targets need labels")
         objects = self.objects(batch.label)
@@ -108,7 +143,9 @@ class Detector(ObjectFinder):
             for value in one.values:
                 kinds = torch.where((values == value) & (codes > 0), k, kinds)
         classes = self.class_targets(batch.label)
-        unknown = (classes == IGNORED) | ~_listed(objects, codes)  # what has no place in the table is no background either
+        things = torch.tensor([False, *(name in self.labels.things for name in self.labels.names)], device=classes.device)
+        crowd = things[classes.clamp_min(0)] & (objects == 0)
+        unknown = (classes == IGNORED) | crowd | ~_listed(objects, codes)  # what has no place in the table is no background either
         found = {"boxes": boxes, "kinds": kinds, "codes": codes, "map": torch.where(unknown, -1, objects)}
         return found | {"classes": classes} if self.stuff else found
 
@@ -144,27 +181,31 @@ class Detector(ObjectFinder):
         """Objects painted one over another (`paint_objects`); where there is none, the most probable of background and stuff.
 
         Probabilities are those of background and each class: of things, that of the likeliest object; of stuff, what the others leave of it.
+        The uncertainty is a mean over voxels that are not background: the binary entropy of their object's confidence; of stuff, that of what is let
+        through.
         """
         found: FoundObjects = outputs[OBJECTS]
         settings, labels = self.settings, self.labels
         values = [value for name, value in zip(labels.names, labels.written, strict=True) if name in labels.things]
         codes, confidence = paint_objects(found, values, f"case '{case_id}'", settings.score, settings.smallest, scratch)
         chances = self._chances(found, outputs.get(CLASSES), scratch) if probabilities else None
+        doubt = _Doubt() if uncertainty else None
+        if doubt:
+            doubt.add_objects(codes, confidence)
         if self.stuff:
-            self._fill(codes, outputs[CLASSES])
-        doubt = None
-        if uncertainty and confidence:
-            sure = np.clip(list(confidence.values()), 1e-7, 1 - 1e-7)
-            doubt = float(-(sure * np.log2(sure) + (1 - sure) * np.log2(1 - sure)).mean())
-        return Prediction(case_id, codes, chances, doubt, confidence)
+            self._fill(codes, outputs[CLASSES], doubt)
+        return Prediction(case_id, codes, chances, doubt.mean if doubt else None, confidence)
 
-    def _fill(self, codes: NDArray[np.int32], classes: DenseMap) -> None:
+    def _fill(self, codes: NDArray[np.int32], classes: DenseMap, doubt: _Doubt | None) -> None:
         """Give voxels without an object to background or stuff."""
-        allowed = np.array([True, *(name not in self.labels.things for name in self.labels.names)])
-        values = np.array([0, *self.labels.written], np.int32) << NUMBER_BITS
+        rest = [0, *(k for k, name in enumerate(self.labels.names, 1) if name not in self.labels.things)]
+        values = np.array([0, *self.labels.written], np.int32)[rest] << NUMBER_BITS
         for rows, logits in classes.slabs():
-            best = np.where(allowed.reshape(-1, *(1,) * (logits.ndim - 1)), logits, -np.inf).argmax(0)
-            codes[rows] = np.where(codes[rows] == 0, values[best], codes[rows])
+            free, own = codes[rows] == 0, logits[rest]
+            best = own.argmax(0)
+            if doubt:
+                doubt.add_stuff(own[:, free & (best > 0)])
+            codes[rows] = np.where(free, values[best], codes[rows])
 
     def _chances(self, found: FoundObjects, classes: DenseMap | None, scratch: Scratch) -> NDArray[np.float16]:
         """`(1 + K, *shape)`, background first."""
