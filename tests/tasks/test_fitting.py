@@ -14,6 +14,7 @@ from medseg.tasks.instance.fitting import (
     MOST,
     boxes_in,
     cells_for,
+    dense_settings,
     fit_pyramid,
     most_objects,
     overlap_for,
@@ -84,11 +85,38 @@ def test_places_follow_density() -> None:
     assert most_objects(slices, replace(FRAME, axes=(1, 2)))[0] == 64  # a slice cuts 5 of 40, so 40 of 320
 
 
-def test_overlap_and_cells() -> None:
-    boxes = np.full((40, 2), 16.0)
-    assert overlap_for(boxes, (64, 64))[0] == 0.25
-    assert overlap_for(boxes, (64, 32))[0] == 0.5
-    assert overlap_for(10 * boxes, (64, 64))[0] == 0.75
+def test_overlap() -> None:
+    of = seen([(16.0, 16.0)] * 20)
+    assert overlap_for(of, FRAME) == (
+        0.25,
+        "100% of the sampled objects are so small that one of the windows holds all of them; others are put together.",
+    )
+    assert overlap_for(of, replace(FRAME, window=(64, 32)))[0] == 0.5
+    assert overlap_for(of, replace(FRAME, spacing=(2.0, 0.5))) == (0.5, overlap_for(of, FRAME)[1])  # the first axis is within one window
+    assert overlap_for(of, replace(FRAME, window=(128, 128))) == (0.0, "Cases are no larger than a window, so no object is cut.")
+    assert overlap_for(seen([]), FRAME)[0] == 0
+    flat = seen([(8.0, 16.0, 16.0)], shape=(8, 256, 256))  # objects that reach through all slices
+    assert overlap_for(flat, Frame((8, 64, 64), (1.0,) * 3, (0, 1, 2), (), "cpu"))[0] == 0.25
+    mixed, because = overlap_for(seen([(16.0, 16.0)] * 9 + [(100.0, 20.0)]), FRAME)
+    assert mixed == 0.75
+    assert because.startswith("90% of the sampled objects")
+    assert "For 95% windows would have to overlap by 1.6 of their sides" in because
+
+
+def test_votes_reach_as_far_as_things() -> None:
+    """Neither classes without objects nor voxels of another grid count."""
+    fingerprint = seen([(8.0, 10.0, 20.0)], shape=(32, 64, 64))
+    scales = [
+        dense_settings(fingerprint, THINGS, Frame((16,) * len(axes), spacing, axes, (), "cpu")).settings.scale
+        for axes, spacing in (((0, 1, 2), (1.0,) * 3), ((0, 1, 2), (4.0,) * 3), ((1, 2), (1.0, 1.0)), ((2, 0, 1), (2.0, 1.0, 0.5)))
+    ]
+    assert scales == [(4.0, 5.0, 10.0), (1.0, 1.25, 2.5), (5.0, 10.0), (5.0, 4.0, 10.0)]
+    made = dense_settings(fingerprint, THINGS, Frame((16,) * 3, (2.0,) * 3, (0, 1, 2), (), "cpu"))
+    assert "4 x 5 x 10 voxels" in made.reasons["scale"]
+    assert set(made.reasons) == set(type(made.settings).model_fields)
+
+
+def test_cells() -> None:
     assert [cells_for(np.full((5, 2), side), 2)[0] for side in (5, 14, 15, 100)] == [14, 14, 28, 56]
     assert [cells_for(np.full((5, 3), side), 3)[0] for side in (5, 14, 15, 100)] == [8, 14, 20, 28]
 
@@ -97,7 +125,7 @@ def test_overlap_and_cells() -> None:
 def test_every_setting_has_a_reason(made) -> None:
     planned = made(seen([(10.0, 12.0), (20.0, 18.0)], count=12), THINGS, FRAME)
     assert set(planned.reasons) == set(type(planned.settings).model_fields)
-    assert planned.overlap == 0.31
+    assert planned.overlap == 0.32
     assert "Recall 100%" in planned.reasons["anchors"]
     assert "of no effect" in planned.reasons["semantic"].lower()
     assert (planned.one_view == "") == (made is region_settings)

@@ -154,7 +154,7 @@ def test_the_loss_of_an_offset_is_counted_in_radii(tasks):
         targets = task.targets(batch(codes))
         outputs = {name: [maps] for name, maps in task.oracle(targets).items()}
         assert sum(float(term) for term in task.loss(outputs, targets).values()) < 0.01
-        outputs["offsets"] = [outputs["offsets"][0] + 0.25 * size / task.head.settings.scale]
+        outputs["offsets"] = [outputs["offsets"][0] + 0.25 * size / task.head.settings.scale[0]]
         losses.append(float(task.loss(outputs, targets)["offset"]))
     assert losses[0] == pytest.approx(losses[1])
     assert losses[0] == pytest.approx(task.head.settings.offset * 0.25 * np.sqrt(np.pi), rel=1e-5)
@@ -218,6 +218,42 @@ def test_groups_do_not_depend_on_the_slabs_in_which_they_are_found(monkeypatch, 
         assert (group_voxels(truth > 0, offsets, 3, 1.5, chances=chances, scratch=Scratch(0)) == whole).all()
 
 
+def test_errors_along_thick_slices_count_by_the_sides_of_objects():
+    """Where objects have a tenth of the voxels along an axis, a voxel there is ten times as far: in the loss, and between votes."""
+    plan = make_plan(STUFF, 3, shape=(32, 64, 64), task="instance").edited(
+        {"target.head.smallest": "1", "target.head.scale": "[1, 10, 10]"}
+    )
+    task = Instance(plan)
+    codes = np.zeros((8, 32, 32), np.int32)
+    codes[3:5, 4:24, 4:24] = code(2, 1)
+    targets = task.targets(batch(codes))
+    losses = []
+    for way in ((1, 0, 0), (0, 10, 0), (0, 1, 0)):
+        outputs = {name: [maps] for name, maps in task.oracle(targets).items()}
+        moved = torch.tensor(way).view(1, 3, 1, 1, 1) / torch.tensor([1, 10, 10]).view(1, 3, 1, 1, 1)
+        outputs["offsets"] = [outputs["offsets"][0] + moved]
+        losses.append(float(task.loss(outputs, targets)["offset"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) == pytest.approx(10 * losses[2], rel=1e-4)
+    radius = (codes.astype(bool).sum() * 3 / (4 * np.pi)) ** (1 / 3)
+    assert losses[0] == pytest.approx(task.head.settings.offset * 100 ** (1 / 3) / radius / 3, rel=1e-3)
+    with pytest.raises(
+        PlanError, match=r"target.head.scale: the scale of offsets is not one of a window's axes; found .1.0, 10.0., expected 3 numbers"
+    ):
+        _ = Instance(plan.edited({"target.head.scale": "[1, 10]"})).head
+
+
+def test_votes_scatter_more_in_planes_than_across_slices():
+    """Two flat objects over each other: votes miss by voxels of the plane, slices between their centres are as far as ten of them."""
+    rng = np.random.default_rng(0)
+    things = np.ones((4, 20, 20), bool)
+    place = np.indices(things.shape)
+    centre = np.array([np.where(place[0] < 2, 0, 3), np.full(things.shape, 10), np.full(things.shape, 10)])
+    offsets = centre - place + np.array([0, 2, 2]).reshape(3, 1, 1, 1) * rng.normal(size=(3, *things.shape))
+    for scale, count in (((1.0, 1.0, 1.0), 1), ((1.0, 10.0, 10.0), 2)):
+        ways = offsets / np.array(scale).reshape(3, 1, 1, 1)
+        assert group_voxels(things, ways, 50, 2.0, scale).max() == count
+
+
 def test_small_groups_are_dropped_and_votes_beyond_the_image_stay_in_it():
     things = np.zeros((6, 9), bool)
     things[1:4, 1:4] = things[5, 8] = True
@@ -247,7 +283,7 @@ def test_needs():
     needs = Instance.needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0), (314, 100)))
     assert needs.labels == THINGS
     assert needs.target.head.smallest == 50  # half of the smaller of two
-    assert needs.target.head.scale == 8.12  # of the 207 voxels between both
+    assert needs.target.head.scale == (4.0, 4.0)  # no objects have been measured
     assert set(needs.reasons) == {f"head.{name}" for name in type(needs.target.head).model_fields}
     regions, things = make_dataset(REGIONS, 2), make_dataset(THINGS, 2)
     of_regions, of_things = (make_fingerprint_of(one, (50, 50), (1.0, 1.0)) for one in (regions, things))

@@ -7,7 +7,7 @@ Centres as in Neven et al. 2019 (CVPR, arXiv:1906.11109) and Cheng et al. 2020 (
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from medseg.case import Batch
 from medseg.dataset import MOST_OBJECTS, NUMBER_BITS, Labels
-from medseg.errors import ImageError
+from medseg.errors import ImageError, PlanError
 from medseg.fingerprint import Fingerprint
+from medseg.geometry import Shape
 from medseg.losses.centres import centre_offsets, offset_loss
 from medseg.losses.dice import exclusive_loss
 from medseg.losses.levels import at_size, shares
@@ -26,9 +27,9 @@ from medseg.models.base import Head, Outputs
 from medseg.prediction import Prediction, Stitched
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 from medseg.tasks.base import Frame
-from medseg.tasks.instance.fitting import boxes_in, overlap_for
+from medseg.tasks.instance.fitting import dense_settings
 from medseg.tasks.instance.head import BACKGROUND, CLASSES, SURE, ObjectFinder, Planned
-from medseg.tasks.instance.settings import DenseSettings, dense_settings
+from medseg.tasks.instance.settings import DenseSettings
 from medseg.tasks.instance.voting import group_voxels
 
 OFFSETS = "offsets"
@@ -41,9 +42,28 @@ class Dense(ObjectFinder):
 
     @staticmethod
     def planned(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
-        """See `dense_settings`. Windows that show different parts of an object vote for different centres, so each should be whole in one."""
-        overlap, because = overlap_for(boxes_in(fingerprint, frame), frame.window)
-        return Planned(*dense_settings(fingerprint), overlap, because)
+        """See `fitting.dense_settings`."""
+        return dense_settings(fingerprint, labels, frame)
+
+    def __init__(self, settings: DenseSettings, labels: Labels, axes: int, levels: Sequence[Shape]) -> None:
+        """See `ObjectFinder`.
+
+        Raises:
+            PlanError: the scale is not one of these axes.
+        """
+        super().__init__(settings, labels, axes, levels)
+        if len(settings.scale) != axes:
+            raise PlanError.of(
+                "the scale of offsets is not one of a window's axes",
+                where="target.head.scale",
+                found=str(list(settings.scale)),
+                expected=f"{axes} numbers",
+            )
+
+    @property
+    def radius(self) -> float:
+        """Of the typical object, as one number: distances in scales times this are as many voxels, whatever the axis."""
+        return math.prod(self.settings.scale) ** (1 / self.axes)
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -58,18 +78,19 @@ class Dense(ObjectFinder):
         if batch.label is None:
             raise ValueError("targets need labels")
         classes = self.class_targets(batch.label)
-        found = centre_offsets(self.objects(batch.label))
-        return {"classes": classes, "offsets": found[:, :-2] / self.settings.scale, "sizes": found[:, -2], "near": found[:, -1]}
+        found = centre_offsets(self.objects(batch.label), self.settings.scale)
+        scale = torch.tensor(self.settings.scale, device=found.device).view(-1, *(1,) * self.axes)
+        return {"classes": classes, "offsets": found[:, :-2] / scale, "sizes": found[:, -2], "near": found[:, -1]}
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`dice` and `cross_entropy` of the classes, `offset` of the centres; each over all supervised resolutions (nnU-Net's weights)."""
-        settings, scale = self.settings, self.settings.scale
+        settings, radius = self.settings, self.radius
         sums: dict[str, Tensor] = {}
         pairs = zip(outputs[CLASSES], outputs[OFFSETS], shares(len(outputs[CLASSES])), strict=True)
         for logits, offsets, share in pairs:
             truth = {name: at_size(target, logits.shape[2:]) for name, target in targets.items()}
             terms = exclusive_loss(logits, truth["classes"]) | {
-                "offset": offset_loss(offsets.float() * scale, truth["offsets"] * scale, truth["sizes"], truth["near"])
+                "offset": offset_loss(offsets.float() * radius, truth["offsets"] * radius, truth["sizes"], truth["near"])
             }
             for name, factor in (("dice", settings.dice), ("cross_entropy", settings.cross_entropy), ("offset", settings.offset)):
                 term = terms[name] * (factor * share)

@@ -1,4 +1,4 @@
-"""How a detector follows from the objects of a dataset: pyramid levels, anchors, and how many objects a window may hold.
+"""How heads follow from the objects of a dataset: how far votes reach; of a detector pyramid levels, anchors, and how many objects a window may hold.
 
 Sizes are those of the boxes that fingerprints sample, in voxels of a configuration's window.
 """
@@ -17,22 +17,24 @@ from medseg.fingerprint import MOST_BOXES, CaseStats, Fingerprint
 from medseg.geometry import Shape
 from medseg.tasks.base import Frame
 from medseg.tasks.instance.head import Planned
-from medseg.tasks.instance.settings import PrototypeSettings, RegionSettings, frequencies, smallest_for
+from medseg.tasks.instance.settings import DenseSettings, PrototypeSettings, RegionSettings, frequencies, smallest_for
 
 CELLS = 6.0  # of a level's map along a typical object: with fewer its neighbours share its cells, with more the level costs for nothing
 FINEST = 2.0  # voxels; a level at full resolution would cost more than all others
 LARGE = 0.75  # quantile of the sizes whose masks there is a fine enough level for
 MOST_SHAPES = 3  # anchors of a cell
-ENOUGH = 0.95  # of the boxes overlap an anchor by half, when both have one centre
+WELL_FITTED = 0.95  # of the boxes overlap an anchor by half, when both have one centre
 HALF = 0.5
 ROOM = 1.5  # places for so many times the objects that the densest case has in a window's voxels on average, because they are not spread evenly
 FEWEST, MOST = 16, 512  # places for objects in a window
 QUANTUM = 8
 LARGEST_OVERLAP = 0.75
+NEARLY_ALL = 0.95  # of the objects are to be whole in a window
 CHANNELS = {"cpu": 64, "gpu": 128}
 PROPOSED = 2
 FEWEST_SAMPLES, MOST_SAMPLES = 32, 128
 PROTOTYPES = 32
+REACH = 2.0
 
 Boxes = NDArray[np.float64]
 
@@ -59,6 +61,39 @@ def boxes_in(fingerprint: Fingerprint, frame: Frame) -> Boxes:
     return np.maximum(found / frame.spacing, 1) if len(found) else np.full((1, len(frame.axes)), 8.0)
 
 
+def dense_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
+    """The dense head for these objects in these windows."""
+    smallest, of_smallest = smallest_for(fingerprint)
+    boxes = boxes_in(fingerprint, frame)
+    sides = np.median(boxes, axis=0)
+    scale = tuple(float(f"{max(1.0, side / 2):.3g}") for side in sides)
+    counts = [sum(one.count for one in case.objects) for case in fingerprint.cases]
+    settings = DenseSettings(
+        frequencies=frequencies(fingerprint),
+        dice=1.0,
+        cross_entropy=1.0,
+        offset=3.0,
+        scale=scale,
+        smallest=smallest,
+        reach=REACH,
+    )
+    size = " x ".join(f"{side:.3g}" for side in sides)
+    reasons = {
+        "kind": f"{_objects(fingerprint)}, {np.median(counts):g} in the median case. A class for every voxel, and the way to the centre of its object.",
+        "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background.",
+        "dice": "Optimises the overlap, whatever the class imbalance.",
+        "cross_entropy": "Smooth gradients where the Dice has none.",
+        "offset": "Errors are counted in radii of the object, so small and large ones are worth the same; three times, because most errors are objects "
+        "that are not told apart.",
+        "scale": f"Half of the median object's sides, {size} voxels of a window, at least 1, so that outputs are about 1 along each axis."
+        if any(counts)
+        else "No case has an object.",
+        "smallest": of_smallest,
+        "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
+    }
+    return Planned(settings, reasons)
+
+
 def fit_pyramid(boxes: Boxes, strides: tuple[Shape, ...], cells: int) -> Pyramid:
     """Levels for these boxes, and on each the anchors that fit them best.
 
@@ -79,7 +114,7 @@ def fit_pyramid(boxes: Boxes, strides: tuple[Shape, ...], cells: int) -> Pyramid
     for shapes in range(1, MOST_SHAPES + 1):
         anchors = [_centres(np.log(boxes[place == k]), shapes, float(steps[level])) for k, level in enumerate(levels)]
         recall = float(np.mean([_overlap(box, np.exp(anchors[k])).max() >= HALF for box, k in zip(boxes, place, strict=True)]))
-        if recall >= ENOUGH:
+        if recall >= WELL_FITTED:
             break
     rounded = tuple(tuple(tuple(float(f"{side:.3g}") for side in shape) for shape in np.exp(level)) for level in anchors)
     return Pyramid(tuple(levels), rounded, recall)
@@ -132,16 +167,32 @@ def _in_window(case: CaseStats, frame: Frame) -> float:
     return count * share
 
 
-def overlap_for(boxes: Boxes, window: Shape, least: float = 0.0) -> tuple[float, str]:
-    """The overlap of neighbouring windows, as a fraction, in which nearly every object is whole in one of them, and the reason."""
-    largest = np.quantile(boxes, 0.95, axis=0, method="nearest")
-    share = float(max(n / w for n, w in zip(largest, window, strict=True)))
-    overlap = float(f"{min(max(share, least), LARGEST_OVERLAP):.2g}")
-    size = " x ".join(f"{n:.3g}" for n in largest)
-    return (
-        overlap,
-        f"95 % of the objects are at most {size} voxels, so they are whole in one of the windows; those that are not are put together.",
-    )
+def overlap_for(fingerprint: Fingerprint, frame: Frame) -> tuple[float, str]:
+    """The overlap of neighbouring windows, as a fraction, in which nearly every object is whole in one of them, and the reason.
+
+    Along an axis on which a case has one window nothing is cut.
+    """
+    needed = np.concatenate([np.zeros(0), *(_cut(case, frame) for case in fingerprint.cases)])
+    if not len(needed):
+        return 0.0, "No case has an object."
+    if not needed.any():
+        return 0.0, "Cases are no larger than a window, so no object is cut."
+    largest = float(np.quantile(needed, NEARLY_ALL, method="nearest"))
+    overlap = float(f"{math.ceil(100 * min(largest, LARGEST_OVERLAP) - 1e-6) / 100:g}")
+    because = f"{np.mean(needed <= overlap):.0%} of the sampled objects are so small that one of the windows holds all of them; others are put together."
+    if largest > LARGEST_OVERLAP:
+        because += f" For {NEARLY_ALL:.0%} windows would have to overlap by {largest:.2g} of their sides; more than {LARGEST_OVERLAP:g} would take too long."
+    return overlap, because
+
+
+def _cut(case: CaseStats, frame: Frame) -> NDArray[np.float64]:
+    """Of each sampled object, the share of a window's side that it has at most, along the axes on which the case is longer than a window."""
+    boxes = np.array([box for one in case.objects for box in one.boxes], np.float64).reshape(-1, len(case.shape))
+    shares = np.zeros(len(boxes))
+    for axis, n, spacing in zip(frame.axes, frame.window, frame.spacing, strict=True):
+        if round(case.shape[axis] * case.spacing[axis] / spacing) > n:
+            shares = np.maximum(shares, np.maximum(boxes[:, axis] / spacing, 1) / n)
+    return shares
 
 
 def cells_for(boxes: Boxes, axes: int) -> tuple[int, str]:
@@ -219,7 +270,7 @@ def _common(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
     mask, length = cells_for(boxes, axes)
     pyramid = fit_pyramid(boxes, frame.levels, mask // 2)
     slots, density = most_objects(fingerprint, frame)
-    overlap, cut = overlap_for(boxes, frame.window)
+    overlap, cut = overlap_for(fingerprint, frame)
     smallest, of_smallest = smallest_for(fingerprint)
     settings = {
         "levels": pyramid.levels,

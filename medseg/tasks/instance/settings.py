@@ -13,8 +13,7 @@ from medseg.plans import TargetSection
 from medseg.record import Record
 
 FAINTEST = 1e-4  # a class is never taken to be rarer, so that its first logits are not out of reach
-REACH = 2.0
-ENOUGH = 40  # objects that say how small others may be
+ENOUGH_OBJECTS = 40  # that say how small others may be
 SMALL = 0.05  # of all objects
 SIZE_QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of `ClassStats.sizes`
 STEPS = 40  # points that stand for the sizes of one case
@@ -30,7 +29,11 @@ class DenseSettings(Record):
     dice: float = Field(ge=0, le=10, description="Factor of the soft Dice of the classes.")
     cross_entropy: float = Field(ge=0, le=10, description="Factor of their cross entropy.")
     offset: float = Field(ge=0, le=10, description="Factor of the distance between predicted and true centres, in radii of the object.")
-    scale: float = Field(gt=0, description="Voxels that an output of 1 means in an offset.")
+    scale: tuple[float, ...] = Field(
+        min_length=1,
+        description="Along each axis of a window, the voxels that an output of 1 means in an offset. Distances are compared in proportion to them, "
+        "so a thick slice counts as much as the voxels of a plane that an object has instead.",
+    )
     smallest: int = Field(ge=1, description="Voxels of the smallest object that is predicted, at native spacing.")
     reach: float = Field(
         ge=0, le=10, description="Groups of votes are one object when their centres are nearer to each other than this times their spread."
@@ -40,6 +43,8 @@ class DenseSettings(Record):
     def _check(self) -> Self:
         if any(not 0 < f < 1 for f in self.frequencies):
             raise ValueError(f"frequencies lie between 0 and 1; found {list(self.frequencies)}")
+        if any(not side > 0 for side in self.scale):
+            raise ValueError(f"scales are above 0; found {list(self.scale)}")
         return self
 
 
@@ -106,38 +111,6 @@ class PanopticSettings(ObjectSettings):
     kind: Literal["panoptic"] = "panoptic"
 
 
-def dense_settings(fingerprint: Fingerprint) -> tuple[DenseSettings, dict[str, str]]:
-    """The dense head for these objects, and the reason for each setting."""
-    found = [c for case in fingerprint.cases for c in case.classes if c.components]
-    ndim = fingerprint.ndim
-    median = float(np.median([c.sizes[len(c.sizes) // 2] for c in found])) if found else 1.0
-    smallest, of_smallest = smallest_for(fingerprint)
-    scale = float(f"{max(1.0, (median / math.pi) ** 0.5 if ndim == 2 else (median * 3 / (4 * math.pi)) ** (1 / 3)):.3g}")
-    count = [sum(c.components for c in case.classes) for case in fingerprint.cases]
-    objects = f"{sum(count)} objects, {np.median(count):g} in the median case, half of them below {median:g} voxels"
-    settings = DenseSettings(
-        frequencies=frequencies(fingerprint),
-        dice=1.0,
-        cross_entropy=1.0,
-        offset=3.0,
-        scale=scale,
-        smallest=smallest,
-        reach=REACH,
-    )
-    reasons = {
-        "kind": f"Labels tell objects apart: {objects}. A class for every voxel, and the way to the centre of its object.",
-        "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background.",
-        "dice": "Optimises the overlap, whatever the class imbalance.",
-        "cross_entropy": "Smooth gradients where the Dice has none.",
-        "offset": "Errors are counted in radii of the object, so small and large ones are worth the same; three times, because most errors are objects "
-        "that are not told apart.",
-        "scale": f"About the radius of an object of {median:g} voxels, so that outputs are about 1.",
-        "smallest": of_smallest,
-        "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
-    }
-    return settings, reasons
-
-
 def small_size(fingerprint: Fingerprint) -> int:
     """The size that a share `SMALL` of all objects does not reach, from each class's quantiles of each case."""
     told: list[tuple[tuple[int, ...], int, tuple[float, ...]]]
@@ -158,12 +131,10 @@ def smallest_for(fingerprint: Fingerprint) -> tuple[int, str]:
     small others may be, so less."""
     cases, small = fingerprint.cases, small_size(fingerprint)
     count = sum(one.count for case in cases for one in case.objects) or sum(one.components for case in cases for one in case.classes)
-    smallest = max(1, round(small / 2 * min(1.0, count / ENOUGH)))
+    smallest = max(1, round(small / 2 * min(1.0, count / ENOUGH_OBJECTS)))
     because = f"{SMALL:.0%} of the objects have fewer than {small} voxels; half of that"
-    if count < ENOUGH:
-        because += (
-            f", times {count} / {ENOUGH}, because {count} object{'s say' if count > 1 else ' says'} little of how small others may be"
-        )
+    if count < ENOUGH_OBJECTS:
+        because += f", times {count} / {ENOUGH_OBJECTS}, because {count} object{'s say' if count > 1 else ' says'} little of how small others may be"
     return smallest, f"{because}. Smaller ones are most often pieces or specks."
 
 

@@ -33,7 +33,7 @@ def group_voxels(
     offsets: NDArray[Any],
     smallest: int,
     reach: float,
-    scale: float = 1.0,
+    scale: Sequence[float] = (),
     chances: Sequence[NDArray[Any]] = (),
     scratch: Scratch = IN_MEMORY,
 ) -> NDArray[np.int32]:
@@ -43,16 +43,17 @@ def group_voxels(
 
     Args:
         things: `(*shape)` voxels that belong to objects.
-        offsets: `(d, *shape)` the way to the centre in units of `scale` voxels, along the last d axes. Where the first axis has none, slices
+        offsets: `(d, *shape)` the way to the centre in units of `scale`, along the last d axes. Where the first axis has none, slices
             are grouped one by one, and groups in neighbouring slices are one object where `imaging.linking.successors` says so.
         smallest: voxels of the smallest object; smaller ones are dropped.
         reach: see `DenseSettings`.
+        scale: `(d,)` voxels along each axis that are equally far; 1 where there is none.
         chances: probability `(*shape)` of each class of things. What is surely of different classes is not one object, as where one lies
             in the middle of another; what may be of either can be. Of one class none is needed.
         scratch: for the result.
     """
     numbers = scratch.zeros(things.shape, np.int32)
-    field = _Field(things, offsets, scale, tuple(chances) if len(chances) > 1 else ())
+    field = _Field(things, offsets, tuple(scale) or (1.0,) * len(offsets), tuple(chances) if len(chances) > 1 else ())
     groups = _grouped(field, numbers)
     if not len(groups):
         return numbers
@@ -73,7 +74,7 @@ class _Field:
 
     things: NDArray[np.bool_]
     offsets: NDArray[Any]
-    scale: float
+    scale: tuple[float, ...]
     chances: Sequence[NDArray[Any]]
 
     def slabs(self) -> Iterator[slice]:
@@ -88,19 +89,21 @@ class _Field:
         places = np.stack([line.astype(np.float32) for line in inside])
         places[0] += np.float32(rows.start)
         ways = np.zeros_like(places)
-        for way, values in zip(ways[-len(self.offsets) :], self.offsets, strict=True):
+        for way, values, scale in zip(ways[-len(self.offsets) :], self.offsets, self.scale, strict=True):
             way[...] = values[rows][inside]
-        ways *= np.float32(self.scale)
+            way *= np.float32(scale)
         flat = np.ravel_multi_index((inside[0] + rows.start, *inside[1:]), self.things.shape).astype(np.int64)
         for array in (self.things, self.offsets):
             release(array)
         return flat, places, ways
 
     def votes(self, rows: slice) -> Floats:
-        """Where they think that the centre is, `(ndim, n)`; slices lie far apart."""
+        """Where they think that the centre is, `(ndim, n)`, in lengths in which all axes are alike; slices lie far apart."""
         _, places, ways = self.within(rows)
         votes = places + ways
         votes[: -len(self.offsets)] *= APART
+        for line, scale in zip(votes[-len(self.scale) :], self.scale, strict=True):
+            line *= np.float32(math.prod(self.scale) ** (1 / len(self.scale)) / scale)
         return votes
 
     def kinds(self, flat: Indices) -> Floats:
