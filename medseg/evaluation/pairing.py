@@ -15,6 +15,7 @@ from medseg.io.images import SUFFIXES, image_stem, read_annotation, read_label, 
 from medseg.io.layouts import LayoutOptions, open_dataset
 from medseg.io.layouts.base import OBJECT, Objects
 from medseg.io.layouts.descriptor import MANY
+from medseg.io.layouts.numbering import form_of
 
 ALLOWED = 0.1
 """How far corners of prediction and reference may lie apart, in voxels of the finest axis: float32 headers move them a little."""
@@ -156,8 +157,9 @@ def object_labels(files: Sequence[Path], objects: Objects) -> Labels:
     """
     found = [{int(v) for v in np.unique(read_label(path).array)} - {0} for path in files]
     values = sorted({v for one in found for v in one})
-    if objects == "auto":
-        objects = "numbers" if max(map(len, found)) > 1 else "components"
+    apart = True
+    if objects == "auto" and values and values[0] > 0:
+        objects, apart, _ = form_of(files, found)
     if objects == "codes":
         values = sorted({v >> NUMBER_BITS for v in values} - {0})
     if not values or values[0] < 0 or (objects == "components" and len(values) > MANY):
@@ -168,7 +170,7 @@ def object_labels(files: Sequence[Path], objects: Objects) -> Labels:
             expected=f"from 1 to {MANY} positive values",
             fix="Say how they tell objects apart: --objects numbers, components or codes.",
         )
-    if objects == "numbers" or len(values) == 1:
+    if objects == "numbers" or len(values) == 1 or not apart:
         classes: tuple[LabelClass, ...] = (LabelClass(name=OBJECT, values=(1,) if objects == "numbers" else tuple(values)),)
     else:
         classes = tuple(LabelClass(name=f"value {v}", values=(v,)) for v in values)

@@ -35,6 +35,7 @@ from medseg.evaluation.summary import summarise
 from medseg.io.confidences import read_confidences
 from medseg.io.images import read_header, read_label
 from medseg.io.layouts.base import Objects
+from medseg.io.layouts.numbering import look_numbered
 from medseg.metrics import DETECTION_METRICS, INSTANCE_METRICS, METRICS, describe, score_classes
 from medseg.metrics.instances import class_numbers, count_objects, poolable, score_instances
 from medseg.parallel import map_cases
@@ -113,6 +114,8 @@ def evaluate(
     if classes is None:
         files = [p.reference for p in pairs.pairs]
         classes = object_labels(files, objects) if objects is not None else _found_labels(files, workers, progress)
+    if labels is None and plan is None:
+        _warn_of_numbers([p.reference for p in pairs.pairs], classes, progress)
     if predicted is not None and not classes.things:
         raise UsageError.of(
             "no class has objects", found=f"predictions with objects as {predicted}", fix="Say how the references tell them apart."
@@ -300,11 +303,17 @@ def _found_labels(references: list[Path], workers: int | None, progress: Progres
     if len(found) == 1:
         (value,) = found
         return Labels(classes=(LabelClass(name="foreground", values=(value,)),))
-    if len(found) > FEW:
-        progress.say(
-            f"warning: the references hold {len(found)} values, each taken for a class; where they number objects: --objects numbers"
-        )
     return Labels(classes=tuple(LabelClass(name=f"value {v}", values=(v,)) for v in sorted(found)))
+
+
+def _warn_of_numbers(references: list[Path], classes: Labels, progress: Progress) -> None:
+    """Say where values that most likely number objects are scored as classes, which takes long and means nothing."""
+    why, count = look_numbered(references, classes), len(classes.values)
+    if why is not None or (not classes.things and count > FEW):
+        told = f", which look like numbers of objects ({why})" if why else ""
+        progress.say(
+            f"warning: the references hold {count} values{told}, each taken for a class; where they number objects: --objects numbers"
+        )
 
 
 def _file_values(path: Path) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from medseg.errors import DatasetError, Problem
 from medseg.fingerprint import Fingerprint
 from medseg.io.digests import Digests
 from medseg.io.grids import moved_channels
+from medseg.io.layouts.numbering import numbered_classes
 from medseg.io.layouts.splits import odd_splits
 from medseg.parallel import default_workers, map_cases
 from medseg.planning.fingerprinting import Gathered, measure
@@ -127,9 +128,11 @@ def _verified(
     problems += _channel_order(dataset, reports)
     labelled = reports[: len(dataset.cases)]
     occurrences = {name: sum(r.voxels[i] > 0 for r in labelled if r.voxels) for i, name in enumerate(dataset.labels.names)}
-    found, odd = _classes(dataset, labelled, occurrences)
+    numbered = numbered_classes(dataset.labels, f"dataset '{dataset.name}'", [(r.label, r.voxels) for r in labelled if r.label is not None])
+    found, odd = _classes(dataset, labelled, occurrences, bool(numbered))
     problems += found
     warnings += [
+        *numbered,
         *odd,
         *_twins(dataset, labelled),
         *_spacings(labelled),
@@ -241,8 +244,13 @@ def _dimensions(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Problem
     ]
 
 
-def _classes(dataset: Dataset, reports: Sequence[CaseReport], occurrences: dict[str, int]) -> tuple[list[Problem], list[Problem]]:
-    """Empty labels and classes that never occur. Without problems elsewhere only: an unreadable label may hold the class."""
+def _classes(
+    dataset: Dataset, reports: Sequence[CaseReport], occurrences: dict[str, int], numbered: bool
+) -> tuple[list[Problem], list[Problem]]:
+    """Empty labels and classes that never occur. Without problems elsewhere only: an unreadable label may hold the class.
+
+    Of classes that are `numbered` objects, that they are rare is not worth a warning each.
+    """
     read = [r for r in reports if r.voxels]
     empty = [r for r in read if not any(r.voxels)]
     if read and len(empty) == len(read):
@@ -290,12 +298,16 @@ def _classes(dataset: Dataset, reports: Sequence[CaseReport], occurrences: dict[
                     "Remove the class from the dataset's description, or add cases that show it.",
                 )
             )
-        elif count == 1 and len(read) > 1:
+        elif count == 1 and len(read) > 1 and not numbered:
+            fix = "It cannot be learnt and scored at once."
+            if len(occurrences) > 1 and not dataset.labels.things:
+                highest = dataset.labels.values[-1]
+                fix += f" Where values count objects: --task instance, or make one class of them, --class object=1-{highest}."
             warnings.append(
                 Problem(
                     f"class '{name}' occurs in one case only",
                     f"dataset '{dataset.name}'",
-                    fix="It cannot be learnt and scored at once. Where values count objects, make one class of them, e.g. --class object=1-20.",
+                    fix=fix,
                 )
             )
     return problems, warnings

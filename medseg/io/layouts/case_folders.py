@@ -89,6 +89,14 @@ class CaseFolders(Layout):
             for case in cases
         )
         ndim, in_file = usual_header([c.images[0] for c in files])
+        classes, notes = classes_of(
+            root,
+            descriptor,
+            options,
+            [c.label for c in files if c.label is not None],
+            where=root,
+            fix="Check the labels, or name other files with --labels NAME.",
+        )
         return make_dataset(
             root,
             name=descriptor.name or root.name,
@@ -98,17 +106,10 @@ class CaseFolders(Layout):
             domain=self.domain,
             ndim=ndim,
             channels=_channels(cases[0], roles, in_file, descriptor, options),
-            labels=classes_of(
-                root,
-                descriptor,
-                options,
-                [c.label for c in files if c.label is not None],
-                where=root,
-                fix="Check the labels, or name other files with --labels NAME.",
-            ),
+            labels=classes,
             cases=files,
             licence=descriptor.licence,
-            notes=(reference.why,) if reference.why else (),
+            notes=(*((reference.why,) if reference.why else ()), *notes),
         )
 
 

@@ -12,12 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from medseg.dataset import Channel, Labels, Modality, ObjectForm
-from medseg.errors import DatasetError, ImageError, PlanError
-from medseg.io.images import read_label
+from medseg.errors import DatasetError, PlanError
 from medseg.io.layouts.base import OBJECT, LayoutOptions, make_channels, make_labels, read_json
+from medseg.io.layouts.numbering import form_of, values_of
 from medseg.record import Record
 
 NAME = "medseg.json"
@@ -118,8 +116,10 @@ def declared_channels(declared: Sequence[str | Channel], options: LayoutOptions,
     return tuple(n if isinstance(c, str) or options.modality else c for n, c in zip(named, declared, strict=True))
 
 
-def classes_of(root: Path, descriptor: Descriptor, options: LayoutOptions, files: Sequence[Path], where: Path, fix: str) -> Labels:
-    """The classes that were declared, else one for each value found in the label `files`.
+def classes_of(
+    root: Path, descriptor: Descriptor, options: LayoutOptions, files: Sequence[Path], where: Path, fix: str
+) -> tuple[Labels, tuple[str, ...]]:
+    """The classes that were declared, else one for each value found in the label `files`; and what was decided about objects, and why.
 
     Args:
         where: what holds the labels, for errors.
@@ -134,9 +134,9 @@ def classes_of(root: Path, descriptor: Descriptor, options: LayoutOptions, files
         options = replace(options, things=descriptor.things)
     declared = options.classes is not None or descriptor.classes is not None
     if declared or options.objects == "numbers":
-        return make_labels(options, descriptor.classes or {}, root / NAME, descriptor.ignore, descriptor.order)
+        return make_labels(options, descriptor.classes or {}, root / NAME, descriptor.ignore, descriptor.order), ()
     with ThreadPoolExecutor(4) as pool:
-        found = [one - {0, descriptor.ignore} for one in pool.map(_values, files)]
+        found = [one - {descriptor.ignore} for one in pool.map(values_of, files)]
     values = sorted({v for one in found for v in one})
     if not values:
         raise DatasetError.of(
@@ -147,9 +147,9 @@ def classes_of(root: Path, descriptor: Descriptor, options: LayoutOptions, files
             fix=fix,
         )
     if options.objects == "auto" and values[0] > 0:
-        # Masks hold one value each; where some label holds several and nobody calls them classes, they are objects.
-        form: ObjectForm = "numbers" if max(map(len, found)) > 1 else "components"
-        return make_labels(replace(options, objects=form), {OBJECT: tuple(values)}, root, descriptor.ignore)
+        form, apart, why = form_of(files, found)
+        chosen = _each(values) if apart else {OBJECT: tuple(values)}
+        return make_labels(replace(options, objects=form), chosen, root, descriptor.ignore), (why,)
     if len(values) > MANY or values[0] < 0:
         raise DatasetError.of(
             "the labels hold too many values to be classes",
@@ -158,12 +158,9 @@ def classes_of(root: Path, descriptor: Descriptor, options: LayoutOptions, files
             expected=f"at most {MANY} classes with positive values",
             fix=f"Declare classes: --class NAME=1-9999, or 'classes' in {NAME}. Where values number objects: --objects numbers.",
         )
-    classes = {"foreground": (values[0],)} if len(values) == 1 else {f"class {v}": (v,) for v in values}
-    return make_labels(options, classes, root, descriptor.ignore)
+    classes = {"foreground": (values[0],)} if len(values) == 1 else _each(values)
+    return make_labels(options, classes, root, descriptor.ignore), ()
 
 
-def _values(path: Path) -> set[int]:
-    try:
-        return {int(v) for v in np.unique(read_label(path).array)}
-    except ImageError:
-        return set()  # `verify` says what is wrong with it
+def _each(values: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    return {f"class {v}": (v,) for v in values}

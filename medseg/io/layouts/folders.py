@@ -75,6 +75,14 @@ class Folders(Layout):
         if problems:
             raise DatasetError(problems)
         unlabelled = [CaseFiles(id=case, images=tuple(s[c] for c in sorted(s)), group=case) for case, s in test_sets]
+        classes, notes = classes_of(
+            root,
+            descriptor,
+            options,
+            [c.label for c in cases if c.label is not None],
+            where=folder,
+            fix="Check the folder of labels, or name another with --labels FOLDER.",
+        )
         return make_dataset(
             root,
             name=descriptor.name or root.name,
@@ -84,17 +92,11 @@ class Folders(Layout):
             domain=self.domain,
             ndim=ndim,
             channels=channels_in_order(descriptor, options, count, image_suffix(files[0]).lower()),
-            labels=classes_of(
-                root,
-                descriptor,
-                options,
-                [c.label for c in cases if c.label is not None],
-                where=folder,
-                fix="Check the folder of labels, or name another with --labels FOLDER.",
-            ),
+            labels=classes,
             cases=tuple(cases),
             unlabelled=tuple(unlabelled),
             licence=descriptor.licence,
+            notes=notes,
         )
 
 
