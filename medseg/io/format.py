@@ -25,12 +25,14 @@ class Native:
         dtype: numpy name of the type of the values as they are read.
         spaced: whether the file says where its voxels lie; photographs do not, and their grid has spacing 1.
         warnings: oddities that do not prevent reading.
+        listed: for label maps in a file that lists many, which image this one is of, and where it is told how large that is.
     """
 
     format: str
     dtype: str
     spaced: bool
     warnings: tuple[str, ...] = ()
+    listed: str = ""
 
 
 @dataclass(frozen=True)

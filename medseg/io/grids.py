@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medseg.dataset import Channel
 from medseg.errors import Problem
-from medseg.geometry import Array, Grid
+from medseg.geometry import Array, Grid, Shape
 from medseg.io.format import Image, Native, numbers
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
@@ -33,6 +33,8 @@ def grid_problems(
     path: Path, grid: Grid, native: Native, first: Path, expected: Grid, other: Native, what: str = "channel"
 ) -> list[Problem]:
     """How `path` lies elsewhere than `first`: shape, then distance of the corners where both files say where they lie."""
+    if native.listed and grid.shape != expected.shape:
+        return [_wrongly_listed(native.listed, grid.shape, expected.shape)]
     fix = "Re-export both on one grid" + (", or pass --resample-labels." if what == "label" else ".")
     if grid.ndim != expected.ndim:
         return [Problem(f"the {what} has other dimensions than {first}", str(path), f"{grid.ndim}D", f"{expected.ndim}D", fix)]
@@ -55,6 +57,18 @@ def grid_problems(
             f"the {what}'s affine differs from that of {first}", str(path), "; ".join(parts), f"at most {tolerance(expected):.3g} mm", fix
         )
     ]
+
+
+def _wrongly_listed(where: str, listed: Shape, found: Shape) -> Problem:
+    """The size of an image is not the one that a file of annotations gives it. Shapes are `(height, width)`, or of another kind of image."""
+    if len(found) != len(listed):
+        return Problem("the image is listed as a picture", where, f"{len(found)}D", f"{len(listed)}D")
+    sides = [
+        f"{side} {told} in the JSON, {there} in the file"
+        for side, told, there in zip(("height", "width"), listed, found, strict=True)
+        if told != there
+    ]
+    return Problem("the size of the image is wrong", where, "; ".join(reversed(sides)), fix="Correct the JSON.")
 
 
 @dataclass(frozen=True)

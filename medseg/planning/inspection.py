@@ -89,7 +89,7 @@ def inspect_case(
     _place_channels(files, known, report)
     if label is not None and files.label is not None:
         away = grid_problems(files.label, label.grid, label.native, files.images[0], known[0].grid, known[0].native, "label")
-        if away and (resample_labels or files.resample_label) and label.grid.ndim == known[0].grid.ndim:
+        if away and not label.native.listed and (resample_labels or files.resample_label) and label.grid.ndim == known[0].grid.ndim:
             report.resample = True
             report.warnings += away
         else:

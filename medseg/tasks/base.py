@@ -5,6 +5,7 @@ A network can be trained on any objective. Only a task can be planned from a dat
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -305,13 +306,22 @@ def chosen_network(task: str, network: str | None) -> str:
     """
     if network is None or network in find_task(task).networks:
         return DEFAULT_NETWORK
-    if network not in registry.networks.names():
+    families = registry.networks.names()
+    if network not in families:
         others = [name for name, one in registry.tasks.items() if issubclass(one, Task) and network in one.networks]
         if others:
             raise PlanError.of(
                 f"network '{network}' is for other tasks", where="--network", found=f"task '{task}'", expected=f"task {' or '.join(others)}"
             )
-    registry.networks.get(network)
+        known = (*find_task(task).networks, *families)
+        near = difflib.get_close_matches(network, known, n=1)
+        raise PlanError.of(
+            "unknown network",
+            where="--network",
+            found=f"'{network}'",
+            expected=f"one of {', '.join(known)}",
+            fix=f"Did you mean '{near[0]}'?" if near else "`medseg tasks` lists them; those of a plug-in are there once it is installed.",
+        )
     return network
 
 

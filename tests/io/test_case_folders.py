@@ -86,11 +86,31 @@ def names(dataset):
         ("scan", "p07", "image", False),
         ("unmasked", "p07", "unmasked", False),
         ("p07_consensus_gt", "p07", "consensus", True),
+        ("sub-ct_label-22_ct", "sub-ct", "ct", False),
+        ("sub-ct_seg-vert_msk", "sub-ct", "vert", True),
+        ("sub-01_acq-hi_T1w", "sub-01", "acq_hi_T1w", False),
+        ("sub-01_label-GM_dseg", "sub-01", "GM", True),
+        ("p07_label-22", "p07", "22", True),
     ],
 )
 def test_roles(tmp_path, name, case, role, label):
     file = role_file(tmp_path / f"{name}.nii.gz", case)
     assert (file.role, file.label) == (role, label)
+
+
+def test_pairs_in_names_of_images_belong_to_the_case(tmp_path):
+    """`label-22` says what the case is cut to, not that its image is a label."""
+    for k, number in enumerate((20, 22, 22)):
+        folder = tmp_path / f"sub-{k}"
+        volume(folder / f"{folder.name}_label-{number}_ct.nii.gz")
+        volume(folder / f"{folder.name}_seg-vert_label-{number}_msk.nii.gz", label=True)
+    dataset = open_dataset(tmp_path)
+    assert names(dataset) == ["ct"]
+    assert [c.modality for c in dataset.channels] == [Modality.ct]
+    assert [(c.id, c.images[0].name, c.label.name) for c in dataset.cases][:2] == [
+        ("sub-0", "sub-0_label-20_ct.nii.gz", "sub-0_seg-vert_label-20_msk.nii.gz"),
+        ("sub-1", "sub-1_label-22_ct.nii.gz", "sub-1_seg-vert_label-22_msk.nii.gz"),
+    ]
 
 
 def test_one_label_on_one_grid(tmp_path):

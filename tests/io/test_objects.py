@@ -153,3 +153,11 @@ def test_what_is_declared_stays(tmp_path):
         open_dataset(folder, declared)
     with pytest.raises(UsageError, match=r"unknown form of objects.*'blobs'"):
         LayoutOptions(objects="blobs")  # type: ignore[arg-type]
+
+
+def test_things_that_are_no_class(tmp_path):
+    folder = folder_of(tmp_path, *NUMBERED)
+    for name, fix in (("nucleus", "--class nucleus=1 names it."), ("objekt", "Did you mean 'object'?")):
+        with pytest.raises(UsageError) as caught:
+            open_dataset(folder, LayoutOptions(objects="numbers", things=(name,)))
+        assert str(caught.value) == f"--thing: no such class; found '{name}', expected one of object. {fix}"

@@ -234,6 +234,14 @@ def test_panoptic_needs_things_and_stuff():
         dataset = make_dataset(labels, 2)
         with pytest.raises(PlanError, match=r"classes with objects .things. and classes without"):
             find_task("panoptic").needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0)))
+        name = STUFF.names[0]
+        with pytest.raises(PlanError, match=rf'e\.g\. --thing {name}, or "things": \["{name}"\] in'):
+            find_task("panoptic").needs(dataset, make_fingerprint_of(dataset, (50, 50), (1.0, 1.0)))
+    alone = make_dataset(Labels(classes=STUFF.classes[:1]), 2)
+    with pytest.raises(
+        PlanError, match=r"found things: none; all classes: .*One class cannot be things and stuff at once: take --task instance"
+    ):
+        find_task("panoptic").needs(alone, make_fingerprint_of(alone, (50, 50), (1.0, 1.0)))
 
 
 def test_ways_are_configurations_of_their_own():

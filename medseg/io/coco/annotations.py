@@ -111,6 +111,30 @@ def looks_like_coco(path: Path) -> bool:
     return b'"images"' in text and b'"file_name"' in text and (b'"annotations"' in text or b'"categories"' in text)
 
 
+def failed_files(root: Path) -> list[Problem]:
+    """JSON files in a folder, and in the folders directly in it, that may have been meant as COCO's: why they are none."""
+    problems = []
+    for place in (root, *(p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith("."))):
+        for path in sorted(p for p in place.glob("*.json") if p.is_file() and not p.name.startswith(".")):
+            try:
+                data = json.loads(path.read_text(encoding="utf-8-sig"))
+            except OSError as error:
+                problems.append(Problem("cannot be read", str(path), error.strerror or str(error)))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                problems.append(_no_json(path, error))
+            else:
+                if isinstance(data, list) and data and all(isinstance(one, dict) and "image_id" in one for one in data):
+                    fix = "Take the file with the annotations; results are for evaluation."
+                    problems.append(
+                        Problem("is a list of results, and no dataset", str(path), f"{len(data)} entries", "{'images': ..., ...}", fix)
+                    )
+    return problems
+
+
+def _no_json(path: Path, error: ValueError) -> Problem:
+    return Problem("is not valid JSON", str(path), str(error), fix="Export or download it again; it may be truncated.")
+
+
 def read_annotations(path: Path) -> Annotations:
     """Read and check a file; the last ones are remembered as long as they do not change.
 
@@ -131,9 +155,7 @@ def _read(path: Path, modified: int, size: int) -> Annotations:
     except OSError as error:
         raise DatasetError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
     except (ValueError, RecursionError) as error:  # of JSON, its encoding, numbers of very many digits, and nesting
-        raise DatasetError.of(
-            "is not valid JSON", where=str(path), found=str(error), fix="Export or download it again; it may be truncated."
-        ) from None
+        raise DatasetError(_no_json(path, error)) from None
     lists = [key for key in ("images", "categories", "annotations") if isinstance(data, dict) and isinstance(data.get(key), list)]
     if "images" not in lists or ("annotations" in lists and "categories" not in lists):
         found = type(data).__name__ if not isinstance(data, dict) else f"keys {', '.join(map(str, list(data)[:8]))}"

@@ -86,8 +86,9 @@ class CocoLabels(Format):
 
     def header(self, path: Path, label: bool = False) -> Header:
         """See `Format.header`. What is odd about the objects is told with the image, since only drawing them tells it."""
-        _, picture = _find(path)
-        return Header(picture.shape, 1, Grid.plain(picture.shape), "int32", Native(self.name, "int32", False))
+        found, picture = _find(path)
+        listed = f"{found.path}, image {picture.id} ({picture.file})"
+        return Header(picture.shape, 1, Grid.plain(picture.shape), "int32", Native(self.name, "int32", False, (), listed))
 
     def read(self, path: Path, label: bool = False, scratch: Scratch = IN_MEMORY) -> Image:
         """See `Format.read`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -157,7 +159,7 @@ def make_labels(
     if objects == "numbers":
         chosen = {one_class(tuple(chosen), where): (1,)}
     if options.things and (unknown := sorted(set(options.things) - set(chosen))):
-        raise UsageError.of("no such class", where="--thing", found=", ".join(unknown), expected=f"of {', '.join(chosen)}")
+        raise UsageError([_no_such_class(name, chosen) for name in unknown])
     things = options.things or tuple(chosen)
     told: dict[str, Any] = {"things": tuple(name for name in chosen if name in things), "objects": objects} if objects else {}
     try:
@@ -173,6 +175,13 @@ def make_labels(
             expected="values above 0, each of one class only and not the ignore value",
             fix="Give each class values of its own; only a dataset can declare regions that overlap.",
         ) from None
+
+
+def _no_such_class(name: str, known: Mapping[str, tuple[int, ...]]) -> Problem:
+    near = difflib.get_close_matches(name, known, n=1)
+    values = ",".join(map(str, next(iter(known.values())))) if len(known) == 1 else "VALUES"
+    fix = f"Did you mean '{near[0]}'?" if near else f"--class {shlex.quote(f'{name}={values}')} names it."
+    return Problem("no such class", "--thing", f"'{name}'", f"one of {', '.join(known)}", fix)
 
 
 def one_class(names: tuple[str, ...], where: Path) -> str:

@@ -13,7 +13,7 @@ from typing import ClassVar, final
 
 from medseg.dataset import CaseFiles, Dataset
 from medseg.errors import DatasetError, Problem
-from medseg.io.coco.annotations import coco_files
+from medseg.io.coco.annotations import coco_files, failed_files
 from medseg.io.images import SUFFIXES, image_stem, image_suffix
 from medseg.io.layouts.base import Layout, LayoutOptions, is_described, make_dataset, refuse_reference
 from medseg.io.layouts.descriptor import channels_in_order, classes_of, groups_of, read_descriptor
@@ -116,6 +116,8 @@ def _label_folder(root: Path, name: str | None) -> Path:
             )
         return root / name
     candidates = [folder for folder in present if LABELS.match(folder)]
+    if not any(image_files(root / folder) for folder in candidates) and (failed := failed_files(root)):
+        raise DatasetError(failed)
     if len(candidates) == 1:
         return root / candidates[0]
     raise DatasetError.of(

@@ -214,7 +214,9 @@ def test_missing_images_and_other_sizes_are_told_with_the_rest(tmp_path):
         verify(open_dataset(tmp_path), workers=1)
     told = [str(p) for p in caught.value.problems]
     assert any("c.png: the file does not exist" in text for text in told)
-    assert any("b.png" in text and "3 x 3" in text and "6 x 8" in text for text in told)
+    assert any(
+        "image 2 (b.png)" in text and "width 8 in the JSON, 3 in the file; height 6 in the JSON, 3 in the file" in text for text in told
+    )
     write(tmp_path / "b.json", listed("a.png"), [annotation(1, 1, [])])
     told = problems(tmp_path)
     assert len(told) == 3
@@ -350,3 +352,46 @@ def test_no_mask_is_read_before_its_turn(tmp_path):
     assert [str(p).partition(": run")[0].partition("annotation ")[2] for p in caught.value.problems] == ["1 of 'a.png'", "2 of 'b.png'"]
     with pytest.raises(ImageError, match="run lengths do not fill their image"):
         read_case(found.cases[0], labels=found.labels)
+
+
+def test_a_file_that_is_cut_off(tmp_path):
+    """With and without the keys by which a file is known to be COCO's, and wherever it lies."""
+    file = instances(tmp_path)
+    text = file.read_text()
+    for place in (file, tmp_path / "annotations" / "instances.json"):
+        file.unlink(missing_ok=True)
+        place.parent.mkdir(exist_ok=True)
+        for length in (70, text.index('"annotations"') + 30):
+            place.write_text(text[:length])
+            (problem,) = problems(tmp_path)
+            assert problem.startswith(f"{place}: is not valid JSON; found ")
+            assert "line 1 column " in problem
+            assert problem.endswith("Export or download it again; it may be truncated.")
+
+
+def test_a_list_of_results_is_no_dataset(tmp_path):
+    file = instances(tmp_path)
+    file.write_text(json.dumps([annotation(7, 1, square(0, 0))]))
+    (problem,) = problems(tmp_path)
+    assert problem == (
+        f"{file}: is a list of results, and no dataset; found 1 entries, expected {{'images': ..., ...}}. Take the file with the annotations; "
+        "results are for evaluation."
+    )
+    file.write_text(json.dumps({"anything": 1}))
+    assert "no folder of labels" in problems(tmp_path)[0]
+
+
+@pytest.mark.parametrize("resample", [True, False])
+def test_a_listed_size_that_is_wrong(tmp_path, resample):
+    pictures(tmp_path / "images", "a.png", "b.png")
+    images = listed("a.png", "b.png")
+    images[0]["width"] = 999
+    images[1]["height"], images[1]["width"] = 5, 9
+    file = write(tmp_path / "annotations.json", images, [annotation(7, 1, square(0, 0)), annotation(8, 2, square(0, 0))])
+    with pytest.raises(DatasetError) as caught:
+        verify(open_dataset(tmp_path), workers=1, resample_labels=resample)
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"{file}, image 1 (a.png): the size of the image is wrong; found width 999 in the JSON, 8 in the file. Correct the JSON.",
+        f"{file}, image 2 (b.png): the size of the image is wrong; found width 9 in the JSON, 8 in the file; height 5 in the JSON, 6 in the "
+        "file. Correct the JSON.",
+    ]
