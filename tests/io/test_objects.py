@@ -157,7 +157,11 @@ def test_what_is_declared_stays(tmp_path):
 
 def test_things_that_are_no_class(tmp_path):
     folder = folder_of(tmp_path, *NUMBERED)
-    for name, fix in (("nucleus", "--class nucleus=1 names it."), ("objekt", "Did you mean 'object'?")):
+    for name, fix in (("nucleus", "--class nucleus=1 --objects numbers names it."), ("objekt", "Did you mean 'object'?")):
         with pytest.raises(UsageError) as caught:
             open_dataset(folder, LayoutOptions(objects="numbers", things=(name,)))
         assert str(caught.value) == f"--thing: no such class; found '{name}', expected one of object. {fix}"
+    advised = open_dataset(folder, LayoutOptions(classes={"nucleus": (1,)}, objects="numbers", things=("nucleus",)))
+    assert (advised.labels.objects, advised.labels.things) == ("numbers", ("nucleus",))
+    with pytest.raises(UsageError, match=r"expected one of foreground\. --class nucleus=255 names it\."):
+        open_dataset(folder_of(tmp_path / "masks", *MASKS), LayoutOptions(things=("nucleus",)))

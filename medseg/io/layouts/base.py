@@ -159,7 +159,7 @@ def make_labels(
     if objects == "numbers":
         chosen = {one_class(tuple(chosen), where): (1,)}
     if options.things and (unknown := sorted(set(options.things) - set(chosen))):
-        raise UsageError([_no_such_class(name, chosen) for name in unknown])
+        raise UsageError([_no_such_class(name, chosen, objects) for name in unknown])
     things = options.things or tuple(chosen)
     told: dict[str, Any] = {"things": tuple(name for name in chosen if name in things), "objects": objects} if objects else {}
     try:
@@ -177,10 +177,14 @@ def make_labels(
         ) from None
 
 
-def _no_such_class(name: str, known: Mapping[str, tuple[int, ...]]) -> Problem:
+def _no_such_class(name: str, known: Mapping[str, tuple[int, ...]], objects: Objects | None) -> Problem:
     near = difflib.get_close_matches(name, known, n=1)
     values = ",".join(map(str, next(iter(known.values())))) if len(known) == 1 else "VALUES"
-    fix = f"Did you mean '{near[0]}'?" if near else f"--class {shlex.quote(f'{name}={values}')} names it."
+    fix = (
+        f"Did you mean '{near[0]}'?"
+        if near
+        else f"--class {shlex.quote(f'{name}={values}')}{' --objects numbers' if objects == 'numbers' else ''} names it."
+    )
     return Problem("no such class", "--thing", f"'{name}'", f"one of {', '.join(known)}", fix)
 
 
