@@ -146,3 +146,11 @@ def test_an_unreadable_label_does_not_hide_the_others(tmp_path):
     assert open_dataset(root, AUTO).labels.objects == "components"
     with pytest.raises(DatasetError, match=r"c1\.png"):
         verify(open_dataset(root, AUTO), workers=1)
+
+
+def test_more_values_than_classes(tmp_path):
+    root = folder(tmp_path, np.arange(400, dtype=np.uint16).reshape(20, 20), squares([1, 2]))
+    with pytest.raises(
+        DatasetError, match=r"found 399 values from 1 to 399.*--task instance or --objects numbers, or as one class --class object=1-399"
+    ):
+        open_dataset(root)

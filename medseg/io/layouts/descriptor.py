@@ -151,12 +151,13 @@ def classes_of(
         chosen = _each(values) if apart else {OBJECT: tuple(values)}
         return make_labels(replace(options, objects=form), chosen, root, descriptor.ignore), (why,)
     if len(values) > MANY or values[0] < 0:
+        one = f", or as one class --class {OBJECT}=1-{values[-1]}" if values[0] > 0 else ""
         raise DatasetError.of(
             "the labels hold too many values to be classes",
             where=str(where),
             found=f"{len(values)} values from {values[0]} to {values[-1]}",
             expected=f"at most {MANY} classes with positive values",
-            fix=f"Declare classes: --class NAME=1-9999, or 'classes' in {NAME}. Where values number objects: --objects numbers.",
+            fix=f"Where values number objects: --task instance or --objects numbers{one}. Else declare classes in {NAME} or with --class NAME=VALUES.",
         )
     classes = {"foreground": (values[0],)} if len(values) == 1 else _each(values)
     return make_labels(options, classes, root, descriptor.ignore), ()
