@@ -16,6 +16,7 @@ OF_OBJECTS = {
     "pq": "PQ",
     "sq": "SQ",
     "rq": "RQ",
+    "object_accuracy": "accuracy at 0.5",
     "object_accuracy@0.5:0.95": "accuracy at 0.5:0.95",
     "ap": "AP",
     "ap@0.5": "AP at 0.5",
@@ -61,6 +62,8 @@ def show_scores(evaluation: Evaluation, report: Path | None) -> None:
     ]
     if evaluation.objects is None or count > 1:  # of one case the mean says nothing new
         table(f"{evaluation.title}: {cases}, mean and its 95 % bootstrap interval", ("class", *titles), rows)
+    if evaluation.objects is not None and count > 1:
+        say("Mean over cases: each case is scored alone and weighs the same, so figures differ from those of all objects together above.")
     if evaluation.missing:
         warn(f"{len(evaluation.missing)} references without a prediction: {', '.join(evaluation.missing[:5])}")
     if evaluation.selected:
@@ -74,6 +77,8 @@ def show_scores(evaluation: Evaluation, report: Path | None) -> None:
 def show_objects(scores: ObjectScores, title: str) -> None:
     """How many objects were found, and the scores of all cases together."""
     metrics = [m for m in OF_OBJECTS if m in scores.metrics] or list(scores.metrics)
+    if "object_accuracy" in metrics:
+        metrics = [m for m in metrics if m != "object_accuracy@0.5:0.95"]
 
     def cells(row: Mapping[str, Estimate]) -> list[str]:
         return [_estimate(row[m]) for m in metrics]
@@ -82,6 +87,7 @@ def show_objects(scores: ObjectScores, title: str) -> None:
     if len(rows) > 1:
         rows += [("mean" if group == "all" else f"mean of {group}", "", "", "", *cells(row)) for group, row in scores.means.items()]
     table(title, ("class", "found", "missed", "invented", *(OF_OBJECTS.get(m, m) for m in metrics)), rows)
+    say("All objects together: those of all cases are counted before a ratio is taken, so a case weighs as much as it has objects.")
     for reason in dict.fromkeys(scores.left_out.values()):
         names = ", ".join(m for m, why in scores.left_out.items() if why == reason)
         say(f"Not computed: {names}. {reason[0].upper()}{reason[1:]}.")

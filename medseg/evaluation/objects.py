@@ -27,12 +27,14 @@ from medseg.metrics.instances import (
 )
 from medseg.metrics.statistics import Interval
 
+VOLUMES_ONLY = ("lesion_f1",)
+"""Scores of objects by clinical usage, where a lesion is found once a tenth of it is covered; of crowded pictures of cells they flatter."""
 POOLED = (
-    "pq", "sq", "rq", "object_f1", "object_precision", "object_sensitivity", "object_accuracy", "object_accuracy@0.5:0.95", "lesion_f1",
+    "pq", "sq", "rq", "object_f1", "object_precision", "object_sensitivity", "object_accuracy", "object_accuracy@0.5:0.95",
     "ap", "ap@0.5", "ap@0.75", "box_ap", "box_ap@0.5",
 )  # fmt: skip
 """Scores of all cases together."""
-POOLED_3D = (*POOLED, "froc")
+POOLED_3D = (*POOLED, *VOLUMES_ONLY, "froc")
 CURVES = ("object_f1", "object_accuracy", "object_precision", "object_sensitivity")
 SIZE_GROUPS = 6
 FROC_POINTS = 200  # of a curve that is kept

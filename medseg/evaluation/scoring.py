@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medseg.dataset import Dataset, LabelClass, Labels, ObjectForm
 from medseg.errors import DatasetError, Problem, UsageError
-from medseg.evaluation.objects import POOLED, POOLED_3D, Counted, count, pooled
+from medseg.evaluation.objects import POOLED, POOLED_3D, VOLUMES_ONLY, Counted, count, pooled
 from medseg.evaluation.page import render_page
 from medseg.evaluation.pairing import Pair, find_references, image_files, object_labels, pair, read_pair
 from medseg.evaluation.records import (
@@ -82,8 +82,8 @@ def evaluate(
         progress: receives progress.
         plan: the plan of the model: its task does the scoring and the page explains it. Without a plan, label maps are scored class by
             class (`medseg.metrics.score_classes`), where classes are things by their objects (`medseg.metrics.instances`).
-        metrics: names, the leading one first; `nsd@1` is NSD at 1 mm. None means all. Those that only all cases together have (`ap`) come in
-            addition to some of single cases.
+        metrics: names, the leading one first; `nsd@1` is NSD at 1 mm. None means all, but Lesion F1 of objects in volumes only. Those that
+            only all cases together have (`ap`) come in addition to some of single cases.
         cases: ids that should have been predicted; other predictions count as extra. None means every reference.
         images: folder of images to show under the overlays, where `references` is not a dataset (which knows its images).
         channel: on whose grid the cases of a dataset's folder are read (`LayoutOptions.reference`); None: the plan's first, if there is one.
@@ -263,7 +263,8 @@ def chosen_metrics(metrics: Sequence[str] | None, plan: Plan | None, labels: Lab
     task = find_task(plan.task) if plan is not None else None
     together = (POOLED_3D if ndim == 3 else POOLED) if labels.things else ()
     if metrics is None:
-        return (task.metrics if task else tuple(INSTANCE_METRICS) if labels.things else tuple(METRICS)), together
+        names = task.metrics if task else tuple(INSTANCE_METRICS) if labels.things else tuple(METRICS)
+        return tuple(name for name in names if not (labels.things and ndim < 3 and name in VOLUMES_ONLY)), together
     if not metrics:
         raise UsageError.of("no metric is named", expected=f"some of {', '.join(METRICS)}")
     if not labels.things:

@@ -76,8 +76,14 @@ INSTANCE_METRICS: dict[str, Metric] = _named(
 ... 0.95; likewise the other three."""
 
 DETECTION_METRICS: dict[str, Metric] = _named(
-    Metric("ap", "AP", Better.up, "", "COCO's average precision of masks."),
-    Metric("box_ap", "Box AP", Better.up, "", "COCO's average precision of boxes."),
+    Metric(
+        "ap",
+        "AP",
+        Better.up,
+        "",
+        "COCO's average precision: area under precision over sensitivity, objects taken from the surest on.",
+    ),
+    Metric("box_ap", "Box AP", Better.up, "", "As AP, where the boxes around objects match instead of their masks."),
     Metric(
         "froc",
         "FROC",

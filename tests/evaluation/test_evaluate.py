@@ -162,6 +162,12 @@ def test_usage_errors(folders, tmp_path):
     empty.mkdir()
     with pytest.raises(UsageError, match="no such folder of predictions"):
         evaluate(tmp_path / "nothing", references, LABELS)
+    (predictions / "coco.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"expected a folder of label maps.*they lie beside coco.json: pass .*"):
+        evaluate(predictions / "coco.json", references, LABELS)
+    (tmp_path / "coco.json").write_text("{}")
+    with pytest.raises(UsageError, match="predict with --format labels"):
+        evaluate(tmp_path / "coco.json", references, LABELS)
     with pytest.raises(UsageError, match="no such folder of references"):
         evaluate(predictions, tmp_path / "nothing", LABELS)
     with pytest.raises(UsageError, match="no such folder of images"):

@@ -12,7 +12,7 @@ from PIL import Image
 from test_page import Balance
 
 from medseg.dataset import LabelClass, Labels
-from medseg.evaluation.page.instances import HUES, hues, object_views, view_svg
+from medseg.evaluation.page.instances import HUES, Shape, _sign, hues, object_views, view_svg
 from medseg.evaluation.page.objects import worst_first
 from medseg.evaluation.pairing import Pair
 from medseg.evaluation.records import Evaluation
@@ -89,6 +89,28 @@ def test_the_slice_through_the_most_wrong_objects(tmp_path):
     assert drawn.count('class="sign"') == kinds.count("invented")
     assert drawn.count("<ellipse") == kinds.count("missed")
     assert "missed: &lt;cell&gt; 2" in drawn
+    assert drawn.rindex('Z"/></g>') < min(drawn.index('class="sign"'), drawn.index("<ellipse"))  # symbols lie on top of every outline
+
+
+def test_symbols_grow_with_their_objects_and_lie_in_one_another():
+    def radius(kind, size):
+        sign = _sign(Shape(kind, 0, "", (50.0, 50.0), size, ""), (1.0, 1.0), 0.4)
+        return float(re.search(r'rx="([\d.]+)"', sign)[1]) if kind == "missed" else float(re.search(r"L([\d.]+)", sign)[1]) - 50
+
+    assert radius("missed", 10.0) == pytest.approx(5.0)
+    assert radius("invented", 10.0) == pytest.approx(2.8)
+    assert radius("invented", 0.1) == pytest.approx(0.4)  # still seen
+    assert all(radius("invented", size) * 2**0.5 < radius("missed", size) for size in (0.1, 1.0, 30.0))
+
+
+def test_the_page_explains_what_it_shows(page):
+    told = page[0].partition("How to read this</h2>")[2]
+    for title in ("Found, missed, invented", "IoU", "AP at IoU 0.5:0.95", "AP at IoU 0.5", "Box AP at IoU 0.5:0.95", "FROC", "SQ", "RQ",
+                  "Object accuracy at IoU 0.5:0.95", "Lesion F1"):  # fmt: skip
+        assert told.count(f"<dt>{title}</dt>") == 1
+    for kind in ("found", "known", "invented", "missed"):
+        assert f'data-hide="no{kind}"' in page[0]
+        assert f"body.no{kind} .{kind}" in page[0]
 
 
 def test_outlines_lie_where_the_objects_are(tmp_path):

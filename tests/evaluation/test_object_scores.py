@@ -4,13 +4,15 @@ import csv
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from medseg import workflow
+from medseg.commands.scores import show_scores
 from medseg.dataset import LabelClass, Labels
 from medseg.errors import DatasetError, UsageError
 from medseg.evaluation.comparison import compare
-from medseg.evaluation.objects import POOLED
+from medseg.evaluation.objects import POOLED, POOLED_3D
 from medseg.evaluation.records import Evaluation, Matched
 from medseg.evaluation.scoring import evaluate
 from medseg.io.table import FOLDER
@@ -267,3 +269,29 @@ def test_masks_are_scored_as_before(tmp_path):
     assert found.objects is None
     assert '"objects"' not in (tmp_path / "out" / "summary.json").read_text(encoding="utf-8")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["cases.csv", "index.html", "summary.json"]
+
+
+def test_lesion_f1_is_of_volumes_or_asked_for(folders, tmp_path):
+    found = evaluate(*folders, CELL, tmp_path / "flat", workers=1)
+    assert "lesion_f1" not in (*found.metrics, *found.objects.metrics)
+    assert "lesion_f1" not in (tmp_path / "flat" / "cases.csv").read_text(encoding="utf-8").partition("\n")[0]
+    assert evaluate(*folders, CELL, workers=1, metrics=["lesion_f1"]).objects.metrics == ("lesion_f1",)
+    truth = np.zeros((6, 7, 8), np.uint16)
+    truth[1:3, 1:3, 1:3] = 1
+    for name in "pr":
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        tifffile.imwrite(tmp_path / "deep" / name / "a.tif", truth, imagej=True, metadata={"axes": "ZYX"})
+    deep = evaluate(tmp_path / "deep" / "p", tmp_path / "deep" / "r", CELL, workers=1)
+    assert "lesion_f1" in deep.metrics
+    assert deep.objects.metrics == tuple(m for m in POOLED_3D if m not in deep.objects.left_out)
+
+
+def test_two_tables_say_what_they_are(folders, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    show_scores(evaluate(*folders, CELL, workers=1), None)
+    first, second = capsys.readouterr().out.split("All objects together:")
+    assert "accuracy at 0.5 " in first
+    assert "0.5:0.95" not in first
+    assert "a case weighs as much as it has objects" in second
+    assert "Mean over cases: each case is scored alone" in second
+    assert "Lesion" not in first + second

@@ -27,6 +27,13 @@ from medseg.record import compact_json
 
 KNOWN = {*METRICS, *INSTANCE_METRICS, *DETECTION_METRICS}
 LISTED = 6  # names of missing cases that are spelled out
+OBJECT_TERMS = (
+    ("Found, missed, invented", "Objects of the reference that a predicted one matches at an IoU above 0.5; those that none matches; and predicted "
+     "objects that match none of the reference."),
+    ("IoU", "Of two objects, common voxels over the union. A score at an IoU counts objects as matched from it on; one at 0.5:0.95 is the mean over 0.5, "
+     "0.55, ... 0.95, and rewards exact outlines."),
+)  # fmt: skip
+LEFT_OUT = ("Lesion F1", "Of objects computed in volumes only: found once a tenth is covered is too lenient for crowded pictures.")
 SELECTED = (
     '<div class="note"><b>Slightly optimistic</b>: weights (with <code>--patience</code>), the configuration or cleaning rules were chosen '
     "by their scores on the cases that are scored here.</div>"
@@ -312,9 +319,14 @@ def _value(value: object) -> str:
 
 
 def _reading(evaluation: Evaluation) -> str:
-    items = "".join(
-        f"<dt>{escape(h.title)}</dt><dd>{escape(h.meaning)}</dd>" for m in evaluation.metrics for h in (_heading(evaluation, m),)
-    )
+    together = () if evaluation.objects is None else evaluation.objects.metrics
+    names = tuple(dict.fromkeys((*evaluation.metrics, *together)))
+    meanings = [(h.title, h.meaning) for m in names for h in (_heading(evaluation, m),)]
+    if evaluation.objects is not None:
+        meanings = [*OBJECT_TERMS, *meanings]
+        if "lesion_f1" not in names:
+            meanings.append(LEFT_OUT)
+    items = "".join(f"<dt>{escape(title)}</dt><dd>{escape(meaning)}</dd>" for title, meaning in meanings)
     return (
         f'<div class="card"><dl>{items}<dt>Absent classes</dt><dd>Neither in the reference nor predicted: undefined, left out of means. '
         "Missed, or predicted where there is none: 0 for overlap, the diagonal of the image for distances.</dd>"

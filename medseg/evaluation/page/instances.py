@@ -19,7 +19,8 @@ from medseg.metrics.instances import count_objects, match
 
 HUES = 8  # colours of objects that the page's style knows
 FOUND, INVENTED, MISSED, KNOWN = "found", "invented", "missed", "known"
-LEAST = 0.012  # radius of a symbol, as a share of the slice's longer side, so that it is seen however small its object is
+LEAST = 0.004  # radius of a symbol, as a share of the slice's longer side, so that it is seen however small its object is
+CROSS, RING = 0.28, 0.5  # radius of symbols, as a share of that of their object: where both are, the cross lies in the ring
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,11 @@ def view_svg(view: ObjectView) -> str:
     columns, rows = view.size
     scale = (view.width / columns, view.height / rows)
     picture = f'<image width="{columns}" height="{rows}" preserveAspectRatio="none" href="{view.picture}"/>' if view.picture else ""
-    drawn = []
-    for shape in sorted(view.shapes, key=lambda s: (FOUND, KNOWN, INVENTED, MISSED).index(s.kind)):
-        sign = _sign(shape, scale, LEAST * max(view.width, view.height)) if shape.kind in (INVENTED, MISSED) else ""
-        drawn.append(f'<g class="o {shape.kind} h{shape.hue}"><title>{escape(shape.title)}</title><path d="{shape.path}"/>{sign}</g>')
+    shapes = sorted(view.shapes, key=lambda s: (FOUND, KNOWN, INVENTED, MISSED).index(s.kind))
+    drawn = [f'<path d="{shape.path}"/>' for shape in shapes]
+    least = LEAST * max(view.width, view.height)
+    layers = [*zip(shapes, drawn, strict=True), *((s, _sign(s, scale, least)) for s in shapes if s.kind in (INVENTED, MISSED))]
+    drawn = [f'<g class="o {shape.kind} h{shape.hue}"><title>{escape(shape.title)}</title>{what}</g>' for shape, what in layers]
     caption = f"<figcaption>{escape(view.title)}</figcaption>" if view.title else ""
     frame = f'viewBox="0 0 {view.width:.6g} {view.height:.6g}" role="img" aria-label="{escape(view.title or "objects")}"'
     scaled = f'<g transform="scale({scale[0]:.6g} {scale[1]:.6g})">{picture}{"".join(drawn)}</g>'
@@ -215,9 +217,10 @@ def _number(code: int, labels: Labels) -> int:
 
 
 def _sign(shape: Shape, scale: tuple[float, float], least: float) -> str:
-    """A cross in what was invented, a ring in what was missed, round also where pixels are not square; `least` is the smallest radius."""
+    """A cross in what was invented, a ring in what was missed, round also where pixels are not square; `least` is the smallest radius of a cross."""
     x, y = shape.centre
-    r = max(least, 0.45 * shape.radius * min(scale))
+    share = RING if shape.kind == MISSED else CROSS
+    r = max(least * share / CROSS, share * shape.radius * min(scale))
     dx, dy = r / scale[0], r / scale[1]
     if shape.kind == MISSED:
         return f'<ellipse cx="{x:.4g}" cy="{y:.4g}" rx="{dx:.3g}" ry="{dy:.3g}"/>'

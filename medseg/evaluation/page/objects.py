@@ -28,11 +28,11 @@ LEGEND = (
     ("nofound", "found (each object its own colour)", '<g class="o found h0"><path d="M5 3H25V15H5Z"/></g>'),
     ("noknown", "reference of what was found (thin line)", '<g class="o known"><path d="M5 3H25V15H5Z"/></g>'),
     (
-        "nowrong",
-        "invented (dashes and cross) or missed (dots and ring)",
-        '<g class="o invented"><path d="M2 3H13V15H2Z"/><path class="sign" d="M4.5 6L10.5 12M4.5 12L10.5 6"/></g>'
-        '<g class="o missed"><path d="M17 3H28V15H17Z"/><ellipse cx="22.5" cy="9" rx="3" ry="3"/></g>',
+        "noinvented",
+        "invented (dashes and cross)",
+        '<g class="o invented"><path d="M5 3H25V15H5Z"/><path class="sign" d="M12 6L18 12M12 12L18 6"/></g>',
     ),
+    ("nomissed", "missed (dots and ring)", '<g class="o missed"><path d="M5 3H25V15H5Z"/><ellipse cx="15" cy="9" rx="4" ry="4"/></g>'),
 )
 
 
