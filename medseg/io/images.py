@@ -247,11 +247,12 @@ def _whole(path: Path, array: Array) -> Array:
     return array.astype(smallest_integer(array))
 
 
-def write_label(path: Path, array: Array, like: Path, colours: bool = False) -> None:
+def write_label(path: Path, array: Array, like: Path, colours: bool = False, numbered: bool = False) -> None:
     """Write a label map `(*shape)`, atomically, in the smallest integer type, on the grid of `like`.
 
-    Between files of one format the geometry is copied to the bit; otherwise it goes through `Grid`. With `colours`, what is too large for a
-    picture of one channel becomes colours, which `read_label` can join again.
+    Between files of one format the geometry is copied to the bit; otherwise it goes through `Grid`. With `colours` the numbers of a picture are
+    colours, which `read_label` can join again; `numbered` are numbers of objects, in 16 bits however few there are: all files of a folder
+    are alike.
 
     Raises:
         ImageError: the format cannot hold labels, or the shape is not that of `like`.
@@ -263,12 +264,13 @@ def write_label(path: Path, array: Array, like: Path, colours: bool = False) -> 
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iu":
         raise ImageError.of("label values are not whole numbers", where=str(path), found=array.dtype.name, expected="integers")
-    if colours and image_suffix(path).lower() in COLOURED and array.max(initial=0) > 255 and array.max(initial=0) < 2**24:
+    if colours and image_suffix(path).lower() in COLOURED and array.max(initial=0) < 2**24:
         from medseg.io.raster import coloured
 
         _write(path, coloured(array), like)
         return
-    _write(path, array[None].astype(smallest_integer(array), copy=False), like)
+    kind = np.dtype(np.uint16) if numbered and array.max(initial=0) < 2**16 else smallest_integer(array)
+    _write(path, array[None].astype(kind, copy=False), like)
 
 
 def write_maps(path: Path, array: Array, like: Path) -> None:

@@ -58,7 +58,7 @@ class Raster(Format):
         return Image(scratch.keep(array), Grid.plain(array.shape[1:]), Native(self.name, array.dtype.name, False))
 
     def write(self, path: Path, array: Array, grid: Grid, like: Path | None) -> None:
-        """See `Format.write`. One channel of uint8, in PNG of uint16, or colours `(3, *shape)` uint8."""
+        """See `Format.write`. One channel of uint8, in PNG of uint16 where the array is or needs it, or colours `(3, *shape)` uint8."""
         png = path.name.lower().endswith(".png")
         most = 65535 if png else 255
         if array.shape[0] not in (1, 3) or grid.ndim != 2 or array.min(initial=0) < 0 or array.max(initial=0) > most:
@@ -69,7 +69,7 @@ class Raster(Format):
                 expected=f"2D, values 0 to {most}",
                 fix="Write .tif or .nii.gz.",
             )
-        kind = np.uint8 if array.max(initial=0) <= 255 else np.uint16
+        kind = np.uint8 if array.max(initial=0) <= 255 and not (png and array.dtype == np.uint16) else np.uint16
         values = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
         Pillow.fromarray(np.ascontiguousarray(values.astype(kind))).save(path)
 

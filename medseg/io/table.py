@@ -24,7 +24,8 @@ FOLDER = "objects"
 class Table(Export):
     """`objects/<id>.csv`, and `objects.csv` with the rows of all cases.
 
-    Columns: case; number of the object, empty for a class without objects; class; score from 0 to 1; voxels; volume in mm3, in 2D area in mm2;
+    Columns: case; number of the object, its value in a label map of `numbers`, empty for a class without objects; class; score from 0 to 1;
+    voxels; volume in mm3, in 2D area in mm2;
     centroid in mm (LPS) and in voxels from 0 on, as the file counts them; box, first voxel and one past the last. What a picture cannot say,
     which lies nowhere in the world, is empty.
     """

@@ -14,6 +14,7 @@ from medseg.errors import DatasetError, ImageError, UsageError
 from medseg.io.images import read_annotation, read_case, read_prediction, write_label
 from medseg.io.layouts.base import LayoutOptions, open_dataset
 from medseg.io.objects import decode, encode
+from medseg.io.raster import _png_kind
 
 CELL = Labels(classes=(LabelClass(name="cell", values=(1,)),), things=("cell",), objects="numbers")
 TWO = Labels(
@@ -39,6 +40,20 @@ def folder_of(root: Path, *labels: np.ndarray, **descriptor: object) -> Path:
     if descriptor:
         (root / "medseg.json").write_text(json.dumps(descriptor))
     return root
+
+
+@pytest.mark.parametrize("numbers", [(0, 0), (0, 3), (0, 400)])
+def test_label_maps_of_objects_are_alike_however_few_there_are(tmp_path, numbers):
+    like = tmp_path / "like.png"
+    Pillow.fromarray(np.zeros((1, 2), np.uint8)).save(like)
+    array = np.array([numbers], np.int32)
+    write_label(tmp_path / "numbers.png", array, like, numbered=True)
+    write_label(tmp_path / "codes.png", array << NUMBER_BITS if max(numbers) < 255 else array, like, colours=True)
+    assert _png_kind(tmp_path / "numbers.png") == (16, 0)
+    assert _png_kind(tmp_path / "codes.png") == (8, 2)
+    assert decode(read_prediction(tmp_path / "numbers.png", CELL).array[0], CELL).tolist() == [list(numbers)]
+    if max(numbers) < 255:
+        assert read_prediction(tmp_path / "codes.png", TWO).array[0].tolist() == [[n << NUMBER_BITS for n in numbers]]
 
 
 def test_labels_without_things_are_what_they_were():
