@@ -257,7 +257,7 @@ def _classes(
         where = f"dataset '{dataset.name}'"
         expected = ", ".join(f"{v}" for v in dataset.labels.values)
         if not any(r.background for r in read):
-            found = f"the ignore value {dataset.labels.ignore} everywhere"
+            found = f"{_unknown(dataset)} everywhere"
             return [
                 Problem("nothing is annotated", where, found, f"values 0, {expected}", "Check the label folder and the ignore value.")
             ], []
@@ -270,19 +270,20 @@ def _classes(
         else Problem(
             "nothing of the case is annotated",
             f"case '{r.id}', {r.label}",
-            f"the ignore value {dataset.labels.ignore} everywhere",
+            f"{_unknown(dataset)} everywhere",
             fix="It teaches nothing and cannot be scored: annotate it, or list it without a label.",
         )
         for r in empty
     ]
-    if dataset.labels.ignore is not None and read and not any(r.background for r in read):
+    stuff = bool(dataset.labels.things) and set(dataset.labels.things) != set(dataset.labels.names)  # which fills what is not an object
+    if dataset.labels.ignore is not None and read and not stuff and not any(r.background for r in read):
+        cure = "annotate what is none of the objects as a class of stuff" if dataset.labels.things else "annotate some background (value 0)"
         warnings.append(
             Problem(
                 "no voxel of background is annotated in any case",
                 f"dataset '{dataset.name}'",
-                f"classes and the ignore value {dataset.labels.ignore} only",
-                fix="A model cannot learn where the classes end, and scores count only within them: annotate some background (value 0), unless the "
-                "classes fill the whole image.",
+                f"classes and {_unknown(dataset)} only",
+                fix=f"A model cannot learn where the classes end, and scores count only within them: {cure}, unless the classes fill the whole image.",
             )
         )
     problems = []
@@ -311,6 +312,11 @@ def _classes(
                 )
             )
     return problems, warnings
+
+
+def _unknown(dataset: Dataset) -> str:
+    """What voxels without annotation are called; files of objects hold codes, or have no such value at all (void of panoptic segments)."""
+    return "voxels without annotation (void)" if dataset.labels.things else f"the ignore value {dataset.labels.ignore}"
 
 
 def _twins(dataset: Dataset, reports: Sequence[CaseReport]) -> list[Problem]:

@@ -7,9 +7,10 @@ import struct
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image as Pillow
 
-from medseg.dataset import LabelClass, Labels
+from medseg.dataset import NUMBER_BITS, LabelClass, Labels
 from medseg.errors import DatasetError
 from medseg.io.images import read_case
 from medseg.io.layouts import LayoutOptions, open_dataset
@@ -445,3 +446,23 @@ def test_what_a_check_between_cases_raises_ends_the_work(root):
 
     with pytest.raises(RuntimeError, match="stop"):
         verify_and_measure(open_dataset(root, LayoutOptions()), 1, check=check)
+
+
+def test_classes_that_fill_the_image(tmp_path):
+    """Of panoptic segments void is what nobody annotated; where there is stuff, classes fill the image and no background is missed."""
+    for i in range(5):
+        label = np.full((20, 30), 2 << NUMBER_BITS, np.int32)
+        label[2:6, 2 : 9 + i] = 1 << NUMBER_BITS | 1
+        label[10:12] = 201 << NUMBER_BITS
+        for folder, data in (("images", np.random.default_rng(i).integers(0, 255, label.shape).astype(np.uint8)), ("labels", label)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            tifffile.imwrite(tmp_path / folder / f"c{i}.tif", data.astype(np.uint32) if folder == "labels" else data)
+    classes = (LabelClass(name="cell", values=(1,)), LabelClass(name="tissue", values=(2,)))
+    dataset = open_dataset(tmp_path, LayoutOptions(classes={c.name: c.values for c in classes}, objects="codes"))
+    panoptic = dataset.model_copy(update={"labels": Labels(classes=classes, ignore=201, things=("cell",))})
+    assert verify(panoptic, workers=1).warnings == ()
+    objects = dataset.model_copy(update={"labels": Labels(classes=classes, ignore=201, things=("cell", "tissue"))})
+    (warning,) = verify(objects, workers=1).warnings
+    assert "found classes and voxels without annotation (void) only" in str(warning)
+    assert "a class of stuff" in str(warning)
+    assert "201" not in str(warning)
