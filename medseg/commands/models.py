@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -83,7 +84,15 @@ def predict(
         typer.Option("--dry-run", help="Only show what would be predicted: which series serve as which channel, and why others do not."),
     ] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
-    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also report one uncertainty per case.")] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty",
+            help="Also write one uncertainty per case into predictions.json, from 0 (sure) to 1 (ignorant): mean entropy of the classes over "
+            "predicted voxels; of detectors (mask-rcnn, yolact) mean entropy of the scores of predicted objects. Nothing predicted: null. How "
+            "sure each object is: column score of objects.csv.",
+        ),
+    ] = False,
     mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Test-time mirroring, where the plan allows it.")] = True,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Predict again, and replace files that medseg did not write (never inputs).")
@@ -98,7 +107,9 @@ def predict(
         typer.Option("--authorization-from", help="Name of an environment variable with a token for DICOMweb. Default: the .netrc file."),
     ] = None,
     device: Device = "auto",
-    memory: Memory = None,
+    memory: Annotated[
+        float | None, typer.Option("--memory", min=0.1, help="GiB of main memory for one case. Default: what the machine has.")
+    ] = None,
 ) -> None:
     """Predict on files, folders or studies in a PACS; writes each prediction on its input's own grid."""
     from medseg import workflow
@@ -139,6 +150,10 @@ def predict(
             f"{done} prediction{'s' if done != 1 else ''} in {out}"
             + (f", {predicted.skipped} of them from before" if predicted.skipped else "")
         )
+    if uncertainty and done:
+        from medseg.inference.ledger import NAME
+
+        say(uncertainties([case.uncertainty for case in predicted.cases], out / NAME))
     if store:
         ok(f"{sent} DICOM object{'s' if sent != 1 else ''} sent")
     for failure in predicted.failures:
@@ -148,6 +163,14 @@ def predict(
         raise typer.Exit(1 if done else 2)
 
 
+def uncertainties(found: Sequence[float | None], file: Path) -> str:
+    """Where uncertainties of cases are written, and what they range over."""
+    known = [value for value in found if value is not None]
+    told = f"{min(known):.3f} to {max(known):.3f}" if known else "undefined"
+    none = f"; {len(found) - len(known)} of {len(found)} cases without, where nothing was predicted" if len(known) < len(found) else ""
+    return f"Uncertainty (0 sure, 1 ignorant): {told}{none}; of each case in {file}"
+
+
 def _sent(remote: Remote, predicted: Predicted, out: Path, progress: Progress) -> int:
     from medseg.serving.model import dicom_files  # takes longer to import than a small case to predict
 
@@ -155,7 +178,7 @@ def _sent(remote: Remote, predicted: Predicted, out: Path, progress: Progress) -
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predictions.")],
+    predictions: Annotated[Path, typer.Argument(help="Folder of predictions: label maps, with their tables in objects/.")],
     reference: Annotated[Path, typer.Argument(help="Folder of reference labels, or a dataset.")],
     out: Annotated[Path, out_option("Folder for the report.")],
     classes: Classes = None,

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from medseg.dataset import Modality
     from medseg.io.layouts.base import LayoutOptions, Objects
 
-DATASET_HELP = "Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, images/ + labels/, or case folders."
+DATASET_HELP = (
+    "Folder of a dataset: Medical Segmentation Decathlon, nnU-Net raw, images/ + labels/, case folders, COCO (instances or panoptic JSON), or DICOM "
+    "series with SEG or RTSTRUCT."
+)
 DatasetPath = Annotated[Path, typer.Argument(help=DATASET_HELP)]
 PlanFile = Annotated[Path, typer.Argument(help="A plan file, e.g. PLANS/3d.json; `explain` also takes a model folder.")]
 RunPath = Annotated[Path, typer.Argument(help="A model: the folder that `medseg run` or `medseg train` wrote.")]
@@ -66,7 +69,10 @@ TaskName = Annotated[
 ]
 Network = Annotated[
     str | None,
-    typer.Option("--network", help="Network family, or what the task puts on one, see `medseg tasks`. Default: the task's choice."),
+    typer.Option(
+        "--network",
+        help="Network family, or what the task puts on one (of objects: dense, mask-rcnn, yolact), see `medseg tasks`. Default: the task's choice.",
+    ),
 ]
 Memory = Annotated[float | None, typer.Option(min=0.1, help="GiB of memory to plan for or to stay within. Default: what the machine has.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]

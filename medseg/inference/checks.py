@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from medseg.case import Case
-from medseg.dataset import CaseFiles
+from medseg.dataset import CaseFiles, Labels
 from medseg.device import out_of_memory
 from medseg.errors import ImageError, MedsegError, ModelError, Problem
 from medseg.plans import DataPlan, Plan
-from medseg.scratch import release, row_slabs
+from medseg.prediction import Prediction
+from medseg.progress import Progress
+from medseg.scratch import Scratch, release, row_slabs
 from medseg.tasks.base import find_task
 
 
@@ -79,8 +81,19 @@ def check_partners(plan: Plan, others: Sequence[Plan]) -> None:
         raise ModelError(problems)
 
 
-def check_voxels(case: Case) -> None:
-    """NaN, infinite or constant images would come out as nonsense without a word. Raises ImageError."""
+def check_voxels(case: Case, labels: Labels | None = None) -> bool:
+    """NaN, infinite or constant images would come out as nonsense without a word.
+
+    Where all of `labels` are things, an image that is constant in every channel is sound: an empty field of a plate shows no object. Of other
+    classes each voxel has one, which nobody can see there.
+
+    Returns:
+        Whether there is something to see.
+
+    Raises:
+        ImageError: all else that cannot be predicted.
+    """
+    constant: list[Problem] = []
     for index, channel in enumerate(case.image):
         where = f"case '{case.id}', channel {index}"
         if channel.size == 0:
@@ -102,9 +115,24 @@ def check_voxels(case: Case) -> None:
                 fix="Repair the image, for example by replacing them with the background's value.",
             )
         if low == high:
-            raise ImageError.of(
-                "is constant: there is nothing to see", where=where, found=f"{low:g} everywhere", fix="Check how the image was exported."
-            )
+            fix = "Check how the image was exported."
+            constant.append(Problem("is constant: there is nothing to see", where, f"{low:g} everywhere", fix=fix))
+    objects = labels is not None and set(labels.things) == set(labels.names)
+    if constant and not (objects and len(constant) == len(case.image)):
+        raise ImageError(constant)
+    return not constant
+
+
+def empty_field(case: Case, labels: Labels, probabilities: bool, scratch: Scratch, progress: Progress) -> Prediction:
+    """What is predicted of an image in which there is nothing to see: no object. Probabilities are those of background and the classes."""
+    progress.say(
+        f"warning: case '{case.id}' is constant: no object is predicted; check how the image was exported, unless its field is empty"
+    )
+    chances = None
+    if probabilities:
+        chances = scratch.zeros((1 + len(labels.names), *case.grid.shape), np.float16)
+        chances[0] = 1
+    return Prediction(case.id, scratch.zeros(case.grid.shape, labels.dtype), chances, objects={})
 
 
 def case_problems(files: CaseFiles, error: Exception) -> tuple[Problem, ...]:

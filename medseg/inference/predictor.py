@@ -20,7 +20,7 @@ from medseg.dataset import CaseFiles, file_digest
 from medseg.device import autocast_dtype, choose_device, out_of_memory
 from medseg.errors import ModelError, Problem
 from medseg.geometry import Grid
-from medseg.inference.checks import case_problems, check_fit, check_partners, check_voxels
+from medseg.inference.checks import case_problems, check_fit, check_partners, check_voxels, empty_field
 from medseg.inference.estimate import ready, retreated
 from medseg.inference.inputs import find_cases, left_aside, resampled
 from medseg.inference.ledger import FailedCase, Ledger, PredictedCase
@@ -305,7 +305,8 @@ class Predictor(Member):
         progress: Progress | None = None,
     ) -> Prediction:
         """See `Member.predict_case`; an ensemble's members are asked one after the other."""
-        check_voxels(case)
+        if not check_voxels(case, self.plan.data.labels):
+            return empty_field(case, self.plan.data.labels, probabilities, self.scratch, progress or Silent())
         members = (self, *self.partners)
         several = len(members) > 1
         known: dict[str, NDArray[Any]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 from rich.markup import render
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from medseg import commands
 from medseg.commands import app
+from medseg.commands.models import uncertainties
 from medseg.commands.pacs import _seconds
 from medseg.errors import UsageError
 
@@ -101,3 +103,22 @@ def test_lengths_of_time() -> None:
     assert [_seconds(text, "--quiet-for") for text in ("5", "2.5", "30s", "2m")] == [5.0, 2.5, 30.0, 120.0]
     with pytest.raises(UsageError, match="--quiet-for: not a length of time; found '5 apples', expected for example 90, 30s, 10m or 1h"):
         _seconds("5 apples", "--quiet-for")
+
+
+def test_help_names_what_there_is() -> None:
+    def told(verb: str, name: str) -> str:
+        return next(str(getattr(p, "help", "")) for p in VERBS[verb].params if p.name == name)
+
+    for verb in ("run", "plan"):
+        assert "COCO" in told(verb, "dataset")
+        assert "DICOM" in told(verb, "dataset")
+        for network in ("dense", "mask-rcnn", "yolact"):
+            assert network in told(verb, "network")
+    assert "GiB of main memory for one case" in told("predict", "memory")
+    assert "predictions.json" in told("predict", "uncertainty")
+
+
+def test_where_uncertainties_are() -> None:
+    file = Path("OUT", "predictions.json")
+    assert uncertainties([0.25, 0.5], file) == f"Uncertainty (0 sure, 1 ignorant): 0.250 to 0.500; of each case in {file}"
+    assert "undefined; 1 of 1 cases without, where nothing was predicted" in uncertainties([None], file)

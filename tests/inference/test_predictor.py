@@ -14,16 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
 from safetensors.torch import save_file
 from thresholding import Threshold, blobs, thresholding, write_nifti
 
 import medseg.imaging.resample
 import medseg.scratch
 from medseg.case import Batch
+from medseg.dataset import LabelClass
 from medseg.errors import ImageError, ModelError, ResourceError, UsageError
 from medseg.inference.ensemble import Ensemble
 from medseg.inference.predictor import Predictor
 from medseg.io.images import read_image
+from medseg.io.raster import _png_kind
+from medseg.progress import Silent
 from medseg.tasks.base import find_task
 
 
@@ -88,6 +92,40 @@ def test_one_failure_does_not_stop_the_others(plan3d, tmp_path):
     assert "case 'scan2', channel 0: is constant: there is nothing to see; found 5 everywhere" in texts["scan2"]
     assert "holds NaN or infinite voxels; found 1 of 720, expected finite intensities" in texts["scan3"]
     assert sorted(path.name for path in out.iterdir()) == ["predictions.json", "scan0.nii.gz"]
+
+
+def test_an_empty_field_has_no_object(plan2d, tmp_path):
+    """Where all classes are things, an image without anything to see is a prediction without objects; of others it stays an error."""
+
+    class Told(Silent):
+        def say(self, message):
+            said.append(message)
+
+    def of(**told):
+        labels = plan2d.data.labels.model_copy(update=told)
+        return thresholding(plan2d.model_copy(update={"data": plan2d.data.model_copy(update={"labels": labels})}))
+
+    said = []
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    Pillow.fromarray(np.full((24, 20), 7, np.uint8)).save(folder / "field.png")
+    names = plan2d.data.labels.names
+    done = of(things=names, objects="numbers").predict(folder, out, formats=(), uncertainty=True, progress=Told())
+    assert done.failures == ()
+    assert done.cases[0].uncertainty is None
+    (warning,) = (text for text in said if text.startswith("warning"))
+    assert warning.startswith("warning: case 'field' is constant: no object is predicted")
+    assert not read_image(out / "field.png").array.any()
+    assert _png_kind(out / "field.png") == (16, 0)
+    assert (out / "objects.csv").read_text(encoding="utf-8").splitlines() == (out / "objects" / "field.csv").read_text("utf-8").splitlines()
+    assert len((out / "objects.csv").read_text(encoding="utf-8").splitlines()) == 1
+    two = (*plan2d.data.labels.classes, LabelClass(name="stuff", values=(9,)))
+    for other in (of(), of(classes=two, things=names)):
+        (failure,) = other.predict(folder, tmp_path / "other").failures
+        assert "is constant: there is nothing to see; found 7 everywhere" in str(failure)
+    found = of(things=names, objects="numbers").predict_array(np.full((1, 24, 20), 7.0), probabilities=True)
+    assert found.probabilities.shape == (2, 24, 20)
+    assert (found.probabilities[0] == 1).all()
 
 
 def test_what_does_not_fit_is_refused_from_the_header(plan3d, plan2d, plan_channels, tmp_path):
