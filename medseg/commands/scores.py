@@ -63,7 +63,9 @@ def show_scores(evaluation: Evaluation, report: Path | None) -> None:
     if evaluation.objects is None or count > 1:  # of one case the mean says nothing new
         table(f"{evaluation.title}: {cases}, mean and its 95 % bootstrap interval", ("class", *titles), rows)
     if evaluation.objects is not None and count > 1:
-        say("Mean over cases: each case is scored alone and weighs the same, so figures may differ from those of all objects together above.")
+        say(
+            "Mean over cases: each case is scored alone and weighs the same, so figures may differ from those of all objects together above."
+        )
     if evaluation.missing:
         warn(f"{len(evaluation.missing)} references without a prediction: {', '.join(evaluation.missing[:5])}")
     if evaluation.selected:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from test_object_scores import confidences
 from test_page import Balance
 
 from medseg.dataset import LabelClass, Labels
@@ -17,7 +18,6 @@ from medseg.evaluation.page.objects import worst_first
 from medseg.evaluation.pairing import Pair
 from medseg.evaluation.records import Evaluation
 from medseg.evaluation.scoring import evaluate
-from tests.evaluation.test_objects import confidences
 
 CELL = Labels(classes=(LabelClass(name="<cell>", values=(1,)),), things=("<cell>",), objects="numbers")
 

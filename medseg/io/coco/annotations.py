@@ -131,7 +131,7 @@ def failed_files(root: Path) -> list[Problem]:
     return problems
 
 
-def _no_json(path: Path, error: ValueError) -> Problem:
+def _no_json(path: Path, error: Exception) -> Problem:
     return Problem("is not valid JSON", str(path), str(error), fix="Export or download it again; it may be truncated.")
 
 
