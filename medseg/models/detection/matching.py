@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medseg.geometry import Shape
 from medseg.models.detection.anchors import Level
-from medseg.models.detection.boxes import iou, sides, volume
+from medseg.models.detection.boxes import iou, sides
 from medseg.models.detection.truth import IGNORED, Truth, at_centres
 
 NEAR = 3  # cells per axis about an object's centre: 9 in two dimensions, as many as ATSS takes
@@ -28,7 +28,7 @@ def match_anchors(truth: Truth, levels: Sequence[Level]) -> Tensor:
     """
     window, boxes = truth.window, truth.boxes
     index, anchors = _nearest(levels, window, boxes)
-    overlap = _overlap(boxes[:, :, None], anchors)  # (N, M, candidates)
+    overlap = iou(boxes[:, :, None], anchors)[..., 0, :]  # (N, M, candidates)
     lower, upper = boxes[:, :, None].chunk(2, -1)
     centre = (anchors[..., : lower.shape[-1]] + anchors[..., lower.shape[-1] :]) / 2
     inside = ((centre > lower) & (centre < upper)).all(-1)
@@ -90,14 +90,6 @@ def _grid(lines: Sequence[Tensor]) -> Tensor:
         shape = (*points.shape[:-1], line.shape[-1])
         points = torch.cat([points[..., :, None, :].expand(*shape, -1), line[..., None, :, None].expand(*shape, 1)], -1).flatten(-3, -2)
     return points
-
-
-def _overlap(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of pairs of boxes."""
-    low, high = first.chunk(2, -1)
-    lower, upper = second.chunk(2, -1)
-    shared = (torch.minimum(high, upper) - torch.maximum(low, lower)).clamp_min(0).prod(-1)
-    return shared / (volume(first) + volume(second) - shared).clamp_min(1e-6)
 
 
 def _first(values: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from medseg.prediction import Prediction, Stitched
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 from medseg.tasks.base import Frame
 from medseg.tasks.instance.fitting import dense_settings
-from medseg.tasks.instance.head import BACKGROUND, CLASSES, SURE, ObjectFinder, Planned
+from medseg.tasks.instance.head import BACKGROUND, CLASSES, ObjectFinder, Planned
 from medseg.tasks.instance.settings import DenseSettings
 from medseg.tasks.instance.voting import group_voxels
 
@@ -98,10 +98,8 @@ class Dense(ObjectFinder):
         return sums
 
     def oracle(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Logits of +-12, and the offsets."""
-        channels = torch.arange(len(self.labels.classes) + 1, device=targets["classes"].device)
-        hot = (targets["classes"].clamp_min(0)[..., None] == channels).movedim(-1, 1).float()
-        return {CLASSES: (2 * hot - 1) * SURE, OFFSETS: targets["offsets"]}
+        """Logits of the true classes, and the offsets."""
+        return {CLASSES: self.perfect_classes(targets["classes"]), OFFSETS: targets["offsets"]}
 
     def decode(
         self,

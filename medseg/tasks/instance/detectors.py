@@ -28,11 +28,12 @@ from medseg.losses.levels import at_size, shares
 from medseg.losses.objects import object_table
 from medseg.models.base import Head, ObjectHead, Outputs
 from medseg.models.detection import Level, MaskRCNN, PrototypeDesign, RegionDesign, Truth, Yolact, rcnn, yolact
+from medseg.models.detection.packed import OBJECTS, PYRAMID
 from medseg.prediction import DenseMap, FoundObjects, Prediction, Stitched
 from medseg.scratch import IN_MEMORY, Scratch, row_slabs
 from medseg.tasks.base import Frame
 from medseg.tasks.instance.fitting import prototype_settings, region_settings
-from medseg.tasks.instance.head import BACKGROUND, CLASSES, OBJECTS, PYRAMID, SURE, ObjectFinder, Planned
+from medseg.tasks.instance.head import BACKGROUND, CLASSES, ObjectFinder, Planned
 from medseg.tasks.instance.settings import DetectorSettings, PrototypeSettings, RegionSettings
 
 
@@ -165,9 +166,7 @@ class Detector(ObjectFinder):
         """What a perfect network says."""
         found = self.perfect(truth_of(targets))
         if self.stuff:
-            channels = torch.arange(len(self.labels.classes) + 1, device=targets["classes"].device)
-            hot = (targets["classes"].clamp_min(0)[..., None] == channels).movedim(-1, 1).float()
-            found[CLASSES] = (2 * hot - 1) * SURE
+            found[CLASSES] = self.perfect_classes(targets["classes"])
         return found
 
     def decode(

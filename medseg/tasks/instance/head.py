@@ -15,13 +15,13 @@ from medseg.fingerprint import Fingerprint
 from medseg.geometry import Shape
 from medseg.losses.dice import IGNORED
 from medseg.models.base import Head, Outputs
+from medseg.models.detection.packed import sure
 from medseg.prediction import Prediction, Stitched
 from medseg.scratch import IN_MEMORY, Scratch
 from medseg.tasks.base import Frame
 
-CLASSES, OBJECTS, PYRAMID = "classes", "objects", "pyramid"
+CLASSES = "classes"
 BACKGROUND = "background"
-SURE = 12.0  # logit of a perfect network
 
 
 class Planned(NamedTuple):
@@ -107,6 +107,11 @@ class ObjectFinder(ABC):
         if self.labels.ignore is not None:
             classes = torch.where(values == self.labels.ignore, IGNORED, classes)
         return classes
+
+    def perfect_classes(self, classes: Tensor) -> Tensor:
+        """Logits `(N, 1 + K, *window)` of a network that knows the class of each voxel `(N, *window)`; background where nothing is annotated."""
+        channels = torch.arange(len(self.labels.classes) + 1, device=classes.device)
+        return sure((classes.clamp_min(0)[..., None] == channels).movedim(-1, 1))
 
     def objects(self, label: Tensor) -> Tensor:
         """Codes of the voxels of objects, 0 elsewhere."""
