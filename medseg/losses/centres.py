@@ -61,9 +61,8 @@ def fill_offsets(window: NDArray[np.integer], out: NDArray[np.float32], scale: S
     places = np.stack(np.unravel_index(inside, window.shape)).astype(np.float64)
     centroids = np.stack([np.bincount(owner, weights=line) / sizes for line in places])
     relative = np.array(scale)[:, None] / min(scale)
-    distance = (
-        np.square((places - centroids[:, owner]) / relative).sum(0).round(6)
-    )  # equal ones are so on every machine: the first in index order wins
+    # Rounded, so that equal ones are equal on every machine: the first in index order wins.
+    distance = np.square((places - centroids[:, owner]) / relative).sum(0).round(6)
     order = np.lexsort((distance, owner))
     centres = places[:, order[np.concatenate([[0], np.cumsum(sizes)[:-1]])]]
     flat = out.reshape(len(out), -1)
@@ -96,7 +95,6 @@ def offset_loss(offsets: Tensor, truth: Tensor, sizes: Tensor, near: Tensor) -> 
         offsets, truth: `(N, d, *spatial)` in voxels; where these are longer along some axes than along others, in proportion to their lengths, which
             have the product 1.
         sizes: `(N, *spatial)` voxels of the object, 0 where there is none: there no offset counts.
-
         near: `(N, *spatial)` 1 where another object is near, else 0.
 
     Returns:

@@ -100,7 +100,7 @@ def test_overlap() -> None:
     mixed, because = overlap_for(seen([(16.0, 16.0)] * 9 + [(100.0, 20.0)]), FRAME)
     assert mixed == 0.75
     assert because.startswith("90% of the sampled objects")
-    assert "For 95% windows would have to overlap by 1.6 of their sides" in because
+    assert "For 95% of them windows would have to overlap by 1.6 of their sides" in because
 
 
 def test_votes_reach_as_far_as_things() -> None:

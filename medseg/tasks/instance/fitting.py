@@ -181,7 +181,7 @@ def overlap_for(fingerprint: Fingerprint, frame: Frame) -> tuple[float, str]:
     overlap = float(f"{math.ceil(100 * min(largest, LARGEST_OVERLAP) - 1e-6) / 100:g}")
     because = f"{np.mean(needed <= overlap):.0%} of the sampled objects are so small that one of the windows holds all of them; others are put together."
     if largest > LARGEST_OVERLAP:
-        because += f" For {NEARLY_ALL:.0%} windows would have to overlap by {largest:.2g} of their sides; more than {LARGEST_OVERLAP:g} would take too long."
+        because += f" For {NEARLY_ALL:.0%} of them windows would have to overlap by {largest:.2g} of their sides; more than {LARGEST_OVERLAP:g} would take too long."
     return overlap, because
 
 
