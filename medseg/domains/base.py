@@ -167,8 +167,9 @@ class Domain(ABC):
         is quicker and the same but for rounding."""
 
     @abstractmethod
-    def mean(self, maps: Sequence[Mapping[str, Stitched]]) -> dict[str, Stitched]:
-        """The mean of what `stitch` gave for several networks of one plan and case."""
+    def mean(self, maps: Sequence[Mapping[str, Stitched]], memory: float) -> dict[str, Stitched]:
+        """The mean of what `stitch` gave for several networks of one plan and case; new arrays of all heads may take `memory` bytes, and lie
+        in temporary files beyond."""
 
     @abstractmethod
     def native(self, maps: Mapping[str, Stitched], trail: tuple[Step, ...], heads: tuple[Head, ...]) -> dict[str, Stitched]:

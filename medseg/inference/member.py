@@ -124,7 +124,7 @@ class Member(ABC):
             parts = [self.domain.stitch(case, run, self.task.heads, self.ensemble.batch_size, memory) for run in counted]
         finally:
             given_back()
-        return self.domain.mean(parts) if len(parts) > 1 else parts[0]
+        return self.domain.mean(parts, self.limit_of_maps) if len(parts) > 1 else parts[0]
 
     def _counted(self, runs: Sequence[Run], shape: tuple[int, ...], progress: Progress | None) -> Sequence[Run]:
         total = self.domain.windows(shape) * len(runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import mmap
 
@@ -312,14 +313,37 @@ def test_objects_and_maps_of_one_network(axis) -> None:
 def test_the_mean_of_networks_is_one_object_each() -> None:
     truth = scattered((80, 90), 20, (2, 9), 11)
     parts = [found_in(truth, (48, 48), 48) for _ in range(3)]
-    together = mean_objects(parts)
+    together = mean_objects(parts, 1e9)
     codes, scores = painted(together)
     assert same_objects(codes, truth)
     assert list(scores.values()) == pytest.approx([0.9] * len(together), abs=0.05)
     empty = found_in(np.zeros_like(truth), (48, 48), 48)
-    lonely = mean_objects([parts[0], empty, empty])
+    lonely = mean_objects([parts[0], empty, empty], 1e9)
     assert sorted(lonely.scores.tolist()) == pytest.approx(sorted((parts[0].scores / 3).tolist()))
-    assert len(mean_objects([empty, empty])) == 0
+    assert len(mean_objects([empty, empty], 1e9)) == 0
+
+
+def test_the_mean_of_networks_holds_neighbours_at_most(monkeypatch) -> None:
+    """Objects that lie apart are merged one after the other, and what is finished goes into files."""
+    truth = disc((40, 400), *((20, 20 + 40 * k, 12) for k in range(8)), (20, 345, 12), (20, 365, 12))
+    seen = found_in(truth, (40, 40), 48)
+    parts = [seen, dataclasses.replace(seen, scores=seen.scores / 2)]
+    at_once = []
+    plain = grid_detections.detections
+
+    def counted(boxes, *rest):
+        at_once.append(len(boxes))
+        return plain(boxes, *rest)
+
+    monkeypatch.setattr(grid_detections, "detections", counted)
+    monkeypatch.setattr(gathering, "PORTION", 0)
+    found = mean_objects(parts, 0)
+    assert at_once == [1] * 16 + [2] * 2
+    assert all(in_file(mask) for mask in found.masks)
+    assert len(found) == 10
+    codes, scores = painted(found)
+    assert same_objects(codes, truth)
+    assert list(scores.values()) == pytest.approx((0.75 * seen.scores[np.lexsort(seen.boxes.T[::-1])]).tolist(), abs=0.01)
 
 
 def resampled(found: FoundObjects, plans, shape: Shape, thick: int | None = None) -> FoundObjects:
@@ -372,5 +396,5 @@ def test_the_domain_counts_masks_not_slots(plans) -> None:
 def test_the_mean_of_a_domain_knows_objects(plans) -> None:
     truth = scattered((20, 22, 24), 8, (2, 6), 17)
     found = found_in(truth, (16, 16, 16), 24)
-    (mean,) = GridDomain(plans[0]).mean([{HEAD: found}, {HEAD: found}]).values()
+    (mean,) = GridDomain(plans[0]).mean([{HEAD: found}, {HEAD: found}], 1e9).values()
     assert np.array_equal(painted(mean)[0], painted(found)[0])

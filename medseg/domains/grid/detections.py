@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medseg.geometry import Shape
 from medseg.imaging.detections import Detection, detections
 from medseg.imaging.gathering import Gatherer, SliceLinker
 from medseg.imaging.merging import FLOOR, Merger
+from medseg.imaging.rasters import meeting, voxel_ranges
 from medseg.imaging.windows import positions
 from medseg.models.base import ObjectHead
 from medseg.prediction import FoundObjects
@@ -76,14 +77,46 @@ class Collector:
         return self._gatherer.found(self._shape)
 
 
-def mean_objects(parts: Sequence[FoundObjects], memory: float = math.inf) -> FoundObjects:
-    """What several networks have found in one case, as if they were views of one window."""
+def mean_objects(parts: Sequence[FoundObjects], memory: float) -> FoundObjects:
+    """What several networks have found in one case, as if they were views of one window.
+
+    Objects whose boxes meet, directly or by way of others, are merged together, and only their masks are held as they are merged.
+
+    Args:
+        memory: bytes that masks may take in memory.
+    """
     shape = parts[0].shape
     nowhere = (0,) * len(shape)
-    gatherer = Gatherer(memory)
+    gatherer, scratch = Gatherer(memory), Scratch(max(memory * SHARE_OF_SUMS, SMALL))
     starts = tuple((0,) for _ in shape)
-    merger = Merger(shape, shape, starts, gatherer.add)
     (start,) = positions(starts)
-    merger.add(start, [detections(one.boxes, one.masks, one.scores, one.classes, nowhere, shape, 255) for one in parts])
-    merger.finish()
+    boxes = np.concatenate([one.boxes for one in parts])
+    network = np.repeat(np.arange(len(parts)), [len(one) for one in parts])
+    place = np.concatenate([np.arange(len(one)) for one in parts])
+    for group in _neighbourhoods(boxes, shape):
+        merger = Merger(shape, shape, starts, gatherer.add, scratch)
+        views: list[list[Detection]] = []
+        for k, one in enumerate(parts):
+            own = place[group[network[group] == k]]
+            masks = [one.masks[n] for n in own.tolist()]
+            views.append(detections(one.boxes[own], masks, one.scores[own], one.classes[own], nowhere, shape, 255))
+        merger.add(start, views)
+        merger.finish()
     return gatherer.found(shape)
+
+
+def _neighbourhoods(boxes: NDArray[np.float64], shape: Shape) -> list[NDArray[np.int64]]:
+    """Boxes `(n, 2 d)` by groups, as indices in order: none of a group meets one of another, in voxels of the case."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    if not len(boxes):
+        return []
+    lower, upper = voxel_ranges(np.clip(boxes, -1, np.tile(shape, 2) + 1))
+    voxels = np.concatenate([lower, upper], 1)
+    pairs = list(meeting(voxels, voxels))
+    one, other = (np.concatenate([pair[k] for pair in pairs]) for k in range(2))
+    graph = coo_matrix((np.ones(len(one), np.int8), (one, other)), shape=(len(boxes), len(boxes)))
+    groups = connected_components(graph, directed=False)[1]
+    order = np.argsort(groups, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)

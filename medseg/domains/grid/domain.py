@@ -134,12 +134,15 @@ class GridDomain(Domain):
         """See `Domain.blends_each_network`."""
         return self.settings.blending is Blending.nnunet
 
-    def mean(self, maps: Sequence[Mapping[str, Stitched]]) -> dict[str, Stitched]:
+    def mean(self, maps: Sequence[Mapping[str, Stitched]], memory: float) -> dict[str, Stitched]:
         """See `Domain.mean`."""
         from medseg.domains.grid.detections import mean_objects
 
         several = {name: tuple(one[name] for one in maps) for name in maps[0]}
-        return {name: mean_objects(parts) if isinstance(parts[0], FoundObjects) else MeanMap(parts) for name, parts in several.items()}
+        each = memory / len(several)
+        return {
+            name: mean_objects(parts, each) if isinstance(parts[0], FoundObjects) else MeanMap(parts) for name, parts in several.items()
+        }
 
     def native(self, maps: Mapping[str, Stitched], trail: tuple[Step, ...], heads: tuple[Head, ...]) -> dict[str, Stitched]:
         """See `Domain.native`; displacements are taken from the nearest voxel, because the mean of two leads nowhere. Objects keep their masks,
