@@ -108,6 +108,9 @@ def test_without_confidences_average_precision_is_not_guessed(folders):
         ([(7, "neuron", 0.5)], "a line of the table of objects makes no sense; found class neuron, number 7, score 0.5"),
         ([(7, "cell", "high")], "a line of the table of objects makes no sense"),
         ([(7, "cell", "nan")], "a line of the table of objects makes no sense"),
+        ([("", "cell", ""), (65536, "cell", 0.5)], r"line 3: a line of the table .*number 65536.*expected a number from 1 to 65535"),
+        ([(-1, "cell", 0.5)], "a line of the table of objects makes no sense; found class cell, number -1"),
+        ([(7, "cell", 0.5), (7, "cell", 0.6)], "line 3: an object is in the table twice; found cell 7"),
     ],
 )
 def test_tables_of_something_else(folders, rows, message):
