@@ -88,9 +88,9 @@ def predict(
         bool,
         typer.Option(
             "--uncertainty",
-            help="Also write one uncertainty per case into predictions.json, from 0 (sure) to 1 (ignorant): mean entropy of the classes over "
-            "predicted voxels; of detectors (mask-rcnn, yolact) mean entropy of the scores of predicted objects. Nothing predicted: null. How "
-            "sure each object is: column score of objects.csv.",
+            help="Also write one uncertainty per case into predictions.json, from 0 (sure) to 1 (ignorant): mean entropy over "
+            "predicted voxels, of their classes; of detectors (mask-rcnn, yolact), of the score of their object. Nothing predicted: null. How sure "
+            "each object is: column score of objects.csv.",
         ),
     ] = False,
     mirror: Annotated[bool, typer.Option("--mirror/--no-mirror", help="Test-time mirroring, where the plan allows it.")] = True,

@@ -29,6 +29,7 @@ ROOM = 1.5  # places for so many times the objects that the densest case has in 
 FEWEST, MOST = 16, 512  # places for objects in a window
 QUANTUM = 8
 LARGEST_OVERLAP = 0.75
+SLENDER = 0.1  # of a box that an object fills; a disc or ball fills more than half, a thread across it next to nothing
 NEARLY_ALL = 0.95  # of the objects are to be whole in a window
 CHANNELS = {"cpu": 64, "gpu": 128}
 PROPOSED = 2
@@ -92,6 +93,29 @@ def dense_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Pl
         "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
     }
     return Planned(settings, reasons)
+
+
+def fills_boxes(fingerprint: Fingerprint) -> tuple[bool, str]:
+    """Whether boxes tell the objects of a dataset apart, and why: where objects fill little of their boxes, those of neighbours are nearly one box,
+    and a detector takes one object for the other."""
+    shares = [
+        np.median(one.sizes) * math.prod(case.spacing) / np.median([math.prod(box) for box in one.boxes])
+        for case in fingerprint.cases
+        for one in case.objects
+        if one.boxes
+    ]
+    if not shares:
+        return False, "No case has an object whose box could be measured, so boxes are not relied on."
+    share = float(np.median(shares))
+    if share < SLENDER:
+        return (
+            False,
+            f"Objects fill {share:.0%} of their boxes (less than {SLENDER:.0%}), so boxes of neighbours are much the same, and votes tell more.",
+        )
+    return True, (
+        f"Objects fill {share:.0%} of their boxes (at least {SLENDER:.0%}), so boxes tell them apart. Mask R-CNN finds more of them than "
+        "votes in trainings of half an hour, though fewer in minutes (benchmarks/README.md); --folds all compares both on held-out cases."
+    )
 
 
 def fit_pyramid(boxes: Boxes, strides: tuple[Shape, ...], cells: int) -> Pyramid:
@@ -181,7 +205,7 @@ def overlap_for(fingerprint: Fingerprint, frame: Frame) -> tuple[float, str]:
     overlap = float(f"{math.ceil(100 * min(largest, LARGEST_OVERLAP) - 1e-6) / 100:g}")
     because = f"{np.mean(needed <= overlap):.0%} of the sampled objects are so small that one of the windows holds all of them; others are put together."
     if largest > LARGEST_OVERLAP:
-        because += f" For {NEARLY_ALL:.0%} of them windows would have to overlap by {largest:.2g} of their sides; more than {LARGEST_OVERLAP:g} would take too long."
+        because += f" For {NEARLY_ALL:.0%} of them windows would have to overlap by {largest:.2g} of their sides; beyond {LARGEST_OVERLAP:g} takes too long."
     return overlap, because
 
 

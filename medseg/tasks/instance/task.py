@@ -24,7 +24,7 @@ from medseg.scratch import IN_MEMORY, Scratch
 from medseg.tasks.base import Frame, Needs, Task
 from medseg.tasks.instance.dense import Dense
 from medseg.tasks.instance.detectors import Prototypes, Regions
-from medseg.tasks.instance.fitting import nominal
+from medseg.tasks.instance.fitting import fills_boxes, nominal
 from medseg.tasks.instance.head import ObjectFinder
 from medseg.tasks.instance.settings import InstanceSettings, ObjectSettings, frequencies
 
@@ -67,7 +67,11 @@ class Instance(Task):
             way = WAYS.get(network, Dense)
             return (cls._by(way, plain.labels, plain.channels, fingerprint, nominal(fingerprint)),)
         regions = cls._by(Regions, plain.labels, plain.channels, fingerprint, nominal(fingerprint))
-        return plain, replace(regions, name="mask-rcnn", preference=-1.0, because="Mask R-CNN instead of votes for centres")
+        boxed, because = fills_boxes(fingerprint)
+        return (
+            replace(plain, because=f"Objects by votes for their centres. {because}"),
+            replace(regions, name="mask-rcnn", preference=1.0 if boxed else -1.0, because=f"Objects by Mask R-CNN. {because}"),
+        )
 
     @classmethod
     def like(cls, dataset: Dataset, fingerprint: Fingerprint, model: Plan, because: str) -> Needs:
