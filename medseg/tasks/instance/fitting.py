@@ -203,9 +203,12 @@ def overlap_for(fingerprint: Fingerprint, frame: Frame) -> tuple[float, str]:
         return 0.0, "Cases are no larger than a window, so no object is cut."
     largest = float(np.quantile(needed, NEARLY_ALL, method="nearest"))
     overlap = float(f"{math.ceil(100 * min(largest, LARGEST_OVERLAP) - 1e-6) / 100:g}")
-    because = f"{np.mean(needed <= overlap):.0%} of the sampled objects are so small that one of the windows holds all of them; others are put together."
+    size = " x ".join(f"{n:.3g}" for n in np.quantile(boxes_in(fingerprint, frame), NEARLY_ALL, axis=0, method="nearest"))
+    because = (
+        f"{NEARLY_ALL:.0%} of the objects are at most {size} voxels; {np.mean(needed <= overlap):.0%} are whole in one of the windows."
+    )
     if largest > LARGEST_OVERLAP:
-        because += f" For {NEARLY_ALL:.0%} of them windows would have to overlap by {largest:.2g} of their sides; beyond {LARGEST_OVERLAP:g} takes too long."
+        because += f" For {NEARLY_ALL:.0%} that would take an overlap of {largest:.2g}; more than {LARGEST_OVERLAP:g} would take too long."
     return overlap, because
 
 
