@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_named() -> None:
 def test_unknown_names(name: str) -> None:
     dataset = make_dataset()
     names = {"task": "semantic", "domain": "grid", "network": "unet"} | {name: "unett"}
-    with pytest.raises(PlanError, match="unknown name in .medseg|unknown network"):
+    with pytest.raises(PlanError, match=r"unknown name in .medseg|unknown network"):
         make_plans(dataset, make_fingerprint_of(dataset), **names, machine=Machine("cpu", 8.0))
 
 

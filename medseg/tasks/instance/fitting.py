@@ -92,7 +92,7 @@ def dense_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Pl
         "smallest": of_smallest,
         "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
     }
-    return Planned(settings, reasons)
+    return Planned(settings, reasons, *overlap_for(fingerprint, frame))
 
 
 def fills_boxes(fingerprint: Fingerprint) -> tuple[bool, str]:
