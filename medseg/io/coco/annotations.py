@@ -120,7 +120,7 @@ def failed_files(root: Path) -> list[Problem]:
                 data = json.loads(path.read_text(encoding="utf-8-sig"))
             except OSError as error:
                 problems.append(Problem("cannot be read", str(path), error.strerror or str(error)))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except (ValueError, RecursionError) as error:
                 problems.append(_no_json(path, error))
             else:
                 if isinstance(data, list) and data and all(isinstance(one, dict) and "image_id" in one for one in data):

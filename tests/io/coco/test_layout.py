@@ -381,6 +381,8 @@ def test_a_list_of_results_is_no_dataset(tmp_path):
     )
     file.write_text(json.dumps({"anything": 1}))
     assert "no folder of labels" in problems(tmp_path)[0]
+    file.write_text("[" * 100_000)
+    assert problems(tmp_path)[0].startswith(f"{file}: is not valid JSON")
 
 
 @pytest.mark.parametrize("resample", [True, False])
