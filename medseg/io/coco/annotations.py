@@ -157,7 +157,8 @@ def _read(path: Path, modified: int, size: int) -> Annotations:
     except (ValueError, RecursionError) as error:  # of JSON, its encoding, numbers of very many digits, and nesting
         raise DatasetError(_no_json(path, error)) from None
     lists = [key for key in ("images", "categories", "annotations") if isinstance(data, dict) and isinstance(data.get(key), list)]
-    if "images" not in lists or ("annotations" in lists and "categories" not in lists):
+    strange = [key for key in ("categories", "annotations") if isinstance(data, dict) and key in data and key not in lists]
+    if "images" not in lists or ("annotations" in lists and "categories" not in lists) or strange:
         found = type(data).__name__ if not isinstance(data, dict) else f"keys {', '.join(map(str, list(data)[:8]))}"
         raise DatasetError.of("is no COCO file", where=str(path), found=found, expected="lists 'images', 'categories' and 'annotations'")
     check = _Check(path)
@@ -385,6 +386,6 @@ def _is_near(value: object) -> bool:
 
 def _licence(data: Mapping[str, Any]) -> str:
     licences = data.get("licenses")
-    names = {one.get("name") for one in licences if isinstance(one, dict)} if isinstance(licences, list) else set()
-    name = names.pop() if len(names) == 1 else None
-    return name if isinstance(name, str) else ""
+    found = [one.get("name", "") for one in licences if isinstance(one, dict)] if isinstance(licences, list) else []
+    names = {name for name in found if isinstance(name, str)}
+    return names.pop() if len(names) == 1 else ""

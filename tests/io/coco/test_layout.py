@@ -274,6 +274,29 @@ def test_json_that_no_program_wrote(tmp_path, bomb):
     assert "annotations.json: is not valid JSON" in told
 
 
+@pytest.mark.parametrize("key", ["annotations", "categories", "images"])
+@pytest.mark.parametrize("value", [None, 5, 1.5, "text", {}])
+def test_lists_that_are_none(tmp_path, key, value):
+    file = instances(tmp_path)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value, "info": [{"annotations": 0, "images": 0, "file_name": 0}]}))
+    (told,) = problems(tmp_path)
+    assert "annotations.json: is no COCO file" in told
+    assert "expected lists 'images', 'categories' and 'annotations'" in told
+
+
+def test_licences_are_names_or_nothing(tmp_path):
+    file = instances(tmp_path)
+    whole = json.loads(file.read_text())
+    for licences, expected in (
+        ([{"name": ["x"]}], ""),
+        ([{"name": ["x"]}, {"name": "y"}], "y"),
+        ([{"name": "y"}, {"name": "z"}], ""),
+        (3, ""),
+    ):
+        file.write_text(json.dumps(whole | {"licenses": licences}))
+        assert open_dataset(tmp_path).licence == expected
+
+
 def test_numbers_and_names_that_nothing_can_hold(tmp_path):
     """Each is told before anything is made of it."""
     pictures(tmp_path / "images", "a.png")
