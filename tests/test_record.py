@@ -24,7 +24,7 @@ def test_what_is_wrong_with_entries_is_told_once(plans: tuple[Plan, ...]) -> Non
     with pytest.raises(PlanError) as caught:
         plan.edited({"space.channels.0.scheme": "z"})
     assert str(caught.value) == (
-        "--set, field 'space.channels.0.scheme': Input should be 'fixed', 'zscore', 'masked' or 'range'; found \"z\"."
+        "--set, field 'space.channels.0.scheme': Input should be 'fixed', 'zscore', 'masked', 'spread' or 'range'; found \"z\"."
     )
     with pytest.raises(PlanError, match=r"field 'network.features': Input should be a list; found 3\."):
         plan.edited({"network.features": "3"})
