@@ -114,7 +114,7 @@ def fills_boxes(fingerprint: Fingerprint) -> tuple[bool, str]:
         )
     return True, (
         f"Objects fill {share:.0%} of their boxes (at least {SLENDER:.0%}), so boxes tell them apart. On nuclei Mask R-CNN had the higher scores after half an "
-        "hour of training (accuracy 0.79 against 0.75, one run of each, benchmarks/README.md), votes after a few minutes; --folds all compares both on your data."
+        "hour of training (accuracy 0.79 against 0.75, one run of each, benchmarks/README.md), votes after a few minutes; --folds all compares both."
     )
 
 
