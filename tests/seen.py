@@ -62,7 +62,7 @@ def found_in(
     head = ObjectHead(HEAD, slots=slots, mask=mask, axes=len(window))
 
     def perfect(windows: Batch) -> dict[str, torch.Tensor]:
-        return {HEAD: torch.cat([perfect_slots(seen_codes(image), slots, mask).pack() for image in windows.image])}
+        return {HEAD: torch.cat([perfect_slots(seen_codes(image), slots, mask).pack() for image in windows.image])[:, None]}
 
     return stitch_case(case_of(codes), run or perfect, (head,), window, overlap, 4, memory)[HEAD]
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # worker processes measure and prepare cases without torch, w
     from torch import Generator, Tensor
 
 Run = Callable[[Batch], "Mapping[str, Tensor]"]
-"""Windows `(N, C, *window)`, with their priors, to outputs per head: `(N, channels, *window)`, or `(N, views * slots, channels)` of an
-`ObjectHead`."""
+"""Windows `(N, C, *window)`, with their priors, to outputs per head: `(N, channels, *window)`, or `(N, views, slots, channels)` of an
+`ObjectHead`, with as many slots as are filled in the fullest view of a window."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Ensemble:
 
     def runner(self, mirror: Sequence[int]) -> Callable[[Batch], dict[str, Tensor]]:
         """The function for `Domain.stitch`: windows to averaged outputs `(N, channels, *window)`, or to slots of all views and networks
-        `(N, views * slots, channels)`, float32 on the CPU.
+        `(N, views, slots, channels)`, float32 on the CPU; see `Domain.stitch`.
 
         Args:
             mirror: window axes to mirror; all combinations are averaged.
@@ -78,7 +78,11 @@ class Ensemble:
             part = windows[done : done + self.batch_size]
             parts.append(self._average(part, views, networks))
             done += len(part)
-        return parts[0] if len(parts) == 1 else {name: torch.cat([one[name] for one in parts]) for name in parts[0]}
+        if len(parts) == 1:
+            return parts[0]
+        objects = {head.name for head in self.task.heads if isinstance(head, ObjectHead)}
+        several = {name: [one[name] for one in parts] for name in parts[0]}
+        return {name: torch.cat(_as_wide(some) if name in objects else some) for name, some in several.items()}
 
     def _retreats(self, windows: int, views: int) -> bool:
         """Less at once from now on, after so much ran out of memory; False where there is nothing less."""
@@ -111,7 +115,7 @@ class Ensemble:
                     self._add(network(stacked), some, windows.image.shape[2:], total, slots)
         count = len(views) * len(networks)
         means = {name: maps.div_(count).cpu() for name, maps in total.items()}
-        return means | {name: torch.cat(parts, 1) for name, parts in slots.items()}
+        return means | {name: torch.stack(_as_wide(parts), 1) for name, parts in slots.items()}
 
     def _add(
         self,
@@ -127,8 +131,9 @@ class Ensemble:
             head = heads[name]
             if isinstance(head, ObjectHead):
                 for view, part in zip(views, maps[0].float().cpu().chunk(len(views)), strict=True):
-                    found = Slots.unpack(part, head.axes, head.mask)
-                    slots.setdefault(name, []).append(found.mirrored([axis - 2 for axis in view], window).pack())
+                    found = Slots.unpack(_filled(part), head.axes, head.mask)
+                    filled = (found.classes > 0)[..., None]
+                    slots.setdefault(name, []).append(found.mirrored([axis - 2 for axis in view], window).pack() * filled)
                 continue
             values = maps[0].float() if self.summed_on_device else maps[0].cpu().float()
             for view, part in zip(views, values.chunk(len(views)), strict=True):
@@ -137,6 +142,20 @@ class Ensemble:
                     _add_mirrored(part, view, total[name])
                 else:  # as it is; of several views the others would stay in memory with it
                     total[name] = part.flip(view) if view else part.clone() if len(views) > 1 else part
+
+
+def _filled(packed: Tensor) -> Tensor:
+    """Packed slots `(N, slots, channels)`, filled ones first, and only as many as are filled in the fullest window; the others are zeros."""
+    filled = packed[..., 1] >= 0.5
+    order = (~filled).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(filled.sum(1).max())]
+    rows = torch.arange(len(packed))[:, None]
+    return packed[rows, order].masked_fill_(~filled[rows, order][..., None], 0)
+
+
+def _as_wide(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Packed slots `(..., slots, channels)`, as many each: empty ones are added."""
+    most = max(part.shape[-2] for part in parts)
+    return [nn.functional.pad(part, (0, 0, 0, most - part.shape[-2])) for part in parts]
 
 
 def _add_mirrored(part: Tensor, view: tuple[int, ...], total: Tensor) -> None:
@@ -154,11 +173,16 @@ def _views(mirror: Sequence[int]) -> list[tuple[int, ...]]:
     return [tuple(axis + 2 for axis in axes) for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
 
 
-def batch_size(task: Task, device: torch.device, memory: float) -> int:
-    """Windows at once: a window without gradients takes less than a third of what it takes in training; half of the memory is for it."""
+def batch_size(task: Task, device: torch.device, memory: float, networks: int) -> int:
+    """Windows at once: a window without gradients takes less than a third of what it takes in training; half of the memory is for it.
+
+    Slots of objects of all views and networks are kept, at most all of them.
+    """
     plan, most = task.plan, LARGEST_BATCH.get(device.type, 1)
     offered = memory if device.type == "cpu" else machine(str(device)).memory
     per_window = max(plan.memory.training / plan.training.batch_size / 3, 1e-6)
     if device.type == "cpu":
-        most = min(most, LARGEST_OUTPUTS // (4 * sum(head.numbers(plan.window) for head in task.heads)))
+        kept = networks * 2 ** len(plan.inference.mirror)
+        numbers = sum(head.numbers(plan.window) * (kept if isinstance(head, ObjectHead) else 1) for head in task.heads)
+        most = min(most, LARGEST_OUTPUTS // (4 * numbers))
     return max(1, min(most, int(offered / 2 / per_window)))

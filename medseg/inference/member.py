@@ -56,7 +56,7 @@ class Member(ABC):
         self.limit_of_maps = min(self.memory * GIB * SHARE_OF_MAPS, LARGEST_MAPS)
         self.task = find_task(plan.task)(plan)
         self.domain = find_domain(plan.domain)(plan)
-        self.ensemble = Ensemble(self.task, networks, device, batch_size(self.task, device, self.memory))
+        self.ensemble = Ensemble(self.task, networks, device, batch_size(self.task, device, self.memory, len(networks)))
 
     @abstractmethod
     def predict_case(

@@ -76,7 +76,9 @@ def test_oracle_law(name: str, network: str, dataset, fingerprint, separate) -> 
 
         def run(batch: Batch) -> dict[str, torch.Tensor]:
             outputs = task.oracle(task.targets(Batch(batch.image, batch.image[:, 0].to(torch.int32))))
-            return {head.name: outputs[head.name] for head in task.heads}
+            one_view = {head.name for head in task.heads if isinstance(head, ObjectHead)}
+
+            return {head.name: outputs[head.name][:, None] if head.name in one_view else outputs[head.name] for head in task.heads}
 
         stitched = domain.stitch(PreparedCase(files.id, shown, None, (), case.grid, case.trail), run, task.heads, 1, 2**30)
         prediction = task.decode(stitched, files.id)

@@ -42,7 +42,7 @@ def collected(shape: Shape, window: Shape, views: list[list[list[Slots]]], mask:
     full, starts = layout(shape, window, overlap)
     collector = Collector(head, shape, full, starts, 2**20)
     for start, said in zip(itertools.product(*starts), views, strict=True):
-        collector.add(start, torch.cat([one.pack()[0] for one in said]))
+        collector.add(start, torch.cat([one.pack() for one in said]))
     return collector.found()
 
 
@@ -262,8 +262,8 @@ def test_boxes_beyond_the_case_are_clipped_and_empty_ones_dropped() -> None:
 
 
 def test_slots_that_do_not_fit_the_head_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"'objects' has 8 slots for each view of a window, got 7 in all"):
-        collected((20, 20), (20, 20), [[slots_of(4, slots=7)]], 4, 8)
+    with pytest.raises(ValueError, match=r"'objects' has at most 8 slots for each view of a window, got \(1, 9, 22\)"):
+        collected((20, 20), (20, 20), [[slots_of(4, slots=9)]], 4, 8)
 
 
 def test_slices_become_objects_of_the_volume() -> None:
@@ -298,7 +298,7 @@ def test_objects_and_maps_of_one_network(axis) -> None:
     window = (32, 32) if axes == 2 else (16, 16, 16)
 
     def run(windows: Batch) -> dict[str, torch.Tensor]:
-        slots = torch.cat([perfect_slots(seen_codes(image), 40, 24).pack() for image in windows.image])
+        slots = torch.cat([perfect_slots(seen_codes(image), 40, 24).pack() for image in windows.image])[:, None]
         return {HEAD: slots, "classes": windows.image[:, :1]}
 
     for stitch in (stitch_case, stitch_as_nnunet):

@@ -17,6 +17,7 @@ from medseg.domains.base import find_domain
 from medseg.errors import PlanError
 from medseg.fingerprint import ObjectStats
 from medseg.geometry import Grid
+from medseg.models.base import ObjectHead
 from medseg.planning.memory import training_cost
 from medseg.planning.planner import make_plans
 from medseg.prediction import DenseMap, FoundObjects
@@ -104,7 +105,8 @@ def found_in(task, codes: NDArray[np.int32], **how: bool):
 
     def run(windows: Batch) -> dict[str, torch.Tensor]:
         outputs = task.oracle(task.targets(Batch(windows.image, windows.image[:, 0].to(torch.int32))))
-        return {head.name: outputs[head.name] for head in task.heads}
+        one_view = {head.name for head in task.heads if isinstance(head, ObjectHead)}
+        return {head.name: outputs[head.name][:, None] if head.name in one_view else outputs[head.name] for head in task.heads}
 
     shown = np.repeat(codes[None].astype(np.float32), len(task.plan.data.channels), 0)
     case = PreparedCase("x", shown, None, (), Grid.plain(codes.shape), ())

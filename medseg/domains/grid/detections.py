@@ -46,15 +46,15 @@ class Collector:
         self._merger = Merger(shape, full, starts, keep, Scratch(max(memory * SHARE_OF_SUMS, SMALL)))
 
     def add(self, start: tuple[int, ...], packed: Tensor) -> None:
-        """One window's slots `(views * slots, channels)`, as many for each of its views."""
+        """One window's slots `(views, slots, channels)`; as many views for each window."""
         from medseg.models.slots import Slots
 
         head, lead = self._head, len(self._shape) - self._head.axes
-        if len(packed) % head.slots:
-            raise ValueError(f"'{head.name}' has {head.slots} slots for each view of a window, got {len(packed)} in all")
-        kept = (packed[:, 1] >= 0.5) & (packed[:, 0] >= FLOOR)
+        if packed.ndim != 3 or packed.shape[1] > head.slots:
+            raise ValueError(f"'{head.name}' has at most {head.slots} slots for each view of a window, got {tuple(packed.shape)}")
+        kept = (packed[..., 1] >= 0.5) & (packed[..., 0] >= FLOOR)
         slots = Slots.unpack(packed[kept][None], head.axes, head.mask)
-        view = kept.nonzero()[:, 0].numpy() // head.slots
+        view = kept.nonzero()[:, 0].numpy()
         # An object of a slice has a box one voxel thick.
         corner = np.zeros((len(view), lead))
         lower, upper = np.split(slots.boxes[0].numpy().astype(np.float64), 2, axis=1)
@@ -64,7 +64,7 @@ class Collector:
         first = [max(s, 0) for s in start]
         last = [min(s + w, n) for s, w, n in zip(start, self._full, self._shape, strict=True)]
         views: list[list[Detection]] = []
-        for k in range(len(packed) // head.slots):
+        for k in range(len(packed)):
             own = np.flatnonzero(view == k)
             views.append(detections(boxes[own], masks[own], scores[own], kinds[own], first, last))
         self._merger.add(start, views)
