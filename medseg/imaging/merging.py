@@ -10,6 +10,9 @@ windows of the object have covered, too, be it under another name. So an object 
   with the mean of all who have.
 - Where a detection agrees with several objects, as with two ends of one that windows had only touched, they are united unless they contradict
   each other: where windows of both have been they must agree, or neither be there. Of two that one window has told apart none is.
+  That is the limit of it: of an object whose parts look like two in some window, as the legs of a U do where its bend lies outside, parts may stay
+  apart, in one order of windows or another (the same object mirrored may come out otherwise), and one such part may lie over another. What no
+  window sees as two comes out as one, mirrored or not.
 - The merged mask is the mean of the probabilities of all members whose windows cover a voxel (0 outside of a member's box), weighted by
   score and by a Gaussian of the voxel's place in the window, because windows are worst at their rims (as maps are blended).
 - The confidence is the mean score over all views of all windows that could see the whole object, 0 for those that did not find it. Where

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from medseg.imaging.detections import detections
 from medseg.imaging.merging import Merged, Merger
@@ -98,3 +99,28 @@ def test_masks_of_other_scales() -> None:
     (one,) = detections(np.array([[1.0, 1, 3, 3]]), np.array([[[255, 128], [127, 0]]]), np.array([0.5]), np.array([2]), (0, 0), (8, 8), 255)
     assert one.inside.tolist() == [[True, True], [False, False]]
     assert (one.voxels, one.score, one.kind) == (2, 0.5, 2)
+
+
+@pytest.mark.parametrize("overlap", [0.5, 0.75])
+@pytest.mark.parametrize("turn", ["plain", "transposed", "upside down", "both"])
+def test_a_bent_object_that_no_window_sees_as_two_is_one_mirrored_or_not(turn, overlap) -> None:
+    """A U whose legs are farther apart than a window is wide, as windows see what is connected in them."""
+    truth = np.zeros((65, 77), np.uint8)
+    truth[5:60, 5:12] = truth[5:60, 62:69] = truth[53:60, 5:69] = 1
+    if turn in ("transposed", "both"):
+        truth = np.ascontiguousarray(truth.T)
+    if turn in ("upside down", "both"):
+        truth = np.ascontiguousarray(truth[::-1])
+    window, found = (32, 32), []
+    starts = tuple(tuple(window_starts(n, 32, overlap)) for n in truth.shape)
+    merger = Merger(truth.shape, window, starts, found.append)
+    for start in itertools.product(*starts):
+        last = [s + 32 for s in start]
+        parts, count = ndimage.label(truth[start[0] : last[0], start[1] : last[1]])
+        assert count < 2
+        boxes = np.tile([*start, *last], (count, 1)).astype(float)
+        merger.add(start, [detections(boxes, (parts == 1)[None][:count], np.full(count, 0.9), np.ones(count, np.int64), start, last)])
+    merger.finish()
+    (one,) = found
+    assert one.voxels == truth.sum()
+    assert np.array_equal(one.mask >= 128, truth[tuple(slice(a, b) for a, b in zip(one.lower, one.upper, strict=True))] == 1)
