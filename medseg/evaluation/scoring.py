@@ -209,7 +209,8 @@ def score_pair(job: Job, case: Pair) -> Scored:
     if table is not None:
         counted = count(table, a, b, job.labels, read_confidences(case.prediction, job.labels), str(case.prediction))
     if job.plan is not None:
-        scores = find_task(job.plan.task)(job.plan).score(a, b, spacing, job.metrics, table)
+        told = {} if table is None else {"counted": table}
+        scores = find_task(job.plan.task)(job.plan).score(a, b, spacing, job.metrics, **told)
     elif table is not None:
         scores = score_instances(table, class_numbers(job.labels), job.metrics)
     else:

@@ -129,8 +129,8 @@ def test_components_of_a_mask_are_objects(tmp_path):
     ):
         plan, *_ = workflow.plan(data, tmp_path / str(n), task="instance", options=options, device="cpu", memory=4, workers=1)
         assert (plan.data.labels.things, plan.data.labels.objects) == ((name,), "components")
-        assert "20 objects" not in plan.reasons["target.head.kind"]  # two of five touch
-        assert "16 objects" in plan.reasons["target.head.kind"]
+        assert "apart: 20" not in plan.reasons["target.head.kind"]  # two of five touch
+        assert "apart: 16 of them" in plan.reasons["target.head.kind"]
 
 
 def test_ways_to_find_objects_are_compared_on_held_out_cases(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
-from test_object_scores import confidences
+from test_objects_evaluated import confidences
 from test_page import Balance
 
 from medseg.dataset import LabelClass, Labels
