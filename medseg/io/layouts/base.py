@@ -155,7 +155,11 @@ def make_labels(
     chosen = {name: tuple(values) for name, values in (options.classes or classes).items()}
     if options.classes is not None:
         order = None
-    objects = options.objects if options.objects not in (None, "auto") else "components" if options.things else None
+    objects = options.objects
+    if objects == "auto":  # classes are declared, so it is their components that are objects; regions that overlap have none
+        objects = "components" if order is None else None
+    if objects is None and options.things:
+        objects = "components"
     if objects == "numbers":
         chosen = {one_class(tuple(chosen), where): (1,)}
     if options.things and (unknown := sorted(set(options.things) - set(chosen))):
