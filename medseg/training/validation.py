@@ -18,7 +18,7 @@ from medseg.case import Batch, PreparedCase
 from medseg.device import autocast_dtype
 from medseg.domains.base import find_domain
 from medseg.io.store import Store
-from medseg.models.base import Outputs
+from medseg.models.base import ObjectHead, Outputs
 from medseg.models.blocks import memory_format
 from medseg.plans import Plan
 from medseg.prediction import Prediction, Scores
@@ -103,7 +103,9 @@ class Validator:
             image = self.task.inputs(windows.to(self.device)).contiguous(memory_format=layout)
             with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
                 outputs: Outputs = network(image)
-            return {head: maps[0].float().cpu() for head, maps in outputs.items()}
+            found = {head.name: outputs[head.name][0].float().cpu() for head in self.task.heads}
+            slots = {head.name for head in self.task.heads if isinstance(head, ObjectHead)}  # of one view of each window
+            return {name: values[:, None] if name in slots else values for name, values in found.items()}
 
         return run
 
