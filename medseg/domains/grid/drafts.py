@@ -80,7 +80,7 @@ def draft_like(draft: Draft, fingerprint: Fingerprint, machine: Machine, model: 
     axes = len(model.window)
     made = survey.draft(draft.name, Decided(spacing, because), axes, because, draft.preference)
     assert isinstance(made.space, GridSettings)
-    augmentation = plan_augmentation(spacing[-axes:], model.window, made.mirror)
+    augmentation = plan_augmentation(spacing[-axes:], model.window, made.mirror, rules.zoom(fingerprint))
     reasons = made.reasons | {"window": because, "space.spacing": because, "space.augmentation": _sentence(augmentation.because)}
     named = {c.name.strip().casefold(): how for c, how in zip(model.data.channels, space.channels, strict=True)}
     channels = list(made.space.channels)
@@ -141,7 +141,7 @@ class _Survey:
         ]
         mirror = rules.mirror_axes(seen.labels, self.order.value, window_axes, self.machine.kind)
         windows = rules.window_candidates(planes, target.value[lead:], LARGEST[self.machine.kind][window_axes - 2])
-        augmentation = plan_augmentation(target.value[lead:], windows.value[0], mirror.value)
+        augmentation = plan_augmentation(target.value[lead:], windows.value[0], mirror.value, rules.zoom(seen))
         reasons = {
             "space.axes": self.order.because,
             "space.spacing": target.because + ("; slices stay where they are" if lead else ""),
@@ -178,13 +178,17 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:].removesuffix('.')}."
 
 
-def plan_augmentation(spacing: tuple[float, ...], window: Shape, mirror: tuple[int, ...]) -> Decided[Augmentation]:
+def plan_augmentation(
+    spacing: tuple[float, ...], window: Shape, mirror: tuple[int, ...], zoom: Decided[float] = rules.USUAL_ZOOM
+) -> Decided[Augmentation]:
     """Moderate rotations, zooms and deformations; within the slices where the window is far coarser or flatter along its first axis."""
+    moves = f"{zoom.because}, deformations, and intensity changes"
     if len(window) == 2:
-        how = Augmentation(mirror=mirror, rotation=30.0)
-        return Decided(how, "rotations to 30 degrees, zooms of 15 %, deformations, and intensity changes")
+        how = Augmentation(mirror=mirror, rotation=30.0, scale=zoom.value)
+        return Decided(how, f"rotations to 30 degrees, {moves}")
     if spacing[0] > ANISOTROPY * max(spacing[1:]) or window[0] * ANISOTROPY < max(window[1:]):
-        how = Augmentation(mirror=mirror, in_plane=True, rotation=30.0)
-        return Decided(how, f"slices of {spacing[0]:.4g} mm ({window[0]} in a window) are too coarse to rotate out of their plane")
-    how = Augmentation(mirror=mirror)
-    return Decided(how, "rotations to 15 degrees about each axis, zooms of 15 %, deformations, and intensity changes")
+        how = Augmentation(mirror=mirror, in_plane=True, rotation=30.0, scale=zoom.value)
+        flat = f"slices of {spacing[0]:.4g} mm ({window[0]} in a window) are too coarse to rotate out of their plane"
+        return Decided(how, flat if zoom is rules.USUAL_ZOOM else f"{flat}; {zoom.because}")
+    how = Augmentation(mirror=mirror, scale=zoom.value)
+    return Decided(how, f"rotations to 15 degrees about each axis, {moves}")

@@ -5,6 +5,7 @@ Source unless stated otherwise: Isensee et al., nnU-Net, Nature Methods 18 (2021
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 
 from medseg.dataset import Channel, Labels, Modality
 from medseg.domains.grid.settings import Normalization, Scheme
-from medseg.fingerprint import CaseStats, Intensities
+from medseg.fingerprint import OBJECT_QUANTILES, CaseStats, Fingerprint, Intensities
 from medseg.geometry import Shape
 from medseg.imaging.resample import ANISOTROPY
 
@@ -34,6 +35,8 @@ DIRECTIONS = (  # words in class names, by canonical axis (z, y, x)
 CAPITALS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<![A-Za-z])([LR])(?=[A-Z][a-z])")  # where a word begins: `kidneyLeft`, `lKidney`, `LKidney`
 TYPICAL = 128**3  # voxels of a 3D window that common machines train with
 WHOLE = 75  # per cent of cases that a covering window holds along each axis; the last quarter would double its size
+ENOUGH_CASES = 10  # with objects of a class, before their scales are compared
+LARGEST_ZOOM = 0.4  # nnU-Net zooms by 0.7 to 1.4
 FILLED = 0.75  # of a 2D window that holds so many cases, in the mean over cases; padding costs as much as pixels and teaches nothing
 
 
@@ -43,6 +46,9 @@ class Decided(Generic[T]):
 
     value: T
     because: str
+
+
+USUAL_ZOOM = Decided(0.15, "zooms of 15 %")
 
 
 def axis_order(cases: tuple[CaseStats, ...]) -> Decided[tuple[int, ...]]:
@@ -156,6 +162,25 @@ def mirror_axes(labels: Labels, order: tuple[int, ...], window_axes: int, device
         return Decided(axes, "no class is named by a side of the body, so mirrored images are as good as real ones")
     named = sorted({name for names in bound.values() for name in names})
     return Decided(axes, f"mirroring would swap classes that are named by a direction ({', '.join(named[:4])})")
+
+
+def zoom(fingerprint: Fingerprint) -> Decided[float]:
+    """The largest log zoom of augmentation: `USUAL_ZOOM`, or more where cases show one kind of object at different scales.
+
+    Scales are compared by the median object of each case. Where objects are small and large in every case alike, zooms would add little.
+    """
+    lengths: dict[str, list[float]] = {}
+    for case in fingerprint.cases:
+        for one in case.objects:
+            if one.count:
+                lengths.setdefault(one.name, []).append(one.extents[OBJECT_QUANTILES.index(0.5)])
+    if not lengths or min(map(len, lengths.values())) < ENOUGH_CASES:
+        return USUAL_ZOOM
+    ratio = min(float(np.divide(*np.quantile(found, (0.95, 0.05), method="nearest"))) for found in lengths.values())
+    largest = round(min(math.log(ratio) / 4, LARGEST_ZOOM), 2)
+    if largest <= USUAL_ZOOM.value:
+        return USUAL_ZOOM
+    return Decided(largest, f"zooms of {largest:.0%}, because the typical object of nine cases in ten differs {ratio:.2g}-fold in length")
 
 
 def _directed(labels: Labels, axis: int, ndim: int) -> list[str]:

@@ -10,6 +10,8 @@ from torch.nn import functional as F  # noqa: N812  (PyTorch's own name)
 
 from medseg.models.blocks import SLOPE, convolution, pointwise, upsample, upsampling
 
+FINER = 4  # times fewer channels on the whole grid of a mask: all that is left there is to draw it, at a third of a training step otherwise
+FEWEST_CHANNELS = 8
 CALM = 0.01  # first weights of what is decided: at first anchors are boxes, and classes are alike
 
 
@@ -71,8 +73,9 @@ class MaskHead(nn.Module):
         """For grids of `channels`."""
         super().__init__()
         self.blocks = nn.ModuleList(convolution(channels, channels, (3,) * axes, bias=True) for _ in range(2))
-        self.up = upsampling(channels, channels, (2,) * axes, bias=True)
-        self.say = decision(convolution(channels, 1, (1,) * axes, bias=True))
+        fine = max(FEWEST_CHANNELS, channels // FINER)
+        self.up = upsampling(channels, fine, (2,) * axes, bias=True)
+        self.say = decision(convolution(fine, 1, (1,) * axes, bias=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(R, m ** d)` float32 of grids `(R, C, *(m / 2,) * d)`."""
