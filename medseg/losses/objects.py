@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 # What `custom_op` makes imports PyTorch's compiler when it is first called.
@@ -15,7 +13,7 @@ _LIBRARY.define("object_table(Tensor objects, int places) -> Tensor")  # type: i
 def object_table(objects: Tensor, places: int) -> Tensor:
     """Value and box of each object of windows, the largest ones first.
 
-    Runs on the CPU, wherever the tensor lies; an operator of its own, so that a training step can be measured without values.
+    On the tensor's device. An operator of its own, so that a training step can be measured without values.
 
     Args:
         objects: `(N, *spatial)` integers, one value per object of a window, 0 where there is none.
@@ -29,11 +27,27 @@ def object_table(objects: Tensor, places: int) -> Tensor:
 
 
 def _object_table(objects: Tensor, places: int) -> Tensor:
-    values = objects.to("cpu").numpy()
-    table = np.zeros((len(values), places, 1 + 2 * (values.ndim - 1)), np.int64)
-    for window, rows in zip(values, table, strict=True):
-        _fill(window, rows)
-    return torch.from_numpy(table).to(objects.device)
+    shape, axes = objects.shape[1:], objects.ndim - 1
+    table = objects.new_zeros((len(objects), places, 1 + 2 * axes), dtype=torch.int64)
+    flat = objects.flatten(1)
+    window, place = flat.nonzero().unbind(1)
+    if not len(place):
+        return table
+    value = flat[window, place].long()
+    span = value.max() + 1  # so that one number tells both window and value
+    keys, owner, sizes = torch.unique(window * span + value, return_inverse=True, return_counts=True)
+    window = keys.div(span, rounding_mode="floor")
+    first, last = [], []
+    for axis, side in enumerate(shape):
+        line = place.div(shape[axis + 1 :].numel(), rounding_mode="floor") % side
+        first.append(torch.full_like(keys, side).scatter_reduce(0, owner, line, "amin"))
+        last.append(torch.zeros_like(keys).scatter_reduce(0, owner, line, "amax") + 1)
+    order = (window * (sizes.max() + 1) - sizes).argsort(stable=True)  # by window, then the largest first
+    sorted_by = window[order]
+    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(sorted_by, sorted_by)
+    kept = rank < places
+    table[sorted_by[kept], rank[kept]] = torch.stack([keys - window * span, *first, *last], 1)[order][kept]
+    return table
 
 
 def _shaped(objects: Tensor, places: int) -> Tensor:
@@ -42,17 +56,3 @@ def _shaped(objects: Tensor, places: int) -> Tensor:
 
 _LIBRARY.impl("object_table", _object_table, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("object_table", _shaped, "Meta")  # type: ignore[no-untyped-call]
-
-
-def _fill(window: NDArray[np.integer], rows: NDArray[np.int64]) -> None:
-    inside = np.flatnonzero(window)
-    if not inside.size:
-        return
-    ids, owner, sizes = np.unique(window.reshape(-1)[inside], return_inverse=True, return_counts=True)
-    first = np.full((len(ids), window.ndim), np.iinfo(np.int64).max)
-    last = np.zeros((len(ids), window.ndim), np.int64)
-    for axis, line in enumerate(np.unravel_index(inside, window.shape)):
-        np.minimum.at(first[:, axis], owner, line)
-        np.maximum.at(last[:, axis], owner, line + 1)
-    kept = np.argsort(-sizes, kind="stable")[: len(rows)]
-    rows[: len(kept)] = np.concatenate([ids[:, None], first, last], 1)[kept]

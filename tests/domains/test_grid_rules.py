@@ -12,7 +12,7 @@ from medseg.device import Machine
 from medseg.domains.grid import GridDomain, rules
 from medseg.domains.grid.settings import Augmentation, GridSettings, Normalization, Scheme
 from medseg.errors import PlanError
-from medseg.fingerprint import QUANTILES, CaseStats, ClassStats, Fingerprint, Intensities
+from medseg.fingerprint import QUANTILES, CaseStats, ClassStats, Fingerprint, Intensities, ObjectStats
 from medseg.plans import DataPlan, InferencePlan, Plan
 
 CPU, GPU = Machine("cpu", 8), Machine("cuda", 24)
@@ -164,6 +164,34 @@ def test_volumes_are_not_mirrored_on_a_cpu_but_images_are():
     volumes = fingerprint([(40, 90, 90)] * 3, [(1.0, 1.0, 1.0)] * 3)
     assert [d.mirror for d in GridDomain.drafts(volumes, CPU)] == [(), ()]
     assert [d.mirror for d in GridDomain.drafts(volumes, GPU)] == [(0, 1, 2), (0, 1)]
+
+
+def with_objects(lengths, spread=1.0):
+    """A case for each length of its typical object of each class."""
+    made = fingerprint([(64, 64)] * len(lengths), [(1.0, 1.0)] * len(lengths), names=tuple(lengths[0]))
+    cases = []
+    for case, typical in zip(made.cases, lengths, strict=True):
+        found = [ObjectStats(name=n, count=9, extents=(v / spread,) * 3 + (v,) + (v * spread,) * 3) for n, v in typical.items()]
+        cases.append(case.model_copy(update={"objects": tuple(found)}))
+    return made.model_copy(update={"cases": tuple(cases)})
+
+
+def test_zooms_are_larger_where_objects_come_at_different_scales():
+    assert rules.zoom(fingerprint([(64, 64)] * 20, [(1.0, 1.0)] * 20)) is rules.USUAL_ZOOM
+    alike = [{"cell": 10.0}] * 20
+    assert rules.zoom(with_objects(alike, spread=9.0)) is rules.USUAL_ZOOM  # small and large in every case
+    differ = [{"cell": length} for length in np.geomspace(5, 15, 20)]
+    found = rules.zoom(with_objects(differ))
+    assert found.value == round(np.log(np.divide(*np.quantile(np.geomspace(5, 15, 20), (0.95, 0.05), method="nearest"))) / 4, 2) == 0.25
+    assert found.because == "zooms of 25%, because the typical object of nine cases in ten differs 2.7-fold in length"
+    assert rules.zoom(with_objects(differ[::3])) is rules.USUAL_ZOOM  # too few cases
+    far = [{"cell": length} for length in np.geomspace(1, 100, 20)]
+    assert rules.zoom(with_objects(far)).value == 0.4
+    one_of_two = [{"cell": length, "organ": 10.0} for length in np.geomspace(1, 100, 20)]
+    assert rules.zoom(with_objects(one_of_two)) is rules.USUAL_ZOOM  # images are of one scale
+    (draft,) = GridDomain.drafts(with_objects(differ), CPU)
+    assert draft.space.augmentation.scale == 0.25
+    assert draft.reasons["space.augmentation"].startswith("Rotations to 30 degrees, zooms of 25%, because")
 
 
 def test_small_volumes_are_seen_whole():

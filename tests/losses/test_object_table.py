@@ -44,3 +44,13 @@ def test_shapes_do_not_need_values() -> None:
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
 def test_any_integers(dtype: torch.dtype) -> None:
     assert object_table(torch.ones(1, 2, 2, dtype=dtype), 1).tolist() == [[[1, 0, 0, 2, 2]]]
+
+
+def test_each_window_has_its_own_table_and_equals_keep_the_order_of_their_values() -> None:
+    windows = torch.zeros(3, 6, 6, dtype=torch.int32)
+    windows[1, 0, :2], windows[1, 2, 1:3], windows[1, 5, 5] = 9, 7, 8
+    windows[2, 3, 3:6] = 7
+    table = object_table(windows, 4)
+    assert not table[0].any()
+    assert table[1, :, 0].tolist() == [7, 9, 8, 0]
+    assert table[2].tolist() == [[7, 3, 3, 4, 6], *[[0] * 5] * 3]

@@ -120,7 +120,7 @@ def test_votes_reach_as_far_as_things() -> None:
 
 
 def test_cells() -> None:
-    assert [cells_for(np.full((5, 2), side), 2)[0] for side in (5, 14, 15, 100)] == [14, 14, 28, 56]
+    assert [cells_for(np.full((5, 2), side), 2)[0] for side in (5, 21, 22, 42, 43, 100)] == [14, 14, 28, 28, 56, 56]
     assert [cells_for(np.full((5, 3), side), 3)[0] for side in (5, 14, 15, 100)] == [8, 14, 20, 28]
 
 

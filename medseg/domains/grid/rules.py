@@ -172,7 +172,7 @@ def zoom(fingerprint: Fingerprint) -> Decided[float]:
     lengths: dict[str, list[float]] = {}
     for case in fingerprint.cases:
         for one in case.objects:
-            if one.count:
+            if one.extents:
                 lengths.setdefault(one.name, []).append(one.extents[OBJECT_QUANTILES.index(0.5)])
     if not lengths or min(map(len, lengths.values())) < ENOUGH_CASES:
         return USUAL_ZOOM
