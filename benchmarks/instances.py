@@ -12,7 +12,8 @@
     python benchmarks/instances.py components WORK --labels semantic
     python benchmarks/instances.py join WORK
 
-`begin` settles cases, folds, time and threads for all parts. Cases left out are drawn of the whole range of image sizes; with `--last` they are the
+`begin` settles cases, folds, time and threads for all parts. Cases left out are drawn of the whole range of image sizes, or those of a split that is given
+(`--splits`, `medseg run` writes one); with `--last` they are the
 last ones, which suits sections of a stack, where neighbours are alike. Each part trains in a process of its own with the same threads (bound to so many
 cores), predicts the cases left out, and writes its part of the result into WORK; `join` puts the parts together. A part that is finished is not
 done again; one that was interrupted goes on (medseg) or trains anew (StarDist). The time is that of training: planning, preparation
@@ -48,6 +49,7 @@ from medseg.device import choose_device
 from medseg.inference.predictor import Predictor
 from medseg.io.images import image_suffix, read_case, read_header, read_label, write_label
 from medseg.plans import Plan
+from medseg.training.splits import Splits
 
 SCRIPT = Path(__file__).with_name("instances_stardist.py")
 AGREED = 1e-4  # between two scorers
@@ -61,9 +63,12 @@ def begin(arguments: argparse.Namespace) -> None:
         if len(case.images) != 1 or case.images[0].name != f"{case.id}{image_suffix(case.images[0])}":
             raise SystemExit(f"{case.id}: one image file per case, called as the case, is what this comparison can share among programs")
     total = min(arguments.cases or len(dataset.cases), len(dataset.cases))
-    if not 0 < arguments.left_out < total:
+    if arguments.splits is None and not 0 < (arguments.left_out or 0) < total:
         raise SystemExit(f"{arguments.left_out} of {total} cases cannot be left out")
-    if arguments.last:
+    if arguments.splits is not None:
+        fold = Splits.load(arguments.splits).folds[0]
+        ids, test = [*fold.train, *fold.val], list(fold.val)
+    elif arguments.last:
         ids = [case.id for case in dataset.cases][:total]
         test = ids[-arguments.left_out :]
     else:
@@ -318,7 +323,8 @@ def main() -> None:
         if verb is begin:
             one.add_argument("--task", choices=("instance", "panoptic"), default="instance")
             one.add_argument("--time", required=True)
-            one.add_argument("--left-out", type=int, required=True)
+            one.add_argument("--left-out", type=int)
+            one.add_argument("--splits", type=Path, help="train and leave out as in the first fold of this splits.json")
             one.add_argument("--last", action="store_true", help="leave out the last cases instead of a draw over image sizes")
             one.add_argument("--cases", type=int, help="take so many cases only")
             one.add_argument("--threads", type=int, default=2)
