@@ -294,6 +294,9 @@ class _Search:
             reasons["inference.overlap"] = needs.overlap_because
         if needs.one_view:
             reasons["inference.mirror"] = needs.one_view
+        if needs.one_network:
+            training = training.model_copy(update={"networks": 1})
+            reasons["training.networks"] = needs.one_network
         return Plan(
             name=self.offer.name,
             task=self.task,

@@ -48,6 +48,7 @@ class Needs:
         overlap: of neighbouring windows in inference, at least; 0 leaves it to the domain.
         overlap_because: the reason for it.
         one_view: why predictions average no mirrored views; empty: they do where the domain allows it.
+        one_network: why one network is trained, however long training is; empty: several share a long one.
         final: the section is not fitted to windows (`Task.fit`).
     """
 
@@ -62,6 +63,7 @@ class Needs:
     overlap: float = 0.0
     overlap_because: str = ""
     one_view: str = ""
+    one_network: str = ""
     final: bool = False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
 import torch
@@ -49,33 +49,44 @@ def make_optimizer(network: nn.Module, plan: TrainingPlan) -> torch.optim.Optimi
     return optimizer
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """A matrix near the closest one whose singular values are all 1 (they end between about 0.7 and 1.2), by Newton-Schulz iteration.
+def orthogonalise(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
+    """For each matrix one near the closest whose singular values are all 1 (they end between about 0.7 and 1.2), by Newton-Schulz iteration.
 
     The iteration runs on the small Gram matrix: `X_k = P_k X_0` with `P_{k+1} = Q_k P_k` and `G_{k+1} = Q_k G_k Q_k`, so only two products
-    have the size of the matrix.
+    have the size of the matrix. Gram matrices of one size go through it together: they are small, and one at a time calls would take longer than sums.
 
     Args:
-        matrix: `(m, n)` float32.
+        matrices: `(m, n)` float32 each.
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (coefficients and number of steps).
     """
+    wide = [x.mT if x.shape[0] > x.shape[1] else x for x in matrices]
+    wide = [x / (x.norm() + 1e-7) for x in wide]
+    products: dict[int, Tensor] = {}
+    for size in {len(x) for x in wide}:
+        members = [k for k, x in enumerate(wide) if len(x) == size]
+        found = _polar(torch.stack([wide[k] @ wide[k].mT for k in members]), steps)
+        products.update(zip(members, found, strict=True))
+    results = []
+    for k, (x, matrix) in enumerate(zip(wide, matrices, strict=True)):
+        dtype = autocast_dtype(x.device) or x.dtype
+        result = (products[k].to(dtype) @ x.to(dtype)).to(matrix.dtype)
+        results.append(result.mT if matrix.shape[0] > matrix.shape[1] else result)
+    return results
+
+
+def _polar(gram: Tensor, steps: int) -> Tensor:
+    """`P` of each Gram matrix `(b, m, m)`."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.mT if tall else matrix
-    x = x / (x.norm() + 1e-7)
-    gram = x @ x.mT
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    product = identity
+    product = gram
     for step in range(steps):
-        factor = a * identity + b * gram + c * (gram @ gram)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
         product = factor @ product if step else factor
         if step < steps - 1:
             gram = factor @ gram @ factor
-            gram = (gram + gram.mT) / 2  # rounding would make it drift from symmetry
-    dtype = autocast_dtype(matrix.device) or x.dtype
-    result: Tensor = (product.to(dtype) @ x.to(dtype)).to(matrix.dtype)
-    return result.mT if tall else result
+            gram = torch.lerp(gram, gram.mT, 0.5)  # rounding would make it drift from symmetry
+    return product
 
 
 class Muon(torch.optim.Optimizer):
@@ -116,12 +127,12 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        for p, gradient, buffer in zip(params, gradients, buffers, strict=True):
-            # Channels last, as convolutions keep them in memory, so that nothing is copied; the order of columns plays no part.
-            momentum = gradient.lerp(buffer, group["momentum"]).movedim(1, -1)
-            update = orthogonalise(momentum.flatten(1)).reshape(momentum.shape).movedim(-1, 1)
+        # Channels last, as convolutions keep them in memory, so that nothing is copied; the order of columns plays no part.
+        momenta = [one.movedim(1, -1) for one in torch._foreach_lerp(gradients, buffers, group["momentum"])]
+        updates = orthogonalise([one.flatten(1) for one in momenta])
+        for p, momentum, update in zip(params, momenta, updates, strict=True):
             # Keeps the size of an update per entry alike for wide and tall matrices.
-            p.add_(update, alpha=-group["lr"] * max(1.0, p.shape[0] / p[0].numel()) ** 0.5)
+            p.add_(update.reshape(momentum.shape).movedim(-1, 1), alpha=-group["lr"] * max(1.0, p.shape[0] / p[0].numel()) ** 0.5)
 
     def _adam(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for p in params:

@@ -73,6 +73,12 @@ def make_task(network: str, ndim: int, task: str = "instance"):
     return find_task(task)(plan.edited({**SMALL[ndim], **DEEP, **detector, "target.head.smallest": "1"}))
 
 
+def test_detectors_learn_as_one_network():
+    several, one, also = (make_task(network, 2).plan for network in ("dense", "mask-rcnn", "yolact"))
+    assert several.training.networks > one.training.networks == also.training.networks == 1
+    assert "one learns for longer" in one.reasons["training.networks"]
+
+
 @pytest.fixture(scope="module", params=[("mask-rcnn", 2), ("mask-rcnn", 3), ("yolact", 2), ("yolact", 3)], ids=lambda p: f"{p[0]}-{p[1]}d")
 def task(request):
     return make_task(*request.param)

@@ -34,7 +34,7 @@ PLAN = TrainingPlan(
 @pytest.mark.parametrize("shape", [(16, 200), (200, 16), (24, 24), (1, 30)])
 def test_orthogonalised_singular_values_are_about_one(shape):
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape) * 1e-4))
+    values = torch.linalg.svdvals(orthogonalise([torch.randn(shape) * 1e-4])[0])
     assert values.min() > 0.3
     assert values.max() < 1.3
 
@@ -43,12 +43,19 @@ def test_orthogonalise_keeps_the_singular_vectors():
     torch.manual_seed(0)
     matrix = torch.randn(12, 40)
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    inner = u.T @ orthogonalise(matrix) @ vh.T
+    inner = u.T @ orthogonalise([matrix])[0] @ vh.T
     assert (inner - torch.diag(inner.diagonal())).abs().max() < 0.03
 
 
+def test_matrices_together_are_as_each_alone():
+    torch.manual_seed(0)
+    matrices = [torch.randn(shape) for shape in ((12, 40), (40, 12), (12, 12), (5, 300), (12, 90))]
+    for alone, together in zip(matrices, orthogonalise(matrices), strict=True):
+        torch.testing.assert_close(together, orthogonalise([alone])[0], atol=1e-3, rtol=0)
+
+
 def test_zero_gradient_gives_a_zero_update():
-    assert torch.equal(orthogonalise(torch.zeros(8, 30)), torch.zeros(8, 30))
+    assert torch.equal(orthogonalise([torch.zeros(8, 30)])[0], torch.zeros(8, 30))
 
 
 def test_the_adam_part_is_adamw():
@@ -123,5 +130,5 @@ def test_muon_steps_alike_whatever_the_layout_of_weights(shape):
     assert torch.allclose(*found, atol=2e-3)
     momentum = gradient.lerp(0.05 * gradient, 0.95).flatten(1)  # bfloat16 in its last product
     assert torch.allclose(
-        found[0], weight - 0.1 * max(1, shape[0] / weight[0].numel()) ** 0.5 * orthogonalise(momentum).view(shape), atol=2e-3
+        found[0], weight - 0.1 * max(1, shape[0] / weight[0].numel()) ** 0.5 * orthogonalise([momentum])[0].view(shape), atol=2e-3
     )

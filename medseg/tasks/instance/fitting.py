@@ -329,7 +329,10 @@ def _common(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
         if stuff
         else "Measured; of no effect: all classes have objects.",
     }
-    return Planned(settings, reasons, overlap, cut)
+    one_network = (
+        "One: what two networks find in half the time each is hardly better together than what one of them finds, so one learns for longer."
+    )
+    return Planned(settings, reasons, overlap, cut, one_network=one_network)
 
 
 def nominal(fingerprint: Fingerprint, device: Kind = "cpu") -> Frame:

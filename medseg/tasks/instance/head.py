@@ -25,13 +25,15 @@ BACKGROUND = "background"
 
 
 class Planned(NamedTuple):
-    """Settings of a head with the reason for each, the least overlap of windows with its reason, and why no mirrored views are averaged."""
+    """Settings of a head with the reason for each, the least overlap of windows with its reason, and where it is so, why no mirrored
+    views are averaged and why no second network is trained."""
 
     settings: Any
     reasons: dict[str, str]
     overlap: float = 0.0
     because: str = ""
     one_view: str = ""
+    one_network: str = ""
 
 
 class ObjectFinder(ABC):

@@ -93,6 +93,7 @@ class Instance(Task):
             overlap=model.inference.overlap,
             overlap_because=because,
             one_view="" if model.inference.mirror else because,
+            one_network=because if model.training.networks == 1 else "",
             final=True,
         )
 
@@ -117,6 +118,7 @@ class Instance(Task):
             overlap=made.overlap,
             overlap_because=made.because,
             one_view=made.one_view,
+            one_network=made.one_network,
         )
 
     @property
