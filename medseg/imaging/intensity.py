@@ -16,6 +16,11 @@ def spread(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *([1] * (like.ndim - 1)))
 
 
+def mix_channels(image: Tensor, weights: Tensor) -> Tensor:
+    """Each channel becomes a weighted sum of all: `weights` `(N, C, C)`, a row for each new channel."""
+    return (weights.to(image) @ image.flatten(2)).view_as(image)
+
+
 def change_contrast(image: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     """Multiply by `factor` about each channel's mean, then add `offset`."""
     mean = image.mean(_spatial(image), keepdim=True)

@@ -194,6 +194,15 @@ def test_zooms_are_larger_where_objects_come_at_different_scales():
     assert draft.reasons["space.augmentation"].startswith("Rotations to 30 degrees, zooms of 25%, because")
 
 
+def test_colours_are_mixed_where_stains_of_objects_differ():
+    spread, fixed = Normalization(scheme=Scheme.spread), Normalization(scheme=Scheme.zscore)
+    rgb = [Channel(name=n, modality=Modality.rgb) for n in ("red", "green", "blue")]
+    gray = [Channel(name=n, modality=Modality.gray) for n in ("dapi", "actin", "tubulin")]
+    assert rules.colours(rgb, [spread] * 3).value == 0.5
+    assert rules.colours(rgb, [fixed] * 3) is rules.NO_COLOURS
+    assert rules.colours(gray, [spread] * 3) is rules.NO_COLOURS  # each shows something else
+
+
 def test_small_volumes_are_seen_whole():
     decided = rules.window_candidates([(36, 50, 35)] * 9 + [(46, 58, 43)], (1, 1, 1), 128**3)
     assert decided.value[0] == (40, 56, 40)

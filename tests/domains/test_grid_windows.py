@@ -255,6 +255,26 @@ def test_mirroring_is_the_same_in_both_paths_and_hits_image_and_label(shift):
     assert 8 < flipped < 32
 
 
+def test_mixed_colours_leave_grey_as_it_is_and_draw_nothing_where_there_are_none():
+    how = STILL.model_copy(update={"colour": 1.0})
+    colourful = batch((10, 12), n=4, channels=3, margin=0)
+    grey = Batch(image=colourful.image[:, :1].expand(-1, 3, -1, -1), label=colourful.label)
+    still, mixed, again = (
+        augment_batch(b, (10, 12), how, (1.0, 1.0), (0, 1), torch.Generator().manual_seed(0)) for b in (grey, colourful, colourful)
+    )
+    torch.testing.assert_close(still.image, grey.image)
+    assert torch.equal(mixed.image, again.image)
+    weights = torch.linalg.lstsq(colourful.image.flatten(2).mT, mixed.image.flatten(2).mT).solution  # (N, from, to)
+    torch.testing.assert_close(weights.sum(1), torch.ones(4, 3))
+    assert weights.min() > -1e-4
+    assert (weights - torch.eye(3)).abs().amax((1, 2)).min() > 0.01  # every window, each in its own way
+    assert len(weights[:, 0, 0].unique()) == 4
+    before, after = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    augment_batch(colourful, (10, 12), STILL, (1.0, 1.0), (0, 1), before)
+    augment_batch(colourful, (10, 12), how, (1.0, 1.0), (0, 1), after)
+    assert not torch.equal(before.get_state(), after.get_state())
+
+
 def test_rotation_in_millimetres_keeps_a_ball_round():
     """On anisotropic samples a ball stays a ball (an ellipsoid in samples) under any rotation."""
     size, ratio = (17, 51, 51), (3.0, 1.0, 1.0)

@@ -11,7 +11,7 @@ from medseg.case import Batch
 from medseg.domains.grid.settings import Augmentation, PriorChanges
 from medseg.geometry import Shape
 from medseg.imaging.disturb import disturb
-from medseg.imaging.intensity import blur, change_contrast, change_gamma, coarsen, spread
+from medseg.imaging.intensity import blur, change_contrast, change_gamma, coarsen, mix_channels, spread
 from medseg.imaging.warp import rotation_matrices, sampling_grid, smooth_field, warp
 
 
@@ -103,6 +103,8 @@ def _intensity(image: Tensor, how: Augmentation, generator: Generator) -> Tensor
     noise = _uniform(generator, (n,), 0, how.noise_size, how.noise)
     seed = int(torch.randint(2**62, (1,), generator=generator))
 
+    if how.colour:
+        image = mix_channels(image, _mixtures(n, image.shape[1], how, generator))
     chosen = torch.nonzero(sigma)[:, 0]
     if len(chosen):
         image = image.index_copy(0, chosen.to(device), blur(image[chosen.to(device)], sigma[chosen].to(device)))
@@ -117,6 +119,13 @@ def _intensity(image: Tensor, how: Augmentation, generator: Generator) -> Tensor
         local = torch.Generator(device).manual_seed(seed)
         image = image + torch.randn(image.shape, generator=local, device=device) * spread(noise.to(device), image)
     return image
+
+
+def _mixtures(n: int, channels: int, how: Augmentation, generator: Generator) -> Tensor:
+    """Weights `(n, channels, channels)` whose rows sum up to 1: between those that change nothing and random ones."""
+    share = _uniform(generator, (n, 1, 1), 0, how.colour_size, how.colour)
+    others = -torch.rand((n, channels, channels), generator=generator).clamp_min(1e-6).log()
+    return torch.lerp(torch.eye(channels).expand_as(others), others / others.sum(-1, keepdim=True), share)
 
 
 def _uniform(generator: Generator, shape: tuple[int, ...], low: float, high: float, probability: float, neutral: float = 0) -> Tensor:

@@ -80,7 +80,8 @@ def draft_like(draft: Draft, fingerprint: Fingerprint, machine: Machine, model: 
     axes = len(model.window)
     made = survey.draft(draft.name, Decided(spacing, because), axes, because, draft.preference)
     assert isinstance(made.space, GridSettings)
-    augmentation = plan_augmentation(spacing[-axes:], model.window, made.mirror, rules.zoom(fingerprint))
+    colours = rules.colours(fingerprint.channels, made.space.channels)
+    augmentation = plan_augmentation(spacing[-axes:], model.window, made.mirror, rules.zoom(fingerprint), colours)
     reasons = made.reasons | {"window": because, "space.spacing": because, "space.augmentation": _sentence(augmentation.because)}
     named = {c.name.strip().casefold(): how for c, how in zip(model.data.channels, space.channels, strict=True)}
     channels = list(made.space.channels)
@@ -141,7 +142,8 @@ class _Survey:
         ]
         mirror = rules.mirror_axes(seen.labels, self.order.value, window_axes, self.machine.kind)
         windows = rules.window_candidates(planes, target.value[lead:], LARGEST[self.machine.kind][window_axes - 2])
-        augmentation = plan_augmentation(target.value[lead:], windows.value[0], mirror.value, rules.zoom(seen))
+        colours = rules.colours(seen.channels, [c.value for c in channels])
+        augmentation = plan_augmentation(target.value[lead:], windows.value[0], mirror.value, rules.zoom(seen), colours)
         reasons = {
             "space.axes": self.order.because,
             "space.spacing": target.because + ("; slices stay where they are" if lead else ""),
@@ -179,16 +181,19 @@ def _sentence(text: str) -> str:
 
 
 def plan_augmentation(
-    spacing: tuple[float, ...], window: Shape, mirror: tuple[int, ...], zoom: Decided[float] = rules.USUAL_ZOOM
+    spacing: tuple[float, ...],
+    window: Shape,
+    mirror: tuple[int, ...],
+    zoom: Decided[float] = rules.USUAL_ZOOM,
+    colours: Decided[float] = rules.NO_COLOURS,
 ) -> Decided[Augmentation]:
     """Moderate rotations, zooms and deformations; within the slices where the window is far coarser or flatter along its first axis."""
-    moves = f"{zoom.because}, deformations, and intensity changes"
+    how = Augmentation(mirror=mirror, scale=zoom.value, colour=colours.value)
+    moves = f"{zoom.because}, deformations, and {colours.because}intensity changes"
     if len(window) == 2:
-        how = Augmentation(mirror=mirror, rotation=30.0, scale=zoom.value)
-        return Decided(how, f"rotations to 30 degrees, {moves}")
+        return Decided(how.model_copy(update={"rotation": 30.0}), f"rotations to 30 degrees, {moves}")
     if spacing[0] > ANISOTROPY * max(spacing[1:]) or window[0] * ANISOTROPY < max(window[1:]):
-        how = Augmentation(mirror=mirror, in_plane=True, rotation=30.0, scale=zoom.value)
         flat = f"slices of {spacing[0]:.4g} mm ({window[0]} in a window) are too coarse to rotate out of their plane"
-        return Decided(how, flat if zoom is rules.USUAL_ZOOM else f"{flat}; {zoom.because}")
-    how = Augmentation(mirror=mirror, scale=zoom.value)
+        because = flat if zoom is rules.USUAL_ZOOM else f"{flat}; {zoom.because}"
+        return Decided(how.model_copy(update={"rotation": 30.0, "in_plane": True}), because)
     return Decided(how, f"rotations to 15 degrees about each axis, {moves}")

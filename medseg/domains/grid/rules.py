@@ -49,6 +49,7 @@ class Decided(Generic[T]):
 
 
 USUAL_ZOOM = Decided(0.15, "zooms of 15 %")
+NO_COLOURS = Decided(0.0, "")
 
 
 def axis_order(cases: tuple[CaseStats, ...]) -> Decided[tuple[int, ...]]:
@@ -181,6 +182,13 @@ def zoom(fingerprint: Fingerprint) -> Decided[float]:
     if largest <= USUAL_ZOOM.value:
         return USUAL_ZOOM
     return Decided(largest, f"zooms of {largest:.0%}, because the typical object of nine cases in ten differs {ratio:.2g}-fold in length")
+
+
+def colours(channels: Sequence[Channel], how: Sequence[Normalization]) -> Decided[float]:
+    """How often channels are mixed: where they are colours of objects that differ in stain (`Scheme.spread`)."""
+    if any(c.modality is not Modality.rgb for c in channels) or any(one.scheme is not Scheme.spread for one in how):
+        return NO_COLOURS
+    return Decided(0.5, "mixed channels, because stains differ, and ")
 
 
 def _directed(labels: Labels, axis: int, ndim: int) -> list[str]:

@@ -75,6 +75,8 @@ class Normalization(Record):
 class Augmentation(Record):
     """Random changes of training windows. Each is drawn for each window on its own; a probability of 0 turns it off."""
 
+    seldom: ClassVar[tuple[str, ...]] = ("colour", "colour_size")
+
     mirror: tuple[int, ...] = Field(default=(), description="Window axes flipped with probability 0.5 each.")
     spatial: float = Field(default=0.7, ge=0, le=1, description="Probability of each rotation and scaling.")
     rotation: float = Field(default=15.0, ge=0, le=180, description="Largest angle in degrees about each axis.")
@@ -91,6 +93,10 @@ class Augmentation(Record):
     brightness_size: float = Field(default=0.3, ge=0, description="Largest brightness offset in standard deviations.")
     gamma: float = Field(default=0.4, ge=0, le=1, description="Probability of a gamma curve; mean and deviation are kept.")
     gamma_size: float = Field(default=0.35, ge=0, lt=2, description="Largest log exponent.")
+    colour: float = Field(
+        default=0, ge=0, le=1, description="Probability that each channel takes something of the others; what is grey stays so."
+    )
+    colour_size: float = Field(default=1.0, ge=0, le=1, description="Largest share of the others, and itself, mixed at random.")
     noise: float = Field(default=0.3, ge=0, le=1, description="Probability of Gaussian noise.")
     noise_size: float = Field(default=0.15, ge=0, description="Largest standard deviation of the noise.")
     blur: float = Field(default=0.1, ge=0, le=1, description="Probability of a Gaussian blur.")
