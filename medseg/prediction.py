@@ -9,7 +9,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.geometry import Array, Shape
+from medseg.cells import INSIDE, rasterised, voxel_ranges
+from medseg.geometry import Array, Crop, Reorient, Shape
+
+SURE = 255
+"""In masks of `FoundObjects`, what stands for certainty."""
 
 Scores = dict[str, dict[str, float]]
 """Class name -> metric name -> value; NaN where a metric is undefined (see `medseg.metrics` for the rule)."""
@@ -62,6 +66,34 @@ class FoundObjects:
         factors = np.array(shape, np.float64) / np.array(self.shape, np.float64)
         return replace(self, shape=shape, boxes=self.boxes * np.tile(factors, 2), thick=self.thick if thick is None else thick)
 
+    def moved(self, step: Crop) -> FoundObjects:
+        """The same objects on the grid from which this one was cropped."""
+        return replace(self, shape=step.source, boxes=self.boxes + np.tile(step.start, 2))
+
+    def turned(self, step: Reorient) -> FoundObjects:
+        """The same objects on the grid from which this one came by permuting and flipping axes."""
+        axes = np.argsort(step.axes)
+        lower, upper = np.split(self.boxes, 2, axis=1)
+        flips, size = np.array(step.flips), np.array(self.shape, np.float64)
+        low, high = np.where(flips, size - upper, lower), np.where(flips, size - lower, upper)
+        return replace(
+            self,
+            shape=tuple(self.shape[a] for a in axes),
+            boxes=np.concatenate([low[:, axes], high[:, axes]], axis=1),
+            masks=tuple(step.undo(mask) for mask in self.masks),
+            thick=None if self.thick is None else step.axes[self.thick],
+        )
+
+    def mask(self, k: int) -> tuple[tuple[int, ...], NDArray[np.bool_]] | None:
+        """The first voxel of an object's box, and which voxels of the box belong to it; None where none of the grid does."""
+        first, last = voxel_ranges(self.boxes[k : k + 1])
+        lower = tuple(np.maximum(first[0], 0).tolist())
+        upper = tuple(np.minimum(last[0], self.shape).tolist())
+        if any(a >= b for a, b in zip(lower, upper, strict=True)):
+            return None
+        inside = np.rint(rasterised(self.masks[k], self.boxes[k], lower, upper, self.thick)) >= SURE * INSIDE
+        return (lower, inside) if inside.any() else None
+
 
 Stitched: TypeAlias = Any
 """What a domain makes of one head's outputs over a case: `FoundObjects` of an `ObjectHead`, a `DenseMap` of any other head. So which of them
@@ -78,6 +110,8 @@ class Prediction:
         probabilities: `(K, *shape)` float16, one per class (with background first where classes exclude each other), or None.
         uncertainty: mean normalised entropy (0 sure, 1 ignorant) over predicted foreground, or None.
         objects: confidence (0..1) of each object by its code in `labels`; None where the task has no scores of objects.
+        found: all that was found, also what is not confident enough for `labels` or hidden there, each object with a mask of its own; classes
+            are those of the task's labels, the first of them 1. None where `labels` show all there is.
     """
 
     id: str
@@ -85,3 +119,4 @@ class Prediction:
     probabilities: NDArray[np.float16] | None = None
     uncertainty: float | None = None
     objects: Mapping[int, float] | None = None
+    found: FoundObjects | None = None

@@ -220,15 +220,18 @@ def evaluate(
     channel: str | None = None,
     objects: Objects | None = None,
     predicted: ObjectForm | None = None,
+    confidence: float | None = None,
     workers: int | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """Score a folder of predictions against a dataset or a folder of labels; writes JSON, CSV and an HTML page into `out`.
+    """Score a folder of predictions, or a COCO file of them, against a dataset or a folder of labels; writes JSON, CSV and an HTML page into
+    `out`.
 
     Classes come from `classes`, else from the model `run` (which also gives the page its plan and training curves), else from the
     dataset, else from the values found in the references. `channel` is the one on whose grid the cases of a dataset are read, as in
     `LayoutOptions.reference`; without it that of the model `run`. `objects` says how the references tell objects apart
     (`LayoutOptions.objects`), where neither model nor dataset does; `predicted` how predictions of another program do.
+    Of a COCO file, objects of at least `confidence` are in the label maps that all is scored of but average precision and FROC.
     """
     from medseg.evaluation.scoring import evaluate as score_folder
 
@@ -254,6 +257,7 @@ def evaluate(
         curves=model.curves() if model else (),
         objects=objects,
         predicted=predicted,
+        confidence=confidence,
     )
     if model is not None:
         warn_of_seen(model, found, progress)

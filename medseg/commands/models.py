@@ -178,7 +178,9 @@ def _sent(remote: Remote, predicted: Predicted, out: Path, progress: Progress) -
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predictions: label maps, with their tables in objects/.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of predictions: label maps, with what was found beside them; or a COCO JSON of objects.")
+    ],
     reference: Annotated[Path, typer.Argument(help="Folder of reference labels, or a dataset.")],
     out: Annotated[Path, out_option("Folder for the report.")],
     classes: Classes = None,
@@ -201,6 +203,13 @@ def evaluate(
             "else codes).",
         ),
     ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            "--confidence",
+            help="Of a COCO JSON, the least score of objects that PQ, accuracy and pictures show; AP is of all. Default: 0.5.",
+        ),
+    ] = None,
     workers: Workers = None,
 ) -> None:
     """Score predictions against references: JSON, CSV and one self-contained HTML page."""
@@ -218,6 +227,7 @@ def evaluate(
             channel=reference_channel,
             objects=parse_objects(objects, "--objects", True),
             predicted=cast("ObjectForm | None", parse_objects(predicted_objects, "--predicted-objects", False)),
+            confidence=confidence,
             workers=workers,
             progress=progress,
         )

@@ -23,7 +23,7 @@ from medseg.fingerprint import CaseStats, Fingerprint
 from medseg.geometry import Grid, Shape, Step
 from medseg.models.base import Head
 from medseg.plans import Plan, SpaceSection
-from medseg.prediction import Stitched
+from medseg.prediction import FoundObjects, Stitched
 from medseg.scratch import IN_MEMORY, Scratch
 
 if TYPE_CHECKING:  # worker processes measure and prepare cases without torch, which takes seconds to import
@@ -179,6 +179,10 @@ class Domain(ABC):
     @abstractmethod
     def restore(self, array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:
         """An array `(..., *shape)` at native spacing to the native grid: orientation and cropping undone exactly, outside is `fill`."""
+
+    @abstractmethod
+    def restore_objects(self, found: FoundObjects, trail: tuple[Step, ...]) -> FoundObjects:
+        """Objects at native spacing to the native grid, as `restore` brings arrays there."""
 
 
 def find_domain(name: str) -> type[Domain]:

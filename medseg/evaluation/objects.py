@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.dataset import Labels
-from medseg.errors import ImageError
+from medseg.evaluation.ranking import rank
 from medseg.evaluation.records import Estimate, Matched, ObjectScores, SizeGroup, defined
 from medseg.metrics import DETECTION_METRICS
 from medseg.metrics.instances import (
     LEVELS,
     ClassCounts,
-    Confidence,
     Contingency,
     class_numbers,
     count_case,
     curve_of,
-    label_boxes,
     pool,
     ranked_of,
 )
@@ -43,11 +42,10 @@ ALL, THINGS, STUFF = "all", "things", "stuff"
 
 @dataclass(frozen=True)
 class Counted:
-    """What one case adds to scores of all of them; `ranked` says whether its predicted objects came with confidences, `found` whether there are any."""
+    """What one case adds to scores of all of them; `ranked` says whether its predicted objects came with confidences."""
 
     classes: Mapping[int, ClassCounts]
     ranked: bool
-    found: bool
 
     def matched(self, labels: Labels) -> dict[str, Matched]:
         """The objects of each class."""
@@ -58,41 +56,19 @@ class Counted:
         }
 
 
-def count(
-    contingency: Contingency,
-    prediction: NDArray[Any],
-    truth: NDArray[Any],
-    labels: Labels,
-    confidences: Mapping[int, float] | None,
-    where: str,
-) -> Counted:
+def count(contingency: Contingency, prediction: NDArray[Any], truth: NDArray[Any], labels: Labels, files: tuple[Path, Path]) -> Counted:
     """Count the objects of two maps of codes `(*shape)`, whose table is `contingency`.
 
     Args:
-        confidences: code of each predicted object -> how sure the model was of it; None: unknown.
-        where: the prediction, for errors.
+        files: the prediction, beside which lie its detections or the table of its objects, and the reference.
 
     Raises:
-        ImageError: a predicted object is not among the confidences.
+        ImageError: these cannot be read, or are of another prediction.
     """
     names = class_numbers(labels)
     things = [cls for cls, name in names.items() if name in labels.things]
-    objects = contingency.prediction
-    of_things = np.isin(objects.classes, things)
-    confidence = None
-    if confidences is not None or not of_things.any():
-        given = confidences or {}
-        lacking = [int(code) for code in objects.ids[of_things] if int(code) not in given]
-        if lacking:
-            raise ImageError.of(
-                "predicted objects are not in the table beside the prediction",
-                where=where,
-                found=f"{len(lacking)} of {int(of_things.sum())} without a score, e.g. number {labels.numbers(lacking[0])}",
-                fix="Table and label map belong to different predictions; predict again.",
-            )
-        scores = np.array([given.get(int(code), 0.0) for code in objects.ids], np.float64)
-        confidence = Confidence(scores, label_boxes(prediction, objects.ids), label_boxes(truth, contingency.truth.ids))
-    return Counted(count_case(contingency, tuple(names), things, confidence), confidence is not None, bool(of_things.any()))
+    ranking = rank(contingency, prediction, truth, labels, files)
+    return Counted(count_case(contingency, tuple(names), things, ranking), ranking is not None)
 
 
 def pooled(cases: Sequence[Counted], labels: Labels, metrics: Sequence[str]) -> ObjectScores:
@@ -102,8 +78,8 @@ def pooled(cases: Sequence[Counted], labels: Labels, metrics: Sequence[str]) -> 
     stuff = tuple(cls for cls in names if cls not in things)
     unranked = sum(not case.ranked for case in cases)
     why = (
-        f"{unranked} of {len(cases)} predictions come without confidences of their objects (no table objects/<case>.csv beside the label map, "
-        "or no scores in it)"
+        f"{unranked} of {len(cases)} predictions come without confidences of their objects (neither detections/<case>.json nor a table "
+        "objects/<case>.csv beside the label map, or no scores in it)"
     )
     left_out = {m: why for m in metrics if unranked and m.partition("@")[0] in DETECTION_METRICS}
     wanted = tuple(m for m in metrics if m not in left_out)

@@ -126,16 +126,7 @@ def pair(predictions: Path, references: References, cases: Collection[str] | Non
         UsageError: there is no folder of predictions, or nothing matches.
     """
     if not predictions.is_dir():
-        fix = "Pass the folder that `medseg predict` wrote."
-        if predictions.is_file():
-            beside = f"they lie beside {predictions.name}: pass {predictions.parent}"
-            if not image_files(predictions.parent, "predictions"):
-                beside = "predict with --format labels"
-            fix = f"Predictions are label maps, one file for each case; {beside}."
-            raise UsageError.of(
-                "predictions are a folder", where=str(predictions), found="a file", expected="a folder of label maps", fix=fix
-            )
-        raise UsageError.of("no such folder of predictions", where=str(predictions), fix=fix)
+        raise UsageError.of("no such folder of predictions", where=str(predictions), fix="Pass the folder that `medseg predict` wrote.")
     found = image_files(predictions, "predictions")
     pairs, extra, taken = [], [], set()
     for stem, path in found.items():

@@ -6,9 +6,11 @@ import csv
 import io
 import math
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from medseg.dataset import Dataset, LabelClass, Labels, ObjectForm
 from medseg.errors import DatasetError, Problem, UsageError
 from medseg.evaluation.objects import POOLED, POOLED_3D, VOLUMES_ONLY, Counted, count, pooled
 from medseg.evaluation.page import render_page
-from medseg.evaluation.pairing import Pair, find_references, image_files, object_labels, pair, read_pair
+from medseg.evaluation.pairing import Pair, References, find_references, image_files, object_labels, pair, read_pair
 from medseg.evaluation.records import (
     CASES_FILE,
     OBJECTS_FILE,
@@ -30,9 +32,9 @@ from medseg.evaluation.records import (
     ObjectScores,
     defined,
 )
+from medseg.evaluation.results import CONFIDENCE, unpack
 from medseg.evaluation.selection import Selection
 from medseg.evaluation.summary import summarise
-from medseg.io.confidences import read_confidences
 from medseg.io.images import read_header, read_label
 from medseg.io.layouts.base import Objects
 from medseg.io.layouts.numbering import look_numbered
@@ -70,11 +72,12 @@ def evaluate(
     selection: Selection | None = None,
     objects: Objects | None = None,
     predicted: ObjectForm | None = None,
+    confidence: float | None = None,
 ) -> Evaluation:
     """Compare predicted label maps with references, case by case and class by class.
 
     Args:
-        predictions: folder of label maps, one per case, called as the case.
+        predictions: folder of label maps, one per case, called as the case; or a COCO file of predicted objects (`unpack`).
         references: a dataset, its folder, or a folder of label files.
         labels: the classes. None takes the plan's, else the dataset's, else one class per value found in the references.
         out: folder for `summary.json`, `cases.csv` and the self-contained `index.html`; None writes nothing.
@@ -94,6 +97,8 @@ def evaluate(
         selection: of which models the model was selected, for the page.
         objects: how the references tell objects apart, where neither `labels` nor a plan or dataset says it.
         predicted: how the predictions do, where another program wrote them; None: as medseg writes them (`Labels.given`).
+        confidence: of a COCO file, the least score of objects that are painted into label maps, of which all is scored but average precision and
+            FROC; None is `CONFIDENCE`.
 
     Where classes are things, the evaluation also has scores of all cases together (`ObjectScores`), and `out` a table of these.
 
@@ -109,47 +114,90 @@ def evaluate(
         raise UsageError.of("no such folder of images", where=str(images), fix="Pass the folder of the images that were predicted.")
     data = plan.data if plan is not None else None
     known = find_references(references, channel, data.channels if data else (), data.labels if data else labels, objects)
-    pairs = pair(predictions, known, cases)
     classes = data.labels if data else labels or known.classes
-    if classes is None:
-        files = [p.reference for p in pairs.pairs]
-        classes = object_labels(files, objects) if objects is not None else _found_labels(files, workers, progress)
-    if labels is None and plan is None:
-        _warn_of_numbers([p.reference for p in pairs.pairs], classes, progress)
-    if predicted is not None and not classes.things:
+    with ExitStack() as held:
+        if predictions.is_file():
+            _check_file(predictions, predicted)
+            classes = classes or _declared(known, objects)
+            folder = Path(held.enter_context(TemporaryDirectory(prefix="medseg-", ignore_cleanup_errors=True)))
+            listed, left = unpack(predictions, known, classes, CONFIDENCE if confidence is None else confidence, folder)
+            if left:
+                progress.say(f"warning: {left} predicted objects are of categories of which the references have none, and are not scored")
+            predictions, predicted, cases = folder, "codes", listed if cases is None else cases
+        elif confidence is not None:
+            raise UsageError.of(
+                "has a meaning for COCO files of predicted objects only",
+                where="--confidence",
+                found=f"{predictions}, a folder",
+                fix="Leave it out.",
+            )
+        pairs = pair(predictions, known, cases)
+        if classes is None:
+            files = [p.reference for p in pairs.pairs]
+            classes = object_labels(files, objects) if objects is not None else _found_labels(files, workers, progress)
+        if labels is None and plan is None:
+            _warn_of_numbers([p.reference for p in pairs.pairs], classes, progress)
+        if predicted is not None and not classes.things:
+            raise UsageError.of(
+                "no class has objects", found=f"predictions with objects as {predicted}", fix="Say how the references tell them apart."
+            )
+        first = read_header(pairs.pairs[0].reference)
+        names, together = chosen_metrics(metrics, plan, classes, first.grid.ndim)
+        job = Job(classes, names, plan, predicted)
+        if workers is None and len(pairs.pairs) * math.prod(first.shape) < SMALL:
+            workers = 1
+        scored: list[Scored] = []
+        problems: list[Problem] = []
+        outcomes = map_cases(partial(score_pair, job), pairs.pairs, workers)
+        for outcome in progress.track(outcomes, len(pairs.pairs), "scoring"):
+            if outcome.failure is not None:
+                problems += outcome.failure.problems
+            elif outcome.result is not None:
+                scored.append(outcome.result)
+        if problems:
+            raise DatasetError(problems)
+        title = title or (plan.data.name if plan else known.title)
+        found = [one.case for one in scored]
+        evaluation = summarise(found, classes, names, title, pairs.missing, pairs.extra, first.native.spaced, selected, before)
+        if together:
+            evaluation = evaluation.model_copy(
+                update={"objects": pooled([one.counted for one in scored if one.counted], classes, together)}
+            )
+        if out is not None:
+            shown = {stem: [path] for stem, path in image_files(images, "images").items()} if images is not None else {}
+            shown |= {i: list(files.images) for i, files in known.files.items()}
+            page = render_page(evaluation, pairs.pairs, shown, plan, curves, selection, predicted)
+            write_text(out / SUMMARY_FILE, evaluation.to_json())
+            write_text(out / CASES_FILE, cases_csv(evaluation))
+            if evaluation.objects is not None:
+                write_text(out / OBJECTS_FILE, objects_csv(evaluation.objects))
+            write_text(out / PAGE_FILE, page)
+        return evaluation
+
+
+def _declared(known: References, objects: Objects | None) -> Labels:
+    """The classes of references to which a COCO file of predictions belongs."""
+    if objects is None:
         raise UsageError.of(
-            "no class has objects", found=f"predictions with objects as {predicted}", fix="Say how the references tell them apart."
+            "the references do not say which classes their values are, so predictions cannot name them",
+            where=known.title,
+            expected="a dataset, or classes",
+            fix="Pass the dataset, or --class with --objects.",
         )
-    first = read_header(pairs.pairs[0].reference)
-    names, together = chosen_metrics(metrics, plan, classes, first.grid.ndim)
-    job = Job(classes, names, plan, predicted)
-    if workers is None and len(pairs.pairs) * math.prod(first.shape) < SMALL:
-        workers = 1
-    scored: list[Scored] = []
-    problems: list[Problem] = []
-    outcomes = map_cases(partial(score_pair, job), pairs.pairs, workers)
-    for outcome in progress.track(outcomes, len(pairs.pairs), "scoring"):
-        if outcome.failure is not None:
-            problems += outcome.failure.problems
-        elif outcome.result is not None:
-            scored.append(outcome.result)
-    if problems:
-        raise DatasetError(problems)
-    title = title or (plan.data.name if plan else known.title)
-    found = [one.case for one in scored]
-    evaluation = summarise(found, classes, names, title, pairs.missing, pairs.extra, first.native.spaced, selected, before)
-    if together:
-        evaluation = evaluation.model_copy(update={"objects": pooled([one.counted for one in scored if one.counted], classes, together)})
-    if out is not None:
-        shown = {stem: [path] for stem, path in image_files(images, "images").items()} if images is not None else {}
-        shown |= {i: list(files.images) for i, files in known.files.items()}
-        page = render_page(evaluation, pairs.pairs, shown, plan, curves, selection, predicted)
-        write_text(out / SUMMARY_FILE, evaluation.to_json())
-        write_text(out / CASES_FILE, cases_csv(evaluation))
-        if evaluation.objects is not None:
-            write_text(out / OBJECTS_FILE, objects_csv(evaluation.objects))
-        write_text(out / PAGE_FILE, page)
-    return evaluation
+    return object_labels(list(known.labels.values()), objects)
+
+
+def _check_file(predictions: Path, predicted: ObjectForm | None) -> None:
+    """A file of predictions is one of COCO. Raises UsageError."""
+    if predictions.suffix.lower() != ".json":
+        fix = "Pass the folder that holds it, or a JSON file."
+        raise UsageError.of(
+            "no file of predicted objects", where=str(predictions), found=predictions.suffix, expected="COCO's JSON, or a folder", fix=fix
+        )
+    if predicted is not None:
+        raise UsageError.of(
+            "a COCO file says itself what its objects are", where="--predicted-objects", found=predicted, fix="Leave it out."
+        )
 
 
 @dataclass(frozen=True)
@@ -207,7 +255,7 @@ def score_pair(job: Job, case: Pair) -> Scored:
         raise DatasetError(problems)
     spacing, counted = truth.grid.spacing, None
     if table is not None:
-        counted = count(table, a, b, job.labels, read_confidences(case.prediction, job.labels), str(case.prediction))
+        counted = count(table, a, b, job.labels, (case.prediction, case.reference))
     if job.plan is not None:
         told = {} if table is None else {"counted": table}
         scores = find_task(job.plan.task)(job.plan).score(a, b, spacing, job.metrics, **told)

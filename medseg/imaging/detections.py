@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.imaging.rasters import Floats, Index, rasterised, voxel_ranges
-
-INSIDE = 0.5  # probability from which on a voxel belongs to an object
+from medseg.cells import INSIDE as INSIDE
+from medseg.cells import Floats, rasterised, voxel_ranges
+from medseg.imaging.rasters import Index
 
 
 class Detection(NamedTuple):

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.cells import INSIDE, rasterised, voxel_ranges
 from medseg.dataset import MOST_OBJECTS, NUMBER_BITS
 from medseg.errors import ImageError
-from medseg.imaging.detections import INSIDE
-from medseg.imaging.rasters import rasterised, voxel_ranges, within
-from medseg.prediction import FoundObjects
+from medseg.imaging.rasters import within
+from medseg.prediction import SURE, FoundObjects
 from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
 HIDDEN = 0.5  # of an object that more confident ones have taken, beyond which it is a view of one of them
 RESIDENT = 2**27  # bytes of files that are touched before pages are let go
-SURE = 255
 
 
 def paint_objects(

@@ -101,7 +101,8 @@ class Member(ABC):
         if known is not None:
             known[self.weights] = labels
         chances = None if decoded.probabilities is None else self._restored_maps(decoded.probabilities, trail, native.shape, scratch)
-        return Prediction(case.id, labels, chances, decoded.uncertainty, decoded.objects)
+        found = None if decoded.found is None else self.domain.restore_objects(decoded.found, trail)
+        return Prediction(case.id, labels, chances, decoded.uncertainty, decoded.objects, found)
 
     def _earlier(self, case: Case, mirror: bool, progress: Progress | None, known: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
         """Of a cascade, the prediction that is a further input."""

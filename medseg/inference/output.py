@@ -11,15 +11,15 @@ from medseg.dataset import CaseFiles, Labels
 from medseg.errors import ImageError, Problem, UsageError
 from medseg.inference.ledger import PredictedCase, content_digest
 from medseg.inference.targets import target_problems
-from medseg.io.exports import LABELS, TABLE, Export, Maker, Result, find_export, own_exports
+from medseg.io.exports import DETECTIONS, LABELS, TABLE, Export, Maker, Result, find_export, own_exports
 
 LABEL_MAPS = (LABELS,)
 """The formats of predictions that medseg itself goes on with."""
 
 
 def scored_formats(labels: Labels) -> tuple[str, ...]:
-    """The formats of predictions that are evaluated: of objects also the table, for their confidences."""
-    return (LABELS, TABLE) if labels.things else LABEL_MAPS
+    """The formats of predictions that are evaluated: of objects also a table of them, and all detections with their confidences."""
+    return (LABELS, TABLE, DETECTIONS) if labels.things else LABEL_MAPS
 
 
 @final

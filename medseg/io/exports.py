@@ -21,6 +21,8 @@ LABELS = "labels"
 """The export that writes label maps in the input's own format: what further steps of medseg read."""
 TABLE = "table"
 """The export that lists objects."""
+DETECTIONS = "detections"
+"""The export that holds all that was found, for scores of detections."""
 
 
 @dataclass(frozen=True)

@@ -90,12 +90,7 @@ class Findings:
         """Its run lengths, of the whole image."""
         parts = [self._order[slice(*np.searchsorted(self._sorted, [place, place + 1]))] for place in one.places]
         positions = parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
-        breaks = np.flatnonzero(np.diff(positions) != 1)
-        starts = positions[np.concatenate([[0], breaks + 1])]
-        stops = positions[np.concatenate([breaks, [len(positions) - 1]])] + 1
-        flips = np.stack([starts, stops], 1).ravel()
-        bounds = np.concatenate([[0], flips, [self.map.size] * int(flips[-1] < self.map.size)])
-        return Rle(self.map.shape, np.diff(bounds).astype(np.int64))
+        return Rle.of_positions(positions, self.map.shape)
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:

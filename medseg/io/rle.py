@@ -58,6 +58,25 @@ class Rle:
         return cls(mask.shape, np.diff(bounds).astype(np.int64))
 
     @classmethod
+    def of_positions(cls, positions: Integers, shape: tuple[int, ...]) -> Rle:
+        """From the rising positions of its voxels, in the order in which the first axis varies fastest."""
+        if not len(positions):
+            return cls(shape, np.array([prod(shape)], np.int64))
+        breaks = np.flatnonzero(np.diff(positions) != 1)
+        starts = positions[np.concatenate([[0], breaks + 1])]
+        stops = positions[np.concatenate([breaks, [len(positions) - 1]])] + 1
+        flips = np.stack([starts, stops], 1).ravel()
+        bounds = np.concatenate([[0], flips, [prod(shape)] * int(flips[-1] < prod(shape))])
+        return cls(shape, np.diff(bounds).astype(np.int64))
+
+    @classmethod
+    def of_part(cls, mask: NDArray[Any], lower: tuple[int, ...], shape: tuple[int, ...]) -> Rle:
+        """Of an image of this shape in which nothing lies but a smaller mask, whose first voxel is `lower`."""
+        inside = np.unravel_index(np.flatnonzero(mask.ravel(order="F")), mask.shape, order="F")
+        places = tuple(at + first for at, first in zip(inside, lower, strict=True))
+        return cls.of_positions(np.asarray(np.ravel_multi_index(places, shape, order="F"), np.int64), shape)
+
+    @classmethod
     def of_string(cls, text: str | bytes, shape: tuple[int, ...]) -> Rle:
         """From COCO's compressed string: each number in groups of 5 bits, lowest first, from the third on as the difference to the one before last.
 

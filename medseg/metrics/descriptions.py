@@ -92,7 +92,7 @@ DETECTION_METRICS: dict[str, Metric] = _named(
         "Mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per case; found means an IoU of 0.1.",
     ),
 )
-"""What `score_detections` can compute, by name: scores of a dataset. `ap` is the mean over IoU 0.5, 0.55, ... 0.95, `ap@X` at an IoU of X."""
+"""What `pool` can compute of scored objects, by name: scores of a dataset. `ap` is the mean over IoU 0.5, 0.55, ... 0.95, `ap@X` at an IoU of X."""
 
 _SWEPT = {"object_accuracy", "object_f1", "object_sensitivity", "object_precision", "ap", "box_ap"}
 

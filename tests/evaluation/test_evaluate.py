@@ -162,12 +162,13 @@ def test_usage_errors(folders, tmp_path):
     empty.mkdir()
     with pytest.raises(UsageError, match="no such folder of predictions"):
         evaluate(tmp_path / "nothing", references, LABELS)
-    (predictions / "coco.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"expected a folder of label maps.*they lie beside coco.json: pass .*"):
-        evaluate(predictions / "coco.json", references, LABELS)
     (tmp_path / "coco.json").write_text("{}")
-    with pytest.raises(UsageError, match="predict with --format labels"):
+    with pytest.raises(DatasetError, match=r"no class of the references has objects; found box\. Say which: --objects, or --run"):
         evaluate(tmp_path / "coco.json", references, LABELS)
+    with pytest.raises(UsageError, match=r"no file of predicted objects; found \.gz, expected COCO's JSON, or a folder"):
+        evaluate(predictions / "good.nii.gz", references, LABELS)
+    with pytest.raises(UsageError, match=r"--confidence: has a meaning for COCO files of predicted objects only"):
+        evaluate(predictions, references, LABELS, confidence=0.3)
     with pytest.raises(UsageError, match="no such folder of references"):
         evaluate(predictions, tmp_path / "nothing", LABELS)
     with pytest.raises(UsageError, match="no such folder of images"):

@@ -172,5 +172,3 @@ def test_the_classes_of_cells_are_those_of_their_centres(axes: int) -> None:
     found = truth.semantic((8,) * axes)
     expected = truth.map[(slice(None), *(slice(1, None, 2),) * axes)]
     assert torch.equal(found, torch.where(expected == IGNORED, IGNORED, expected >> 16).long())
-    part = truth.part(slice(1, 2))
-    assert torch.equal(part.semantic((16,) * axes), truth.semantic((16,) * axes)[1:])

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.cells import voxel_ranges
 from medseg.geometry import Shape
 from medseg.imaging.detections import Detection, detections
 from medseg.imaging.gathering import Gatherer, SliceLinker
 from medseg.imaging.merging import FLOOR, Merger
-from medseg.imaging.rasters import meeting, voxel_ranges
+from medseg.imaging.rasters import meeting
 from medseg.imaging.windows import positions
 from medseg.models.base import ObjectHead
 from medseg.prediction import FoundObjects

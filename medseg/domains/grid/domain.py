@@ -20,7 +20,7 @@ from medseg.domains.grid.prepare import extent, prepare_case, restore_array, spa
 from medseg.domains.grid.sampling import sample_window, source_window, window_locations
 from medseg.domains.grid.settings import Blending, GridSettings, Interpolation
 from medseg.fingerprint import CaseStats, Fingerprint
-from medseg.geometry import Grid, Resample, Shape, Step
+from medseg.geometry import Crop, Grid, Reorient, Resample, Shape, Step
 from medseg.models.base import Head, ObjectHead
 from medseg.plans import Plan, SpaceSection
 from medseg.prediction import FoundObjects, Stitched
@@ -163,6 +163,15 @@ class GridDomain(Domain):
     def restore(self, array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:
         """See `Domain.restore`."""
         return restore_array(array, trail, fill, scratch)
+
+    def restore_objects(self, found: FoundObjects, trail: tuple[Step, ...]) -> FoundObjects:
+        """See `Domain.restore_objects`."""
+        for step in reversed(trail):
+            if isinstance(step, Crop):
+                found = found.moved(step)
+            elif isinstance(step, Reorient):
+                found = found.turned(step)
+        return found
 
     def _proportions(self) -> tuple[float, ...]:
         """Relative spacing of the window axes: rotations happen in millimetres."""

@@ -121,7 +121,7 @@ def failed_files(root: Path) -> list[Problem]:
             except OSError as error:
                 problems.append(Problem("cannot be read", str(path), error.strerror or str(error)))
             except (ValueError, RecursionError) as error:
-                problems.append(_no_json(path, error))
+                problems.append(no_json(path, error))
             else:
                 if isinstance(data, list) and data and all(isinstance(one, dict) and "image_id" in one for one in data):
                     fix = "Take the file with the annotations; results are for evaluation."
@@ -131,7 +131,8 @@ def failed_files(root: Path) -> list[Problem]:
     return problems
 
 
-def _no_json(path: Path, error: Exception) -> Problem:
+def no_json(path: Path, error: Exception) -> Problem:
+    """What is told of a file that cannot be parsed."""
     return Problem("is not valid JSON", str(path), str(error), fix="Export or download it again; it may be truncated.")
 
 
@@ -155,13 +156,13 @@ def _read(path: Path, modified: int, size: int) -> Annotations:
     except OSError as error:
         raise DatasetError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
     except (ValueError, RecursionError) as error:  # of JSON, its encoding, numbers of very many digits, and nesting
-        raise DatasetError(_no_json(path, error)) from None
+        raise DatasetError(no_json(path, error)) from None
     lists = [key for key in ("images", "categories", "annotations") if isinstance(data, dict) and isinstance(data.get(key), list)]
     strange = [key for key in ("categories", "annotations") if isinstance(data, dict) and key in data and key not in lists]
     if "images" not in lists or ("annotations" in lists and "categories" not in lists) or strange:
         found = type(data).__name__ if not isinstance(data, dict) else f"keys {', '.join(map(str, list(data)[:8]))}"
         raise DatasetError.of("is no COCO file", where=str(path), found=found, expected="lists 'images', 'categories' and 'annotations'")
-    check = _Check(path)
+    check = Check(path)
     annotations = [entry for entry in data.get("annotations", ()) if check.is_object(entry, "annotations")]
     kind = _kind(annotations, path)
     categories = _categories(data.get("categories", ()), kind, check)
@@ -182,7 +183,7 @@ def _read(path: Path, modified: int, size: int) -> Annotations:
     )
 
 
-class _Check:
+class Check:
     """Problems of a file, those of one kind together."""
 
     def __init__(self, path: Path) -> None:
@@ -238,7 +239,7 @@ def _twice(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
 
 
-def _categories(given: Iterable[Any], kind: Kind, check: _Check) -> dict[int, Category]:
+def _categories(given: Iterable[Any], kind: Kind, check: Check) -> dict[int, Category]:
     found: list[Category] = []
     for one in given:
         if not check.is_object(one, "categories"):
@@ -260,7 +261,7 @@ def _categories(given: Iterable[Any], kind: Kind, check: _Check) -> dict[int, Ca
     return {one.id: one for one in found}
 
 
-def _pictures(given: Iterable[Any], check: _Check) -> dict[int, Picture]:
+def _pictures(given: Iterable[Any], check: Check) -> dict[int, Picture]:
     found: list[Picture] = []
     for one in given:
         if not check.is_object(one, "images"):
@@ -304,7 +305,7 @@ def _inside(name: str) -> str | None:
 
 
 def _entries(
-    annotations: Sequence[Mapping[str, Any]], kind: Kind, categories: Mapping[int, Any], pictures: Mapping[int, Picture], check: _Check
+    annotations: Sequence[Mapping[str, Any]], kind: Kind, categories: Mapping[int, Any], pictures: Mapping[int, Picture], check: Check
 ) -> dict[int, list[Mapping[str, Any]]]:
     entries: dict[int, list[Mapping[str, Any]]] = {}
     numbers: list[int] = []
@@ -323,7 +324,7 @@ def _entries(
         elif "id" in one:
             check.add("annotation ids are no whole numbers from 0 on", repr(one["id"]))
         _check_category(one, categories, f"{told} (category {one.get('category_id')!r})", check)
-        wrong = _no_mask(one.get("segmentation"), pictures[image])
+        wrong = no_mask(one.get("segmentation"), pictures[image])
         if wrong:
             check.add(wrong[0], f"{told} of '{pictures[image].file}'{wrong[1]}", wrong[2])
     for value in _twice(numbers):
@@ -335,7 +336,7 @@ def _entries(
     return entries
 
 
-def _check_category(one: Mapping[str, Any], categories: Mapping[int, Any], told: str, check: _Check) -> None:
+def _check_category(one: Mapping[str, Any], categories: Mapping[int, Any], told: str, check: Check) -> None:
     category = one.get("category_id")
     if not is_id(category) or category not in categories:
         check.add("annotations of categories that are not listed", told, fix="Add the category, or remove them.")
@@ -343,7 +344,7 @@ def _check_category(one: Mapping[str, Any], categories: Mapping[int, Any], told:
         check.add("'iscrowd' is neither 0 nor 1", told)
 
 
-def _check_segments(one: Mapping[str, Any], picture: Picture, categories: Mapping[int, Any], check: _Check) -> None:
+def _check_segments(one: Mapping[str, Any], picture: Picture, categories: Mapping[int, Any], check: Check) -> None:
     name, segments = one.get("file_name"), one.get("segments_info")
     if not isinstance(name, str) or not _is_text(name) or _inside(name) is None:
         check.add("annotations without a PNG file", f"'{picture.file}' ({name!r})", "'file_name' within the folder of the JSON's name")
@@ -360,7 +361,7 @@ def _check_segments(one: Mapping[str, Any], picture: Picture, categories: Mappin
         check.add("several segments of an image have one id", f"{identity} of '{picture.file}'")
 
 
-def _no_mask(segmentation: Any, picture: Picture) -> tuple[str, str, str] | None:
+def no_mask(segmentation: Any, picture: Picture) -> tuple[str, str, str] | None:
     """Why an annotation says nothing of its pixels: what, details, what was expected."""
     height, width = picture.shape
     if isinstance(segmentation, dict):

@@ -17,9 +17,10 @@ from PIL import Image as Pillow
 from medseg.dataset import CaseFiles
 from medseg.errors import Problem
 from medseg.io.coco.labels import SUFFIX, image_id
+from medseg.io.detections import detections_of
 from medseg.io.exports import Export, Result
 from medseg.io.format import numbers
-from medseg.io.found import Findings, Found
+from medseg.io.found import Findings
 from medseg.io.images import read_header
 from medseg.io.raster import coloured
 from medseg.record import write_atomic, write_text
@@ -70,10 +71,13 @@ class _Coco(Export):
 
 @final
 class Instances(_Coco):
-    """`coco/<id>.json`, and `coco.json` of all cases; where there are no things, each class is one object."""
+    """`coco/<id>.json`, and `coco.json` of all cases: all detections, which may overlap; where there are no things, each class is one object."""
 
     name: ClassVar[str] = "coco"
-    summary: ClassVar[str] = "COCO instances (JSON, 2D): run lengths, box, area and score of each object; one for each case and one for all"
+    summary: ClassVar[str] = (
+        "COCO instances (JSON, 2D): run lengths, box, area and score of each object that was found, also of unsure ones; one for each case and one "
+        "for all"
+    )
 
     def targets(self, files: CaseFiles, probabilities: bool) -> tuple[Path, ...]:
         """See `Export.targets`."""
@@ -81,14 +85,13 @@ class Instances(_Coco):
 
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`."""
-        findings = Findings.of(result)
-        wanted = [one for one in findings.found if one.number or not result.labels.things]
         part = _about(result)
         image = part["images"][0]["id"]
-        for number, one in enumerate(wanted, 1):
-            rle = findings.rle(one)
+        for number, one in enumerate(detections_of(result), 1):
+            rle = one.mask
+            told = _told(result, one.index, rle.area, rle.box.astype(int).tolist(), one.score)
             segmentation = {"size": list(rle.shape), "counts": rle.to_string()}
-            part["annotations"].append({"id": number, "image_id": image, **_told(result, one), "segmentation": segmentation})
+            part["annotations"].append({"id": number, "image_id": image, **told, "segmentation": segmentation})
         write_text(out / self.targets(result.files, False)[0], json.dumps(part, ensure_ascii=False) + "\n")
 
 
@@ -113,7 +116,10 @@ class Panoptic(_Coco):
         areas = np.bincount(ids.ravel(), minlength=len(findings.found) + 1)
         part = _about(result)
         segments = [
-            {"id": identity, **_told(result, one), "area": int(areas[identity])}
+            {
+                "id": identity,
+                **_told(result, one.index, int(areas[identity]), [[s.start for s in one.box], [s.stop for s in one.box]], one.score),
+            }
             for identity, one in enumerate(findings.found, 1)
             if areas[identity]
         ]
@@ -147,15 +153,15 @@ def _about(result: Result) -> dict[str, Any]:
     }
 
 
-def _told(result: Result, one: Found) -> dict[str, Any]:
-    """What both kinds of files say of an object."""
-    y, x = one.box
+def _told(result: Result, index: int, area: int, box: list[list[int]], score: float | None) -> dict[str, Any]:
+    """What both kinds of files say of an object; `box` is its lower and its upper corner."""
+    (top, left), (bottom, right) = box
     told: dict[str, Any] = {
-        "category_id": result.labels.written[one.index],
-        "area": one.voxels,
-        "bbox": [x.start, y.start, x.stop - x.start, y.stop - y.start],
+        "category_id": result.labels.written[index],
+        "area": area,
+        "bbox": [left, top, right - left, bottom - top],
         "iscrowd": 0,
     }
-    if one.score is not None:
-        told["score"] = round(one.score, 6)
+    if score is not None:
+        told["score"] = round(score, 6)
     return told

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,44 @@ def _map_of(found: Annotations, picture: Picture) -> Path:
     return found.maps / name
 
 
+@dataclass(frozen=True)
+class Annotated:
+    """An object, or a crowd of them, of a class value; `box` is its lower and its upper corner (y, x) where the file gives one."""
+
+    value: int
+    mask: Rle
+    crowd: bool
+    box: tuple[float, ...] | None
+
+
+def annotated(path: Path) -> list[Annotated] | None:
+    """The objects of a label map as they are annotated, also what lies beneath others; None where they are no masks of a COCO file.
+
+    Raises:
+        ImageError: an annotation cannot be drawn.
+    """
+    if not path.name.endswith(SUFFIX):
+        return None
+    found, picture = _find(path)
+    if found.kind != "instances":
+        return None
+    values = found.values
+    return [
+        Annotated(
+            values[one["category_id"]], mask_of(one["segmentation"], picture.shape), bool(one.get("iscrowd", 0)), corners(one.get("bbox"))
+        )
+        for one in found.of(picture)
+    ]
+
+
+def corners(bbox: object) -> tuple[float, ...] | None:
+    """The corners (y, x, y, x) of COCO's x, y, width, height; None for what is none."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in bbox):
+        return None
+    x, y, width, height = map(float, bbox)
+    return y, x, y + height, x + width
+
+
 @final
 class CocoLabels(Format):
     """`.coco`: read only."""
@@ -121,7 +160,7 @@ def _instances(found: Annotations, picture: Picture) -> _Drawn:
         told = f"annotation {entry.get('id', f'at place {place}')}"
         where = f"{found.path}, {told} of '{picture.file}'"
         try:
-            mask = _mask(entry["segmentation"], picture.shape)
+            mask = mask_of(entry["segmentation"], picture.shape)
         except ImageError as error:
             problems += [Problem(p.what, where, p.found, p.expected, p.fix) for p in error.problems]
             continue
@@ -184,7 +223,8 @@ def _too_many(found: Annotations, picture: Picture, count: int) -> ImageError:
     return error
 
 
-def _mask(segmentation: Any, shape: tuple[int, int]) -> Rle:
+def mask_of(segmentation: Any, shape: tuple[int, int]) -> Rle:
+    """The pixels of polygons or run lengths as in a file, which are sound (`no_mask`). Raises ImageError."""
     if isinstance(segmentation, list):
         return union([Rle.of_polygon(polygon, shape) for polygon in segmentation])
     counts = segmentation["counts"]

@@ -32,17 +32,16 @@ lies there, or within crowds of its class, is no false positive.
 
 from medseg.metrics.contingency import Contingency, Objects
 from medseg.metrics.descriptions import DETECTION_METRICS, INSTANCE_METRICS
-from medseg.metrics.instances.average_precision import COCO_SIZES, EVERY_SIZE, THRESHOLDS, AveragePrecision, average_precision
+from medseg.metrics.instances.average_precision import EVERY_SIZE, THRESHOLDS, AveragePrecision, average_precision
 from medseg.metrics.instances.boxes import box_iou, box_volumes, label_boxes, of_coco
 from medseg.metrics.instances.detections import Detections
 from medseg.metrics.instances.froc import RATES, Froc, froc
 from medseg.metrics.instances.labelled import class_numbers, count_objects
 from medseg.metrics.instances.matching import Matches, Quality, Tally, add_up, match, mean_quality, panoptic
-from medseg.metrics.instances.pooling import LEVELS, ClassCounts, Confidence, Pooled, count_case, curve_of, pool, poolable, ranked_of
-from medseg.metrics.instances.scores import score_detections, score_instances
+from medseg.metrics.instances.pooling import LEVELS, ClassCounts, Pooled, Ranking, count_case, curve_of, pool, poolable, ranked_of
+from medseg.metrics.instances.scores import score_instances
 
 __all__ = [
-    "COCO_SIZES",
     "DETECTION_METRICS",
     "EVERY_SIZE",
     "INSTANCE_METRICS",
@@ -51,7 +50,6 @@ __all__ = [
     "THRESHOLDS",
     "AveragePrecision",
     "ClassCounts",
-    "Confidence",
     "Contingency",
     "Detections",
     "Froc",
@@ -59,6 +57,7 @@ __all__ = [
     "Objects",
     "Pooled",
     "Quality",
+    "Ranking",
     "Tally",
     "add_up",
     "average_precision",
@@ -77,6 +76,5 @@ __all__ = [
     "pool",
     "poolable",
     "ranked_of",
-    "score_detections",
     "score_instances",
 ]

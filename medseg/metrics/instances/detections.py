@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -74,21 +74,26 @@ class Detections:
         truth_classes: Integers | None = None,
         truth_sizes: Floats | None = None,
         crowd: Flags | None = None,
+        hidden: Floats | None = None,
     ) -> Detections:
-        """From run lengths, which may overlap, of one shape; without classes all are of class 1. Raises ValueError where shapes differ."""
+        """From run lengths, which may overlap, of one shape; without classes all are of class 1. Raises ValueError where shapes differ.
+
+        `hidden`: `(d,)` voxels of each mask where the truth is unknown; they count in no IoU, and are within a crowd of every class.
+        """
         if len(shapes := {mask.shape for mask in (*masks, *truth)}) > 1:
             raise ValueError(f"masks of different shapes: {sorted(shapes)}")
         crowd = _or(crowd, np.zeros(len(truth), bool))
         kinds = _or(classes, np.ones(len(masks), np.int64)), _or(truth_classes, np.ones(len(truth), np.int64))
         own = np.array([m.area for m in masks], np.float64)
+        hidden = _or(hidden, np.zeros(len(masks)))
         areas = np.array([m.area for m in truth], np.float64)
         iou = np.zeros((len(masks), len(truth)))
         if len(masks) and len(truth):
             near = box_iou(np.stack([m.box for m in masks]), np.stack([m.box for m in truth])) > 0
             for d, g in np.argwhere(near & (kinds[0][:, None] == kinds[1])):
                 both = shared(masks[d], truth[g])
-                iou[d, g] = both / (own[d] if crowd[g] else own[d] + areas[g] - both) if both else 0.0
-        return cls(scores, kinds[0], own, kinds[1], _or(truth_sizes, areas), crowd, iou)
+                iou[d, g] = both / (own[d] if crowd[g] else own[d] - hidden[d] + areas[g] - both) if both else 0.0
+        return cls(scores, kinds[0], own, kinds[1], _or(truth_sizes, areas), crowd, iou).where_unknown(hidden)
 
     @classmethod
     def of_labels(cls, contingency: Contingency, scores: Floats, boxes: tuple[Floats, Floats] | None = None) -> Detections:
@@ -106,18 +111,23 @@ class Detections:
         else:
             iou = box_iou(*boxes, truth.crowd)
             sizes, truth_sizes = box_volumes(boxes[0]), box_volumes(boxes[1])
-        classes, at = np.unique(prediction.classes[prediction.ignored > 0], return_inverse=True)
-        hidden = np.zeros((len(prediction), len(classes)))
-        hidden[np.flatnonzero(prediction.ignored), at] = (prediction.ignored / prediction.sizes)[prediction.ignored > 0]
-        extent = np.array([prediction.ignored[prediction.classes == c].sum() for c in classes], np.float64)
-        return cls(
-            scores,
-            prediction.classes,
-            sizes,
-            np.concatenate([truth.classes, classes]),
-            np.concatenate([truth_sizes, extent]),
-            np.concatenate([truth.crowd, np.ones(len(classes), bool)]),
-            np.concatenate([iou, hidden], axis=1),
+        found = cls(scores, prediction.classes, sizes, truth.classes, truth_sizes, truth.crowd, iou)
+        return found.where_unknown(prediction.ignored.astype(np.float64), prediction.sizes)
+
+    def where_unknown(self, hidden: Floats, voxels: Floats | Integers | None = None) -> Detections:
+        """With a crowd of every class where nothing is known, by the voxels `(d,)` of each detection that lie there, and all that it has."""
+        whole = _or(voxels, self.sizes)
+        some = hidden > 0
+        classes, at = np.unique(self.classes[some], return_inverse=True)
+        parts = np.zeros((len(self.scores), len(classes)))
+        parts[np.flatnonzero(some), at] = (hidden / np.maximum(whole, 1))[some]
+        extent = np.array([hidden[self.classes == c].sum() for c in classes], np.float64)
+        return replace(
+            self,
+            truth_classes=np.concatenate([self.truth_classes, classes]),
+            truth_sizes=np.concatenate([self.truth_sizes, extent]),
+            crowd=np.concatenate([self.crowd, np.ones(len(classes), bool)]),
+            iou=np.concatenate([self.iou, parts], axis=1),
         )
 
 

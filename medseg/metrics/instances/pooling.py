@@ -34,18 +34,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Confidence:
-    """What predicted objects need to be ranked, in the order of `Contingency.prediction`.
+class Ranking:
+    """The scored objects of one case, compared as masks and as boxes."""
 
-    Attributes:
-        scores: `(m,)` higher is surer.
-        boxes: `(m, 2, ndim)` of the predicted objects (`label_boxes`).
-        truth_boxes: `(n, 2, ndim)` of those of the truth.
-    """
-
-    scores: Floats
-    boxes: Floats
-    truth_boxes: Floats
+    masks: Detections
+    boxes: Detections
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ CaseCounts = Mapping[int, ClassCounts]
 
 
 def count_case(
-    contingency: Contingency, classes: Collection[int], things: Collection[int], confidence: Confidence | None = None
+    contingency: Contingency, classes: Collection[int], things: Collection[int], ranking: Ranking | None = None
 ) -> dict[int, ClassCounts]:
     """Count the objects of one case.
 
@@ -84,31 +77,27 @@ def count_case(
         contingency: the objects.
         classes: which to count.
         things: those of them that have objects; the others are stuff.
-        confidence: None where nobody knows how sure the predicted objects are.
+        ranking: None where nobody knows how sure the predicted objects are.
     """
     exact = match(contingency, LEVELS[0], strict=True).tallies()
     found = [match(contingency, level) for level in LEVELS]
     tallies = [matches.tallies() for matches in found]
     partnered = np.zeros(len(contingency.truth), bool)
     partnered[found[0].truth] = True
-    ranked = None
-    if confidence is not None:
-        masks = Detections.of_labels(contingency, confidence.scores)
-        ranked = masks, Detections.of_labels(contingency, confidence.scores, (confidence.boxes, confidence.truth_boxes))
     counts = {}
     levels, every = np.array(LEVELS), np.array([[0.0, np.inf]])
     for cls in classes:
         real = (contingency.truth.classes == cls) & ~contingency.truth.crowd
-        seen = ranked if cls in things else None
+        seen = ranking if cls in things else None
         counts[cls] = ClassCounts(
             exact=exact.get(cls, Tally()),
             matched=tuple(tally.get(cls, Tally()) for tally in tallies),
             lesions=covered(contingency.of_class(cls)),
             sizes=contingency.truth.sizes[real],
             found=partnered[real],
-            masks=outcome(seen[0], cls, levels, every, None) if seen else None,
-            boxes=outcome(seen[1], cls, levels, every, None) if seen else None,
-            findings=findings(seen[0], cls) if seen else None,
+            masks=outcome(seen.masks, cls, levels, every, None) if seen else None,
+            boxes=outcome(seen.boxes, cls, levels, every, None) if seen else None,
+            findings=findings(seen.masks, cls) if seen else None,
         )
     return counts
 

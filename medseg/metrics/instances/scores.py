@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from medseg.errors import UsageError
 from medseg.metrics.contingency import Contingency
-from medseg.metrics.descriptions import DETECTION_METRICS, INSTANCE_METRICS, describe, iou_thresholds
-from medseg.metrics.instances.average_precision import ALL, THRESHOLDS, average_precision
-from medseg.metrics.instances.detections import Detections
-from medseg.metrics.instances.froc import froc
+from medseg.metrics.descriptions import INSTANCE_METRICS, describe, iou_thresholds
 from medseg.metrics.instances.matching import Tally, match, panoptic
 from medseg.metrics.lesions import covered_f1
 from medseg.prediction import Scores
@@ -57,46 +54,6 @@ def score_instances(contingency: Contingency, classes: Mapping[int, str], metric
                 values = [_OF_TALLY[base](wanted[level].get(cls, Tally())) for level in _levels(name)]
                 row[name] = math.fsum(values) / len(values)
         scores[title] = row
-    return scores
-
-
-def score_detections(
-    classes: Mapping[int, str],
-    masks: Sequence[Detections],
-    boxes: Sequence[Detections] = (),
-    metrics: Iterable[str] | None = None,
-    limit: int | None = 100,
-) -> Scores:
-    """Score the detections of a dataset, class by class.
-
-    Args:
-        classes: class -> name, of the classes to score.
-        masks: detections of every case, compared as masks.
-        boxes: the same compared as boxes, for `box_ap`.
-        metrics: names of `DETECTION_METRICS`, `ap` and `box_ap` with an IoU (`ap@0.5`) if need be; None means all that can be computed.
-        limit: see `average_precision`.
-
-    Returns:
-        Class name -> metric name -> value, NaN where the truth has no object of the class.
-
-    Raises:
-        UsageError: an unknown metric, or one whose detections are not given.
-    """
-    given = {name for name in DETECTION_METRICS if (boxes if name == "box_ap" else masks)}
-    names = _known([name for name in DETECTION_METRICS if name in given] if metrics is None else metrics, DETECTION_METRICS)
-    if lacking := [name for name in names if name.partition("@")[0] not in given]:
-        raise UsageError.of("no detections to score", found=", ".join(lacking), fix="Pass the masks, or boxes, of every case.")
-    scores: Scores = {title: {} for title in classes.values()}
-    for name in names:
-        base = name.partition("@")[0]
-        if base == "froc":
-            for cls, title in classes.items():
-                scores[title][name] = froc(masks, cls).mean
-            continue
-        levels = THRESHOLDS if name == base else iou_thresholds(name)
-        found = average_precision(boxes if base == "box_ap" else masks, classes=tuple(classes), thresholds=levels, limit=limit)
-        for cls, title in classes.items():
-            scores[title][name] = found.ap(cls=cls, size=ALL)
     return scores
 
 

@@ -7,7 +7,7 @@ training step it makes a `Truth` of its labels, calls `network(image, truth)`, a
 `perfect_regions(truth, design)` and `perfect_prototypes(truth, design)` are what perfect networks would have returned, both ways.
 
 Objects for which `Truth` has no place, and voxels without annotation, are `IGNORED` in its map. All outputs are float32 with the window
-first, so that a batch can be run in portions (`Truth.part`). Random numbers, for sampling, come from torch's global generator.
+first, so that a batch can be run in portions. Random numbers, for sampling, come from torch's global generator.
 """
 
 from medseg.models.detection.anchors import Level

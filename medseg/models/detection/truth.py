@@ -40,10 +40,6 @@ class Truth:
         """`(N, M)` places that hold an object."""
         return self.classes > 0
 
-    def part(self, rows: slice) -> Truth:
-        """The objects of some of the windows."""
-        return Truth(self.boxes[rows], self.classes[rows], self.codes[rows], self.map[rows])
-
     def classes_of(self, match: Tensor) -> Tensor:
         """Class index `(N, R)` of the objects with which something is matched (place plus 1); 0 without one."""
         return torch.where(match > 0, self.classes.gather(1, (match - 1).clamp_min(0)), 0)

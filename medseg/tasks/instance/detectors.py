@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -177,7 +178,8 @@ class Detector(ObjectFinder):
         scratch: Scratch = IN_MEMORY,
         uncertainty: bool = False,
     ) -> Prediction:
-        """Objects painted one over another (`paint_objects`); where there is none, the most probable of background and stuff.
+        """Objects painted one over another (`paint_objects`); where there is none, the most probable of background and stuff. Those that are not
+        confident enough to be painted are among `Prediction.found`, with all others.
 
         Probabilities are those of background and each class: of things, that of the likeliest object; of stuff, what the others leave of it.
         The uncertainty is a mean over voxels that are not background: the binary entropy of their object's confidence; of stuff, that of what is let
@@ -193,7 +195,8 @@ class Detector(ObjectFinder):
             doubt.add_objects(codes, confidence)
         if self.stuff:
             self._fill(codes, outputs[CLASSES], doubt)
-        return Prediction(case_id, codes, chances, doubt.mean if doubt else None, confidence)
+        kinds = np.array([0, *(k for k, name in enumerate(labels.names, 1) if name in labels.things)], np.int32)
+        return Prediction(case_id, codes, chances, doubt.mean if doubt else None, confidence, replace(found, classes=kinds[found.classes]))
 
     def _fill(self, codes: NDArray[np.int32], classes: DenseMap, doubt: _Doubt | None) -> None:
         """Give voxels without an object to background or stuff."""

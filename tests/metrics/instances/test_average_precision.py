@@ -143,6 +143,20 @@ def test_what_is_ignored_is_a_crowd_of_every_class():
     assert average_precision([one]).ap() == pytest.approx(1.0)
 
 
+def test_masks_whose_voxels_are_unknown_in_part():
+    truth, prediction = scene((60, 70), 25, 1)
+    truth[:, 40:50] = 99
+    table = Contingency.between(prediction, truth, ignore=99)
+    scores = np.linspace(0.1, 0.9, len(table.prediction))
+    hidden = np.array([((prediction == v) & (truth == 99)).sum() for v in table.prediction.ids], float)
+    parts = [[Rle.encode(array == v) for v in some.ids] for array, some in ((prediction, table.prediction), (truth, table.truth))]
+    masks = Detections.of_masks(parts[0], scores, parts[1], hidden=hidden)
+    labels = Detections.of_labels(table, scores)
+    assert hidden.any()
+    for name in ("iou", "sizes", "truth_sizes", "crowd", "truth_classes"):
+        np.testing.assert_array_equal(getattr(labels, name), getattr(masks, name))
+
+
 def test_boxes_of_any_dimension():
     a = np.array([[[0, 0, 0], [2, 2, 2]], [[0, 0, 0], [4, 2, 2]]], float)
     b = np.array([[[1, 0, 0], [3, 2, 2]], [[5, 5, 5], [6, 6, 6]], [[3, 0, 0], [1, 2, 2]]], float)

@@ -12,16 +12,12 @@ from medseg.metrics.instances import (
     DETECTION_METRICS,
     INSTANCE_METRICS,
     Contingency,
-    average_precision,
-    froc,
     match,
     panoptic,
-    score_detections,
     score_instances,
 )
 from medseg.metrics.lesions import covered_f1
 from tests.metrics.instances.scenes import class_of, panoptic_scene
-from tests.metrics.instances.test_average_precision import case, detections
 
 NAMES = {1: "one", 2: "two", 3: "three", 4: "stuff", 5: "absent"}
 
@@ -89,29 +85,6 @@ def test_lesions_of_crowds_and_ignored_voxels():
     assert math.isnan(covered_f1(Contingency.between(prediction[:, 3:9], truth[:, 3:9], ignore=9, crowd=[7])))
 
 
-def test_detections_by_name():
-    masks, boxes = ([case(seed, kind) for seed in (1, 2)] for kind in ("segm", "bbox"))
-    names = {1: "a", 2: "b"}
-    scores = score_detections(names, masks, boxes, ["ap", "ap@0.5", "box_ap@0.75", "froc", "box_ap"])
-    for cls, name in names.items():
-        assert scores[name] == pytest.approx(
-            {
-                "ap": average_precision(masks).ap(cls=cls),
-                "ap@0.5": average_precision(masks).ap(0.5, cls),
-                "box_ap@0.75": average_precision(boxes).ap(0.75, cls),
-                "froc": froc(masks, cls).mean,
-                "box_ap": average_precision(boxes).ap(cls=cls),
-            }
-        )
-    assert tuple(score_detections(names, masks)["a"]) == ("ap", "froc")
-    assert tuple(score_detections(names, masks, boxes)["a"]) == tuple(DETECTION_METRICS)
-    many = [detections(np.eye(150), np.linspace(0.1, 0.9, 150))]
-    assert score_detections({1: "a"}, many, metrics=["ap@0.5"])["a"]["ap@0.5"] == pytest.approx(67 / 101)
-    assert score_detections({1: "a"}, many, metrics=["ap@0.5"], limit=None)["a"]["ap@0.5"] == pytest.approx(1)
-    with pytest.raises(UsageError, match=r"no detections to score; found box_ap@0\.5"):
-        score_detections(names, masks, metrics=["box_ap@0.5"])
-
-
 def test_descriptions():
     for name in (*INSTANCE_METRICS, *DETECTION_METRICS):
         assert describe(name).better is Better.up
@@ -136,8 +109,6 @@ def test_metrics_of_something_else_are_refused():
             describe(name)
     with pytest.raises(UsageError, match="not a metric of what is scored here; found 'dice'"):
         score_instances(table(), NAMES, ["pq", "dice"])
-    with pytest.raises(UsageError, match="not a metric of what is scored here; found 'pq'"):
-        score_detections(NAMES, [case(1, "segm")], metrics=["pq"])
     one = Labels(classes=(LabelClass(name="a", values=(1,)),))
     with pytest.raises(UsageError, match="a metric of objects; found 'pq'"):
         score_classes(np.zeros((2, 2), int), np.zeros((2, 2), int), one, (1.0, 1.0), ["pq"])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from medseg.metrics.instances import (
-    Confidence,
     Contingency,
     Detections,
+    Ranking,
     average_precision,
     count_case,
     froc,
@@ -32,17 +32,17 @@ ALONE = {"all": (1,)}
 
 
 def ranked(truth, prediction, seed, **how):
-    """Counts of a case whose predicted objects have made-up scores; the contingency and detections that they come of."""
+    """The objects of a case, and those that are predicted with made-up scores."""
     table = Contingency.between(prediction, truth, **how)
     dice = Dice(100 + seed)
     scores = np.array([dice.throw(100) / 100 for _ in table.prediction.ids])
-    confidence = Confidence(scores, label_boxes(prediction, table.prediction.ids), label_boxes(truth, table.truth.ids))
-    return table, confidence
+    boxes = label_boxes(prediction, table.prediction.ids), label_boxes(truth, table.truth.ids)
+    return table, Ranking(Detections.of_labels(table, scores), Detections.of_labels(table, scores, boxes))
 
 
 def cases(seeds=(1, 2, 3, 4), count=20):
     found = [ranked(*scene((60, 70), count, seed), seed) for seed in seeds]
-    return [count_case(table, (1,), (1,), confidence) for table, confidence in found], found
+    return [count_case(table, (1,), (1,), ranking) for table, ranking in found], found
 
 
 def values(found, cls=1):
@@ -73,7 +73,7 @@ def test_equal_to_the_scores_of_which_they_are_made():
     assert got["object_f1@0.75"] == pytest.approx(at[0.75].f1)
     assert (got["object_precision"], got["object_sensitivity"]) == pytest.approx((at[0.5].precision, at[0.5].sensitivity))
     assert got["object_accuracy@0.5:0.95"] == pytest.approx(np.mean([tally.accuracy for tally in at.values()]))
-    masks = [Detections.of_labels(table, confidence.scores) for table, confidence in found]
+    masks = [ranking.masks for _, ranking in found]
     assert got["ap@0.75"] == average_precision(masks, limit=None).ap(0.75)
     assert got["froc"] == froc(masks).mean
     assert curve_of(counted, 1).sensitivity.tolist() == froc(masks).sensitivity.tolist()
@@ -118,8 +118,8 @@ def test_classes_things_and_stuff():
     counted = []
     for seed in (1, 2, 3):
         truth, prediction, crowd = panoptic_scene((60, 70), 25, seed)
-        table, confidence = ranked(truth, prediction, seed, ignore=0, classes=class_of, crowd=crowd)
-        counted.append((count_case(table, (1, 2, 3, 4, 5), (1, 2, 3, 5), confidence), table))
+        table, ranking = ranked(truth, prediction, seed, ignore=0, classes=class_of, crowd=crowd)
+        counted.append((count_case(table, (1, 2, 3, 4, 5), (1, 2, 3, 5), ranking), table))
     groups = {"all": (1, 2, 3, 4, 5), "things": (1, 2, 3, 5), "stuff": (4,)}
     found = pool([c for c, _ in counted], (1, 2, 3, 5), METRICS, groups)
     exact = add_up(panoptic(table) for _, table in counted)
@@ -138,8 +138,8 @@ def test_classes_things_and_stuff():
 def test_rule_for_objects_that_are_not_there(predicted, real):
     truth, prediction = np.zeros((9, 9), int), np.zeros((9, 9), int)
     truth[2:5, 2:5], prediction[2:5, 2:5] = 7 * real, 3 * predicted
-    table, confidence = ranked(truth, prediction, 0)
-    got = values(pool([count_case(table, (1,), (1,), confidence)] * 3, (1,), METRICS, ALONE))
+    table, ranking = ranked(truth, prediction, 0)
+    got = values(pool([count_case(table, (1,), (1,), ranking)] * 3, (1,), METRICS, ALONE))
     perfect = {"pq", "sq", "rq", "object_accuracy", "object_accuracy@0.5:0.95", "object_f1@0.75", "lesion_f1"}
     of_truth = {"object_sensitivity", "ap", "ap@0.5", "ap@0.75", "box_ap", "box_ap@0.5", "froc"}
     for name, value in got.items():
@@ -154,8 +154,8 @@ def test_a_case_without_objects_changes_rates_only():
     """Its false alarms count, also among the cases that false positives are counted per."""
     counted, _ = cases((1, 2))
     nothing = np.zeros((60, 70), int)
-    table, confidence = ranked(nothing, nothing, 0)
-    empty = count_case(table, (1,), (1,), confidence)
+    table, ranking = ranked(nothing, nothing, 0)
+    empty = count_case(table, (1,), (1,), ranking)
     before, after = (values(pool(some, (1,), METRICS, ALONE, intervals=False)) for some in (counted, [*counted, empty]))
     assert {m: v for m, v in after.items() if m != "froc"} == {m: v for m, v in before.items() if m != "froc"}
     assert after["froc"] >= before["froc"]
@@ -165,8 +165,8 @@ def test_one_voxel_objects_and_many_of_them():
     truth = np.zeros((90, 90), int)
     truth[::4, ::4] = np.arange(1, 530).reshape(23, 23)
     prediction = np.where(truth % 2, truth, 0)
-    table, confidence = ranked(truth, prediction, 0)
-    counted = count_case(table, (1,), (1,), confidence)
+    table, ranking = ranked(truth, prediction, 0)
+    counted = count_case(table, (1,), (1,), ranking)
     got = values(pool([counted], (1,), METRICS, ALONE))
     assert (got["pq"], got["sq"], got["object_sensitivity"]) == pytest.approx((265 / (265 + 132), 1.0, 265 / 529))
     assert got["ap"] == pytest.approx(51 / 101)  # no limit of a hundred detections
