@@ -12,17 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 from medseg.errors import DatasetError, Problem
-from medseg.io.rle import FARTHEST
+from medseg.io.coco.masks import is_id, no_mask
+from medseg.io.coco.scanning import Place, elements, scan
 
+ANNOTATIONS = "annotations"
 Kind = Literal["instances", "panoptic", "images"]
 PALETTE = 254  # class values up to here fit into one byte, with one more for voxels without annotation
 MOST_CATEGORIES = 2**15 - 2  # class values that codes of objects have room for
 SEGMENTS = 2**24 - 1  # ids that three bytes of a pixel hold
 MOST_PIXELS = 2**31 - 1  # of an image
-HIGHEST = 2**63 - 1
 SHOWN = 5
 
 
@@ -152,33 +153,35 @@ def read_annotations(path: Path) -> Annotations:
 @lru_cache(maxsize=4)
 def _read(path: Path, modified: int, size: int) -> Annotations:
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        first = _First(Check(path))
+        data, places = scan(text, ANNOTATIONS, first.see)
     except OSError as error:
         raise DatasetError.of("cannot be read", where=str(path), found=error.strerror or str(error)) from None
     except (ValueError, RecursionError) as error:  # of JSON, its encoding, numbers of very many digits, and nesting
         raise DatasetError(no_json(path, error)) from None
-    lists = [key for key in ("images", "categories", "annotations") if isinstance(data, dict) and isinstance(data.get(key), list)]
-    strange = [key for key in ("categories", "annotations") if isinstance(data, dict) and key in data and key not in lists]
-    if "images" not in lists or ("annotations" in lists and "categories" not in lists) or strange:
-        found = type(data).__name__ if not isinstance(data, dict) else f"keys {', '.join(map(str, list(data)[:8]))}"
+    lists = [key for key in ("images", "categories") if isinstance(data, dict) and isinstance(data.get(key), list)]
+    strange = [key for key in ("categories", ANNOTATIONS) if isinstance(data, dict) and key in data and key not in lists]
+    if "images" not in lists or (places is not None and "categories" not in lists) or strange:
+        keys = [*data, *([] if places is None else [ANNOTATIONS])] if isinstance(data, dict) else []
+        found = f"keys {', '.join(map(str, keys[:8]))}" if isinstance(data, dict) else type(data).__name__
         raise DatasetError.of("is no COCO file", where=str(path), found=found, expected="lists 'images', 'categories' and 'annotations'")
-    check = Check(path)
-    annotations = [entry for entry in data.get("annotations", ()) if check.is_object(entry, "annotations")]
-    kind = _kind(annotations, path)
+    check = first.check
+    places = [place for place, good in zip(places or (), first.sound, strict=True) if good]
+    kind = first.kind
     categories = _categories(data.get("categories", ()), kind, check)
     pictures = _pictures(data["images"], check)
-    entries = _entries(annotations, kind, categories, pictures, check)
+    entries, annotated, crowded = _entries(text, places, kind, categories, pictures, check)
     if check.problems:
         raise DatasetError(check.problems)
-    segments = [one for several in entries.values() for entry in several for one in entry.get("segments_info", (entry,))]
     return Annotations(
         path=path,
         kind=kind,
         categories=categories,
         pictures=pictures,
-        entries={image: json.dumps(several, separators=(",", ":")).encode() for image, several in entries.items()},
-        annotated=frozenset(one["category_id"] for one in segments),
-        crowded=any(one.get("iscrowd", 0) for one in segments),
+        entries={image: f"[{','.join(text[start:stop] for start, stop in several)}]".encode() for image, several in entries.items()},
+        annotated=frozenset(annotated),
+        crowded=crowded,
         licence=_licence(data),
     )
 
@@ -215,24 +218,36 @@ def shown(items: Sequence[str]) -> str:
     return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
 
 
-def is_id(value: object) -> TypeGuard[int]:
-    """Whether a value is a whole number from 0 on, of 64 bits."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= HIGHEST
+class _First:
+    """What is found out of annotations when they are first seen: which are JSON objects at all, and of what kind they are."""
 
+    def __init__(self, check: Check) -> None:
+        self.check = check
+        self.sound: list[bool] = []
+        self._keys: list[str] | None = None
+        self._panoptic = self._masks = False
 
-def _kind(annotations: Sequence[Mapping[str, Any]], path: Path) -> Kind:
-    if not annotations:
-        return "images"
-    panoptic, masks = (any(key in one for one in annotations) for key in ("segments_info", "segmentation"))
-    if panoptic == masks:
-        raise DatasetError.of(
-            "holds no masks" if not panoptic else "holds objects and segments in one list",
-            where=str(path),
-            found=f"annotations with {', '.join(map(str, list(annotations[0])[:8]))}",
-            expected="'segmentation' in each annotation (instances), or 'segments_info' (panoptic)",
-            fix="Captions, boxes and keypoints alone cannot be learnt from.",
-        )
-    return "panoptic" if panoptic else "instances"
+    def see(self, one: Any) -> None:
+        """The next one."""
+        self.sound.append(self.check.is_object(one, ANNOTATIONS))
+        if self.sound[-1]:
+            self._keys = self._keys or list(one)
+            self._panoptic, self._masks = self._panoptic or "segments_info" in one, self._masks or "segmentation" in one
+
+    @property
+    def kind(self) -> Kind:
+        """That of all of them. Raises DatasetError."""
+        if not any(self.sound):
+            return "images"
+        if self._panoptic == self._masks:
+            raise DatasetError.of(
+                "holds no masks" if not self._panoptic else "holds objects and segments in one list",
+                where=str(self.check.path),
+                found=f"annotations with {', '.join((self._keys or [])[:8])}",
+                expected="'segmentation' in each annotation (instances), or 'segments_info' (panoptic)",
+                fix="Captions, boxes and keypoints alone cannot be learnt from.",
+            )
+        return "panoptic" if self._panoptic else "instances"
 
 
 def _twice(values: Iterable[Any]) -> list[Any]:
@@ -305,26 +320,35 @@ def _inside(name: str) -> str | None:
 
 
 def _entries(
-    annotations: Sequence[Mapping[str, Any]], kind: Kind, categories: Mapping[int, Any], pictures: Mapping[int, Picture], check: Check
-) -> dict[int, list[Mapping[str, Any]]]:
-    entries: dict[int, list[Mapping[str, Any]]] = {}
+    text: str, places: list[Place], kind: Kind, categories: Mapping[int, Any], pictures: Mapping[int, Picture], check: Check
+) -> tuple[dict[int, list[Place]], set[int], bool]:
+    """Image id -> where its annotations are, the ids of categories that occur, and whether there are crowds."""
+    entries: dict[int, list[Place]] = {}
     numbers: list[int] = []
-    for place, one in enumerate(annotations):
+    annotated: set[int] = set()
+    crowded = False
+    for place, one in enumerate(elements(text, places)):
         image = one.get("image_id")
         told = f"image {image!r}" if kind == "panoptic" else f"annotation {one['id']!r}" if "id" in one else f"annotation at place {place}"
         if not is_id(image) or image not in pictures:
             check.add("annotations of images that are not listed", f"{told} (image {image!r})")
             continue
-        entries.setdefault(image, []).append(one)
+        entries.setdefault(image, []).append(places[place])
         if kind == "panoptic":
             _check_segments(one, pictures[image], categories, check)
+            segments = one.get("segments_info")
+            segments = [s for s in segments if isinstance(s, dict)] if isinstance(segments, list) else []
+            annotated.update(s["category_id"] for s in segments if is_id(s.get("category_id")))
+            crowded = crowded or any(s.get("iscrowd", 0) for s in segments)
             continue
+        annotated |= {category} if is_id(category := one.get("category_id")) else set()
+        crowded = crowded or bool(one.get("iscrowd", 0))
         if is_id(one.get("id")):
             numbers.append(one["id"])
         elif "id" in one:
             check.add("annotation ids are no whole numbers from 0 on", repr(one["id"]))
         _check_category(one, categories, f"{told} (category {one.get('category_id')!r})", check)
-        wrong = no_mask(one.get("segmentation"), pictures[image])
+        wrong = no_mask(one.get("segmentation"), pictures[image].shape)
         if wrong:
             check.add(wrong[0], f"{told} of '{pictures[image].file}'{wrong[1]}", wrong[2])
     for value in _twice(numbers):
@@ -333,7 +357,7 @@ def _entries(
         for image, several in entries.items():
             if len(several) > 1:
                 check.add("images with several annotations", f"'{pictures[image].file}'", "one with all segments")
-    return entries
+    return entries, annotated, crowded
 
 
 def _check_category(one: Mapping[str, Any], categories: Mapping[int, Any], told: str, check: Check) -> None:
@@ -359,30 +383,6 @@ def _check_segments(one: Mapping[str, Any], picture: Picture, categories: Mappin
         _check_category(segment, categories, told, check)
     for identity in _twice(s.get("id") for s in segments if is_id(s.get("id"))):
         check.add("several segments of an image have one id", f"{identity} of '{picture.file}'")
-
-
-def no_mask(segmentation: Any, picture: Picture) -> tuple[str, str, str] | None:
-    """Why an annotation says nothing of its pixels: what, details, what was expected."""
-    height, width = picture.shape
-    if isinstance(segmentation, dict):
-        size, counts = segmentation.get("size"), segmentation.get("counts")
-        if size != [height, width]:
-            return "run lengths of another size than their image", f" ({size!r})", "'size' of height and width, as its image"
-        if not isinstance(counts, str) and not (isinstance(counts, list) and all(is_id(n) for n in counts)):
-            return "run lengths that are none", f" ({repr(counts)[:40]})", "'counts', a text or numbers from 0 on"
-        if isinstance(counts, list) and sum(counts) != height * width:
-            return "run lengths that do not fill their image", f" ({sum(counts)} of {height * width} pixels)", "as many as it has pixels"
-        return None
-    if not isinstance(segmentation, list) or not segmentation:
-        return "annotations without a mask", "", "'segmentation': polygons or run lengths"
-    for polygon in segmentation:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(_is_near(v) for v in polygon):
-            return "polygons that are none", f" ({repr(polygon)[:40]})", f"x, y of three points or more, all nearer than {FARTHEST} pixels"
-    return None
-
-
-def _is_near(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FARTHEST  # false for NaN
 
 
 def _licence(data: Mapping[str, Any]) -> str:

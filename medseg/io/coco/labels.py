@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from medseg.dataset import MOST_OBJECTS, NUMBER_BITS, file_digest
 from medseg.errors import DatasetError, ImageError, Problem
 from medseg.geometry import Array, Grid
 from medseg.io.coco.annotations import Annotations, Picture, read_annotations, shown
+from medseg.io.coco.masks import corners, mask_of, reach
 from medseg.io.format import Format, Header, Image, Native, numbers
 from medseg.io.raster import Raster, joined
-from medseg.io.rle import Rle, union
+from medseg.io.rle import Rle
 from medseg.scratch import IN_MEMORY, Scratch
 
 SUFFIX = ".coco"
@@ -109,14 +109,6 @@ def annotated(path: Path) -> list[Annotated] | None:
     ]
 
 
-def corners(bbox: object) -> tuple[float, ...] | None:
-    """The corners (y, x, y, x) of COCO's x, y, width, height; None for what is none."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in bbox):
-        return None
-    x, y, width, height = map(float, bbox)
-    return y, x, y + height, x + width
-
-
 @final
 class CocoLabels(Format):
     """`.coco`: read only."""
@@ -164,8 +156,8 @@ def _instances(found: Annotations, picture: Picture) -> _Drawn:
         except ImageError as error:
             problems += [Problem(p.what, where, p.found, p.expected, p.fix) for p in error.problems]
             continue
-        reach = _reach(entry["segmentation"], picture.shape)
-        if reach == "outside":
+        lies = reach(entry["segmentation"], picture.shape)
+        if lies == "outside":
             problems.append(
                 Problem(
                     "lies outside its image",
@@ -174,7 +166,7 @@ def _instances(found: Annotations, picture: Picture) -> _Drawn:
                     fix="The image may have been scaled or cut after it was annotated.",
                 )
             )
-        if reach == "across":
+        if lies == "across":
             cut.append(told)
         masks.append((entry, mask))
     if problems:
@@ -221,25 +213,6 @@ def _too_many(found: Annotations, picture: Picture, count: int) -> ImageError:
     error = ImageError.of("holds too many objects", where=f"{found.path}, '{picture.file}'", found=str(count), expected=f"{MOST_OBJECTS}")
     assert isinstance(error, ImageError)
     return error
-
-
-def mask_of(segmentation: Any, shape: tuple[int, int]) -> Rle:
-    """The pixels of polygons or run lengths as in a file, which are sound (`no_mask`). Raises ImageError."""
-    if isinstance(segmentation, list):
-        return union([Rle.of_polygon(polygon, shape) for polygon in segmentation])
-    counts = segmentation["counts"]
-    return Rle.of_string(counts, shape) if isinstance(counts, str) else Rle(shape, np.array(counts, np.int64))
-
-
-def _reach(segmentation: Any, shape: tuple[int, int]) -> str:
-    """Whether polygons lie `inside` an image, `across` its border by more than a pixel, or `outside`."""
-    if not isinstance(segmentation, list):
-        return "inside"
-    points = np.concatenate([np.asarray(polygon, float).reshape(-1, 2) for polygon in segmentation])
-    low, high, size = points.min(0), points.max(0), np.array(shape[::-1])
-    if (low >= size).any() or (high <= 0).any():
-        return "outside"
-    return "across" if (low < -1).any() or (high > size + 1).any() else "inside"
 
 
 def _pixels(mask: Rle) -> NDArray[np.int64]:

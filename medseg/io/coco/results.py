@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DatasetError, ImageError
-from medseg.io.coco.annotations import Check, Picture, is_id, no_json, no_mask
-from medseg.io.coco.labels import corners, mask_of
+from medseg.io.coco.annotations import Check, Picture, no_json
+from medseg.io.coco.masks import corners, is_id, mask_of, no_mask
 from medseg.io.detections import Detection
 
 
@@ -106,7 +106,7 @@ def detections(
         picture = pictures[image]
         if "segmentation" not in one:
             check.add("results without a mask", name, "'segmentation': run lengths or polygons", "Boxes alone are not scored.")
-        elif wrong := no_mask(one["segmentation"], picture):
+        elif wrong := no_mask(one["segmentation"], picture.shape):
             check.add(wrong[0].replace("annotations", "results"), f"{name} of '{picture.file}'{wrong[1]}", wrong[2])
         else:
             try:
