@@ -26,11 +26,11 @@ SHOWN = 4  # names of classes in errors
 
 
 def unpack(file: Path, references: References, labels: Labels, confidence: float, folder: Path) -> tuple[tuple[str, ...], int]:
-    """Write label maps and detections of the cases of a file into `folder`; the ids of the cases, and how many results are left out.
+    """Write label maps and detections of the cases of a file into `folder`; the ids of cases that it should hold, and how many results are left out.
 
     Every image has all its detections. Label maps hold those of at least this confidence, painted one over another as those of a model
     (`paint_objects`). Of a list of results the cases are all those of the files whose images it names, as in `pycocotools`; of a whole file
-    those that it lists. Left out are results of categories that the references list, but have no object of: no score knows of these.
+    those that it lists, which should be all. Left out are results of categories that the references list, but have no object of: no score knows of these.
 
     Args:
         references: what the predictions are compared with.
@@ -67,7 +67,8 @@ def unpack(file: Path, references: References, labels: Labels, confidence: float
         codes = _painted(found[identity], labels, pictures[identity].shape, confidence, f"case '{case}'")
         write_label(folder / f"{case}{'.png' if small else '.tif'}", codes, like=references.labels[case], colours=small)
         write_detections(detections_path(folder, case), found[identity], labels, pictures[identity].shape)
-    return tuple(cases.values()), sum(classes[one["category_id"]] is None for one in results.entries)
+    expected = cases.values() if results.images is None else references.labels
+    return tuple(expected), sum(classes[one["category_id"]] is None for one in results.entries)
 
 
 def _by_ids(results: Results, references: References, labels: Labels) -> tuple[dict[int, str], dict[int, int | None]]:
