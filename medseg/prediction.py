@@ -107,7 +107,8 @@ class Prediction:
     Attributes:
         id: case id.
         labels: `(*shape)` voxel values as they are written.
-        probabilities: `(K, *shape)` float16, one per class (with background first where classes exclude each other), or None.
+        probabilities: `(K, *shape)` float16, one per class (with background first where classes exclude each other), or None. The most probable class
+            need not be that of `labels`, which may be decided otherwise.
         uncertainty: mean normalised entropy (0 sure, 1 ignorant) over predicted foreground, or None.
         objects: confidence (0..1) of each object by its code in `labels`; None where the task has no scores of objects.
         found: all that was found, also what is not confident enough for `labels` or hidden there, each object with a mask of its own; classes

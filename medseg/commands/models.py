@@ -83,7 +83,9 @@ def predict(
         bool,
         typer.Option("--dry-run", help="Only show what would be predicted: which series serve as which channel, and why others do not."),
     ] = False,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write class probabilities; of detectors, confidence times mask.")
+    ] = False,
     uncertainty: Annotated[
         bool,
         typer.Option(

@@ -181,7 +181,8 @@ class Detector(ObjectFinder):
         """Objects painted one over another (`paint_objects`); where there is none, the most probable of background and stuff. Those that are not
         confident enough to be painted are among `Prediction.found`, with all others.
 
-        Probabilities are those of background and each class: of things, that of the likeliest object; of stuff, what the others leave of it.
+        Probabilities are those of background and each class: of things, that of the likeliest object, painted or not, its confidence times that of its
+        mask, so that the most probable class is a cut at 0.5, not at `score`; of stuff, what the others leave of it.
         The uncertainty is a mean over voxels that are not background: the binary entropy of their object's confidence; of stuff, that of what is let
         through.
         """
