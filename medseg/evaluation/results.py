@@ -12,7 +12,7 @@ from medseg.dataset import Labels
 from medseg.errors import DatasetError, ImageError, Problem
 from medseg.evaluation.pairing import References
 from medseg.imaging.painting import paint_objects
-from medseg.io.coco.annotations import Check, Picture, read_annotations
+from medseg.io.coco.annotations import Check, Picture, read_annotations, shown
 from medseg.io.coco.labels import SUFFIX, image_id
 from medseg.io.coco.results import Results, detections, read_results
 from medseg.io.detections import Detection, detections_path, write_detections
@@ -43,7 +43,7 @@ def unpack(file: Path, references: References, labels: Labels, confidence: float
         raise DatasetError.of(
             "no class of the references has objects",
             where=references.title,
-            found=", ".join(labels.names),
+            found=shown(labels.names),
             fix="Say which: --objects, or --run.",
         )
     results = read_results(file)

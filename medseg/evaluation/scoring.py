@@ -20,7 +20,7 @@ from medseg.dataset import Dataset, LabelClass, Labels, ObjectForm
 from medseg.errors import DatasetError, Problem, UsageError
 from medseg.evaluation.objects import POOLED, POOLED_3D, VOLUMES_ONLY, Counted, count, pooled
 from medseg.evaluation.page import render_page
-from medseg.evaluation.pairing import Pair, References, find_references, image_files, object_labels, pair, read_pair
+from medseg.evaluation.pairing import Pair, find_references, image_files, object_labels, pair, read_pair
 from medseg.evaluation.records import (
     CASES_FILE,
     OBJECTS_FILE,
@@ -95,7 +95,7 @@ def evaluate(
         selected: something of the model was chosen by its scores on these cases; the page says so.
         before: see `Evaluation`; None: the model began with no other.
         selection: of which models the model was selected, for the page.
-        objects: how the references tell objects apart, where neither `labels` nor a plan or dataset says it.
+        objects: how the references tell objects apart, where neither `labels` nor a plan or dataset says it; None of a COCO file is `auto`.
         predicted: how the predictions do, where another program wrote them; None: as medseg writes them (`Labels.given`).
         confidence: of a COCO file, the least score of objects that are painted into label maps, of which all is scored but average precision and
             FROC; None is `CONFIDENCE`.
@@ -113,12 +113,14 @@ def evaluate(
     if images is not None and not images.is_dir():
         raise UsageError.of("no such folder of images", where=str(images), fix="Pass the folder of the images that were predicted.")
     data = plan.data if plan is not None else None
+    if predictions.is_file() and data is None and labels is None:
+        objects = objects or "auto"
     known = find_references(references, channel, data.channels if data else (), data.labels if data else labels, objects)
     classes = data.labels if data else labels or known.classes
     with ExitStack() as held:
         if predictions.is_file():
             _check_file(predictions, predicted)
-            classes = classes or _declared(known, objects)
+            classes = classes or object_labels(list(known.labels.values()), objects or "auto")
             folder = Path(held.enter_context(TemporaryDirectory(prefix="medseg-", ignore_cleanup_errors=True)))
             listed, left = unpack(predictions, known, classes, CONFIDENCE if confidence is None else confidence, folder)
             if left:
@@ -173,18 +175,6 @@ def evaluate(
                 write_text(out / OBJECTS_FILE, objects_csv(evaluation.objects))
             write_text(out / PAGE_FILE, page)
         return evaluation
-
-
-def _declared(known: References, objects: Objects | None) -> Labels:
-    """The classes of references to which a COCO file of predictions belongs."""
-    if objects is None:
-        raise UsageError.of(
-            "the references do not say which classes their values are, so predictions cannot name them",
-            where=known.title,
-            expected="a dataset, or classes",
-            fix="Pass the dataset, or --class with --objects.",
-        )
-    return object_labels(list(known.labels.values()), objects)
 
 
 def _check_file(predictions: Path, predicted: ObjectForm | None) -> None:

@@ -101,12 +101,13 @@ def detections(
         scored = isinstance(score, (int, float)) and not isinstance(score, bool) and math.isfinite(score)
         if not scored:
             check.add("results without a score", f"{name} ({score!r})", "a number, higher where the model is surer")
+        if "segmentation" not in one:
+            check.add("results without a mask", name, "'segmentation': run lengths or polygons", "Boxes alone are not scored.")
+            continue
         if not known:
             continue
         picture = pictures[image]
-        if "segmentation" not in one:
-            check.add("results without a mask", name, "'segmentation': run lengths or polygons", "Boxes alone are not scored.")
-        elif wrong := no_mask(one["segmentation"], picture.shape):
+        if wrong := no_mask(one["segmentation"], picture.shape):
             check.add(wrong[0].replace("annotations", "results"), f"{name} of '{picture.file}'{wrong[1]}", wrong[2])
         else:
             try:
