@@ -11,10 +11,11 @@ from scipy import ndimage
 from medseg.case import Case
 from medseg.dataset import LabelClass, Labels
 from medseg.domains.grid.measure import measure_case
-from medseg.domains.grid.prepare import prepare_case, prepared_shape, restore_array
+from medseg.domains.grid.prepare import prepare_case, prepared_shape, restore_array, restore_objects
 from medseg.domains.grid.settings import Augmentation, GridSettings, Interpolation, Normalization, Scheme
 from medseg.errors import DatasetError
 from medseg.geometry import Crop, Grid, Reorient, Resample
+from medseg.prediction import FoundObjects
 
 ZSCORE = Normalization(scheme=Scheme.zscore)
 LABELS = Labels(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2,))), ignore=9)
@@ -92,6 +93,15 @@ def test_restore_undoes_prepare_to_the_voxel(case, axes, crop):
     assert not case.image[0][~inside].any()  # only empty voxels may be cropped
     if not crop:
         assert inside.all()
+    if prepared.label.any():  # an object that is a label map is restored like one
+        box = np.array([[0, 0, 0, *prepared.label.shape]], float)
+        mask = (255 * (prepared.label == prepared.label.max())).astype(np.uint8)
+        found = FoundObjects(prepared.label.shape, box, np.ones(1, np.float32), np.ones(1, np.int32), (mask,))
+        back = restore_objects(found, prepared.trail)
+        lower, voxels = back.mask(0)
+        whole = np.zeros(back.shape, bool)
+        whole[tuple(slice(a, a + n) for a, n in zip(lower, voxels.shape, strict=True))] = voxels
+        np.testing.assert_array_equal(whole, restore_array(mask, prepared.trail) > 0)
 
 
 @given(case=worlds(), axes=st.permutations(range(3)), crop=st.booleans(), target=st.floats(0.5, 3))

@@ -218,6 +218,27 @@ def test_uncertainty_is_a_mean_over_voxels():
     assert head.decode({"objects": none, "classes": Slabs(maps)}, "x", uncertainty=True).uncertainty is None
 
 
+def test_what_is_found_is_more_than_what_is_painted():
+    """Unsure and hidden objects are found, and classes are those of all labels, not of things alone."""
+    head = make_task("mask-rcnn", 2).head
+    shape = (20, 30)
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [12, 12, 18, 18]], float)
+    found = FoundObjects(
+        shape, boxes, np.array([0.9, 0.8, 0.06], np.float32), np.array([1, 1, 2], np.int32), (np.full((1, 1), 255, np.uint8),) * 3
+    )
+    maps = np.zeros((4, *shape), np.float32)
+    maps[0] = 40
+    prediction = head.decode({"objects": found, "classes": Slabs(maps)}, "x")
+    assert list(prediction.objects.values()) == [pytest.approx(0.9)]
+    assert len(np.unique(prediction.labels)) == 2
+    names = [head.labels.names[k - 1] for k in prediction.found.classes]
+    things = [name for name in head.labels.names if name in head.labels.things]
+    assert names == [things[0], things[0], things[1]]
+    assert prediction.found.scores.tolist() == found.scores.tolist()
+    lower, inside = prediction.found.mask(2)
+    assert (lower, inside.shape, bool(inside.all())) == ((12, 12), (6, 6), True)
+
+
 def test_the_memory_of_a_step_is_measured(task):
     cost = training_cost(task.plan)
     assert cost.parameters == sum(p.numel() for p in task.network().parameters())

@@ -16,11 +16,11 @@ from medseg.domains.base import Domain, Draft, Run
 from medseg.domains.grid.drafts import draft_like, make_drafts
 from medseg.domains.grid.maps import MeanMap, ResampledMap, VectorMap
 from medseg.domains.grid.measure import measure_case
-from medseg.domains.grid.prepare import extent, prepare_case, restore_array, spacing_on
+from medseg.domains.grid.prepare import extent, prepare_case, restore_array, restore_objects, spacing_on
 from medseg.domains.grid.sampling import sample_window, source_window, window_locations
 from medseg.domains.grid.settings import Blending, GridSettings, Interpolation
 from medseg.fingerprint import CaseStats, Fingerprint
-from medseg.geometry import Crop, Grid, Reorient, Resample, Shape, Step
+from medseg.geometry import Grid, Resample, Shape, Step
 from medseg.models.base import Head, ObjectHead
 from medseg.plans import Plan, SpaceSection
 from medseg.prediction import FoundObjects, Stitched
@@ -166,12 +166,7 @@ class GridDomain(Domain):
 
     def restore_objects(self, found: FoundObjects, trail: tuple[Step, ...]) -> FoundObjects:
         """See `Domain.restore_objects`."""
-        for step in reversed(trail):
-            if isinstance(step, Crop):
-                found = found.moved(step)
-            elif isinstance(step, Reorient):
-                found = found.turned(step)
-        return found
+        return restore_objects(found, trail)
 
     def _proportions(self) -> tuple[float, ...]:
         """Relative spacing of the window axes: rotations happen in millimetres."""

@@ -15,6 +15,7 @@ from medseg.imaging.crop import bounding_box, nonzero
 from medseg.imaging.normalize import body_mask, standardise, to_range, to_spread, zscore
 from medseg.imaging.resample import coarse_axis, resample_image, resample_label, thick_axis
 from medseg.io.grids import field_of_view
+from medseg.prediction import FoundObjects
 from medseg.scratch import IN_MEMORY, Scratch, copy
 
 LARGEST = 2**33  # prepared voxels; above it the spacing is wrong rather than the image large
@@ -117,6 +118,16 @@ def restore_array(array: NDArray[Any], trail: tuple[Step, ...], fill: float = 0,
     result = scratch.zeros(array.shape, array.dtype)
     copy(array, result)
     return result
+
+
+def restore_objects(found: FoundObjects, trail: tuple[Step, ...]) -> FoundObjects:
+    """The same of objects at native spacing."""
+    for step in reversed(trail):
+        if isinstance(step, Crop):
+            found = found.moved(step)
+        elif isinstance(step, Reorient):
+            found = found.turned(step)
+    return found
 
 
 def _orient(grid: Grid, settings: GridSettings) -> Reorient:
