@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from medseg.dataset import Labels
 from medseg.io.exports import Result
 from medseg.io.rle import Rle
-from medseg.scratch import row_slabs
+from medseg.scratch import release, row_slabs
 
 Box = tuple[slice, ...]
 
@@ -56,23 +55,27 @@ class Findings:
     @classmethod
     def of(cls, result: Result) -> Findings:
         """What a prediction shows; voxels are looked at slab by slab."""
-        from scipy import ndimage
-
         array, labels = result.prediction.labels, result.labels
         parts = [np.unique(array[rows]) for rows in row_slabs(array.shape)]
         values = np.unique(np.concatenate(parts)) if parts else np.zeros(0, array.dtype)
         places = result.scratch.zeros(array.shape, np.int32)
         counts = np.zeros(len(values), np.int64)
+        boxes = np.zeros((2, len(values), array.ndim), np.int64)  # first voxels, and those after the last
+        boxes[0] = array.shape
         for rows in row_slabs(array.shape):
-            places[rows] = np.searchsorted(values, array[rows])
-            counts += np.bincount(places[rows].ravel(), minlength=len(values))
-        # What is asked of a label map leaves 0 out: the first value is the background, or it is looked for apart.
-        first = int(len(values) > 0 and values[0] != 0)
-        boxes = dict(enumerate(ndimage.find_objects(places + 1 if first else places), 1 - first))
+            some = np.searchsorted(values, array[rows])
+            times = np.bincount(some.ravel(), minlength=len(values))
+            here, counts = np.flatnonzero(times), counts + times
+            low, high = _boxes(some, here, len(values))
+            low[:, 0], high[:, 0] = low[:, 0] + rows.start, high[:, 0] + rows.start
+            boxes[:, here] = np.minimum(boxes[0, here], low), np.maximum(boxes[1, here], high)
+            places[rows] = some
+            release(places)
+            release(array)
         scores = result.prediction.objects
         found: list[Found] = []
         for index, number, owned in _owners(labels, values):
-            box = _around([boxes[place] for place in owned])
+            box = tuple(slice(int(a), int(b)) for a, b in zip(boxes[0, owned].min(0), boxes[1, owned].max(0), strict=True))
             score = None if scores is None or not number else scores.get(int(values[owned[0]]))
             found.append(Found(owned, index, number, box, int(counts[list(owned)].sum()), score))
         return cls(labels, values, places, tuple(found))
@@ -84,22 +87,14 @@ class Findings:
 
     def centre(self, one: Found) -> NDArray[np.float64]:
         """`(d,)` mean index of its voxels."""
-        return np.array([axis.start + at.mean() for axis, at in zip(one.box, np.nonzero(self.mask(one)), strict=True)])
+        mask = self.mask(one)
+        axes = range(mask.ndim)
+        lines = [np.count_nonzero(mask, axis=tuple(other for other in axes if other != axis)) for axis in axes]
+        return np.array([axis.start + np.average(np.arange(len(line)), weights=line) for axis, line in zip(one.box, lines, strict=True)])
 
     def rle(self, one: Found) -> Rle:
-        """Its run lengths, of the whole image."""
-        parts = [self._order[slice(*np.searchsorted(self._sorted, [place, place + 1]))] for place in one.places]
-        positions = parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
-        return Rle.of_positions(positions, self.map.shape)
-
-    @cached_property
-    def _order(self) -> NDArray[np.int64]:
-        """Voxels in the order of their values, and of one value in that of run lengths."""
-        return np.argsort(self.map.ravel(order="F"), kind="stable")
-
-    @cached_property
-    def _sorted(self) -> NDArray[np.int32]:
-        return np.asarray(self.map.ravel(order="F")[self._order])
+        """Its run lengths, of the whole image; the work is that of its box."""
+        return Rle.of_part(self.mask(one), tuple(axis.start for axis in one.box), self.map.shape)
 
 
 def _owners(labels: Labels, values: NDArray[np.integer]) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -117,5 +112,11 @@ def _owners(labels: Labels, values: NDArray[np.integer]) -> list[tuple[int, int,
     return sorted(things, key=lambda one: (one[1], one[0])) + stuff
 
 
-def _around(boxes: list[Box]) -> Box:
-    return tuple(slice(min(one.start for one in axis), max(one.stop for one in axis)) for axis in zip(*boxes, strict=True))
+def _boxes(places: NDArray[np.int64], wanted: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`(2, n, d)` first voxels of some places, of `count`, and those after the last."""
+    from scipy import ndimage
+
+    numbers = np.zeros(count, np.int32)
+    numbers[wanted] = np.arange(1, len(wanted) + 1)
+    found = ndimage.find_objects(numbers[places])
+    return np.array([[(axis.start, axis.stop) for axis in box] for box in found], np.int64).reshape(-1, places.ndim, 2).transpose(2, 0, 1)

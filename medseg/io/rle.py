@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medseg.errors import ImageError
+from medseg.scratch import row_slabs
 
 Integers = NDArray[np.int64]
 _FINER = 5  # polygons are drawn on a grid so many times as fine
@@ -58,23 +59,21 @@ class Rle:
         return cls(mask.shape, np.diff(bounds).astype(np.int64))
 
     @classmethod
-    def of_positions(cls, positions: Integers, shape: tuple[int, ...]) -> Rle:
-        """From the rising positions of its voxels, in the order in which the first axis varies fastest."""
-        if not len(positions):
-            return cls(shape, np.array([prod(shape)], np.int64))
-        breaks = np.flatnonzero(np.diff(positions) != 1)
-        starts = positions[np.concatenate([[0], breaks + 1])]
-        stops = positions[np.concatenate([breaks, [len(positions) - 1]])] + 1
-        flips = np.stack([starts, stops], 1).ravel()
-        bounds = np.concatenate([[0], flips, [prod(shape)] * int(flips[-1] < prod(shape))])
-        return cls(shape, np.diff(bounds).astype(np.int64))
-
-    @classmethod
     def of_part(cls, mask: NDArray[Any], lower: tuple[int, ...], shape: tuple[int, ...]) -> Rle:
-        """Of an image of this shape in which nothing lies but a smaller mask, whose first voxel is `lower`."""
-        inside = np.unravel_index(np.flatnonzero(mask.ravel(order="F")), mask.shape, order="F")
-        places = tuple(at + first for at, first in zip(inside, lower, strict=True))
-        return cls.of_positions(np.asarray(np.ravel_multi_index(places, shape, order="F"), np.int64), shape)
+        """Of an image of this shape in which nothing lies but a smaller mask, whose first voxel is `lower`; slab by slab of the mask."""
+        apart = np.cumprod([1, *shape[:-1]], dtype=np.int64)  # neighbours along each axis
+        lines = [(first + np.arange(n)) * step for first, n, step in zip(lower, mask.shape, apart, strict=True)][::-1]
+        turned, total = mask.T, prod(shape)
+        ends = [np.zeros(0, np.int64)]  # where runs begin and end
+        for rows in row_slabs(turned.shape):
+            first, *rest = np.nonzero(turned[rows])
+            positions = lines[0][rows][first]
+            for line, at in zip(lines[1:], rest, strict=True):
+                positions += line[at]
+            ends += [positions[np.diff(positions, prepend=-2) != 1], positions[np.diff(positions, append=-1) != 1] + 1]
+        flips, times = np.unique(np.concatenate(ends), return_counts=True)
+        # A run that goes on in the next slab ends and begins at once.
+        return cls(shape, np.diff(flips[(times == 1) & (flips < total)], prepend=0, append=total))
 
     @classmethod
     def of_string(cls, text: str | bytes, shape: tuple[int, ...]) -> Rle:

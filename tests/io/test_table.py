@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
+from medseg import scratch
 from medseg.dataset import NUMBER_BITS, CaseFiles, LabelClass, Labels
 from medseg.io.exports import Maker, Result
 from medseg.io.found import Findings
@@ -93,8 +96,10 @@ def test_one_table_of_all_cases(tmp_path):
     assert (out / "objects.csv").read_text() == ""
 
 
-def test_findings_of_any_label_map(tmp_path):
-    """Without background, with regions that overlap, and at random: masks, boxes, centres and run lengths agree with the plain way."""
+@pytest.mark.parametrize("together", [2**22, 7])
+def test_findings_of_any_label_map(tmp_path, monkeypatch, together):
+    """In one slab or many; without background, with regions that overlap, and at random: masks, boxes, centres and run lengths agree with the plain way."""
+    monkeypatch.setattr(scratch, "CHUNK", together)
     image, _ = volume(tmp_path)
     random = np.random.default_rng(0)
     full = code(1) | random.integers(1, 9, SHAPE).astype(np.int32)
@@ -112,3 +117,20 @@ def test_findings_of_any_label_map(tmp_path):
             assert np.array_equal(findings.mask(one), mask[one.box])
             assert np.array_equal(findings.rle(one).counts, Rle.encode(mask).counts)
     assert Findings.of(result(image, full * 0)).found == ()
+
+
+def test_an_object_takes_the_memory_of_its_box(tmp_path):
+    """Of thousands of objects in a large image, not that of the image for each."""
+    pictures(tmp_path, "a.png", shape=(1000, 1000))
+    codes = np.zeros((1000, 1000), np.int32)
+    codes[500:510, 700:720] = code(1, 1)
+    codes[::7, ::7] = code(2)
+    findings = Findings.of(result(tmp_path / "a.png", codes))
+    one = findings.found[0]
+    tracemalloc.start()
+    counts, centre = findings.rle(one).counts, findings.centre(one)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(counts, Rle.encode(codes == code(1, 1)).counts)
+    assert np.allclose(centre, np.argwhere(codes == code(1, 1)).mean(0))
+    assert peak < 100_000
