@@ -85,7 +85,7 @@ def _targets(files: CaseFiles, label: str, maps: str, probabilities: bool) -> tu
 def _write(result: Result, targets: list[Path]) -> None:
     image, prediction = result.files.images[0], result.prediction
     things, coded = bool(result.labels.things), result.labels.given == "codes"
-    codes = decode(prediction.labels, result.labels)
+    codes = decode(prediction.labels, result.labels, result.scratch)
     write_label(targets[0], codes, like=image, colours=things and coded, numbered=things and not coded)
     if prediction.probabilities is not None:
         write_maps(targets[1], _as_float32(prediction.probabilities, result.scratch), like=image)

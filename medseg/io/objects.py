@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medseg.dataset import MOST_OBJECTS, NUMBER_BITS, Labels, ObjectForm
 from medseg.errors import ImageError
+from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
 Codes = NDArray[np.int32]
 
@@ -34,9 +35,16 @@ def encode(array: NDArray[Any], labels: Labels, form: ObjectForm, where: Path) -
     return array.astype(np.int32)
 
 
-def decode(codes: NDArray[Any], labels: Labels) -> NDArray[Any]:
-    """A predicted label map in memory as it is written (`Labels.given`): the inverse of `encode`."""
-    return labels.numbers(codes) if labels.things and labels.given == "numbers" else codes
+def decode(codes: NDArray[Any], labels: Labels, scratch: Scratch = IN_MEMORY) -> NDArray[Any]:
+    """A predicted label map in memory as it is written (`Labels.given`): the inverse of `encode`, slab by slab."""
+    if not labels.things or labels.given != "numbers":
+        return codes
+    numbers = scratch.zeros(codes.shape, np.uint16)
+    for rows in row_slabs(codes.shape):
+        numbers[rows] = labels.numbers(codes[rows])
+        release(codes)
+        release(numbers)
+    return numbers
 
 
 def _components(array: NDArray[Any], labels: Labels, where: Path) -> Codes:

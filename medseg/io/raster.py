@@ -21,7 +21,7 @@ from PIL import UnidentifiedImageError
 from medseg.errors import ImageError
 from medseg.geometry import Array, Grid
 from medseg.io.format import Format, Header, Image, Native
-from medseg.scratch import IN_MEMORY, Scratch
+from medseg.scratch import IN_MEMORY, Scratch, release, row_slabs
 
 GRAY = {"1": "uint8", "L": "uint8", "LA": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
 DAMAGE = (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError)
@@ -48,14 +48,17 @@ class Raster(Format):
             mode = picture.mode
             if (mode == "P" and not label) or (mode not in GRAY and mode not in ("P", "RGB", "RGBA")):
                 picture = picture.convert("RGB")
-            array = np.array(picture)
-        if array.dtype == bool:
-            array = array.astype(np.uint8)
-        elif label and mode == "L":
-            array = array // _expansion(path)
-        array = array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -1, 0))
-        array = array[:channels]
-        return Image(scratch.keep(array), Grid.plain(array.shape[1:]), Native(self.name, array.dtype.name, False))
+            expansion = _expansion(path) if label and mode == "L" else 1
+            array: Array | None = None
+            for rows in row_slabs((picture.height, picture.width)):
+                part = np.asarray(picture.crop((0, rows.start, picture.width, rows.stop)))
+                part = np.moveaxis(part, -1, 0)[:channels] if part.ndim == 3 else part[None]
+                kind = np.dtype(np.uint8) if part.dtype == bool else part.dtype.newbyteorder("=")
+                array = scratch.zeros((len(part), picture.height, picture.width), kind) if array is None else array
+                array[:, rows] = part // expansion if expansion > 1 else part
+                release(array)
+        assert array is not None  # pictures have pixels
+        return Image(array, Grid.plain(array.shape[1:]), Native(self.name, array.dtype.name, False))
 
     def write(self, path: Path, array: Array, grid: Grid, like: Path | None) -> None:
         """See `Format.write`. One channel of uint8, in PNG of uint16 where the array is or needs it, or colours `(3, *shape)` uint8."""

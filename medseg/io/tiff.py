@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from medseg.errors import ImageError
 from medseg.geometry import Array, Grid
 from medseg.io.format import Format, Header, Image, Native, check_grid, zero_spacing
-from medseg.scratch import IN_MEMORY, Scratch
+from medseg.scratch import IN_MEMORY, Scratch, copy, release
 
 MICRO = ("um", "µm", "\u03bcm", "\\u00b5m", "micron", "microns", "micrometer")  # ImageJ also escapes the sign
 UNITS = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "nm": 1e-6, "nanometer": 1e-6, **dict.fromkeys(MICRO, 1e-3)}
@@ -43,8 +43,8 @@ class Tiff(Format):
                 with Pillow.open(path) as picture:
                     values = np.array(picture)
                 values = values.reshape(series.shape) if values.size == int(np.prod(series.shape)) else _not_readable(path)
-            else:
-                values = series.asarray()
+            else:  # into a plain view, because tifffile would wait for the disk
+                values = series.asarray(out=np.asarray(scratch.zeros(series.shape, series.dtype.newbyteorder("="))))
         squeezed = values.reshape([n for n, letter in zip(values.shape, series.axes, strict=True) if letter in order])
         letters = [letter for letter in series.axes if letter in order]
         array = squeezed.transpose([letters.index(letter) for letter in order])
@@ -52,8 +52,14 @@ class Tiff(Format):
             array = array[None]
         array = array[: header.channels]
         if array.dtype == bool:
-            array = array.astype(np.uint8)
-        return Image(scratch.keep(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))), header.grid, header.native)
+            array = array.view(np.uint8)
+        if not array.flags.c_contiguous:
+            channels = scratch.zeros(array.shape, array.dtype)
+            for source, target in zip(array, channels, strict=True):
+                copy(source, target)
+            array = channels
+        release(array)
+        return Image(array, header.grid, header.native)
 
     def write(self, path: Path, array: Array, grid: Grid, like: Path | None) -> None:
         """See `Format.write`. An ImageJ file, which is how spacing in mm is kept; larger integers, which that does not know, in an OME file."""
@@ -61,7 +67,8 @@ class Tiff(Format):
         if kind == np.int16 or (kind.itemsize > 2 and kind.kind in "iu"):
             if array.min(initial=0) < 0 or array.max(initial=0) > 2**32 - 1:
                 raise ImageError.of("TIFF label maps hold values from 0 to 4294967295", where=str(path), fix="Write .nii.gz.")
-            array = array.astype(np.uint16 if array.max(initial=0) < 2**16 else np.uint32)
+            kind = np.dtype(np.uint16 if array.max(initial=0) < 2**16 else np.uint32)
+            array = array.view(kind) if kind.itemsize == array.itemsize else array.astype(kind)
         axes = ("Z" if grid.ndim == 3 else "") + ("C" if array.shape[0] > 1 else "") + "YX"
         data = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, 1) if grid.ndim == 3 else array
         metadata: dict[str, Any] = {"axes": axes, "unit": "mm"}

@@ -10,6 +10,7 @@ import SimpleITK as sitk  # noqa: N813
 import tifffile
 from PIL import Image as Pillow
 
+from medseg import scratch
 from medseg.dataset import CaseFiles
 from medseg.errors import ImageError, ResourceError
 from medseg.geometry import Grid
@@ -262,6 +263,44 @@ def test_plain_tiff_has_no_spacing_and_colour_is_channels(tmp_path):
     assert (image.native.spaced, image.grid.spacing) == (False, (1, 1))
     write_label(tmp_path / "b.tiff", np.ones((5, 6), int), tmp_path / "a.tiff")
     assert not read_label(tmp_path / "b.tiff").native.spaced
+
+
+def pictures(folder):
+    """Files of every kind that a large picture may be stored in, and the channels that they hold."""
+    colour = RNG.integers(0, 255, (40, 32, 3)).astype(np.uint8)
+    deep = RNG.integers(0, 60000, (40, 32)).astype(np.uint16)
+    planes = np.moveaxis(colour, -1, 0)
+    tifffile.imwrite(folder / "plain.tif", colour, photometric="rgb")
+    tifffile.imwrite(folder / "planar.tif", planes, photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(folder / "tiled.tif", colour, photometric="rgb", compression="deflate", tile=(16, 16))
+    tifffile.imwrite(folder / "strips.tif", deep, compression="deflate", rowsperstrip=3, byteorder=">")
+    tifffile.imwrite(folder / "bits.tif", deep > 30000)
+    Pillow.fromarray(colour).save(folder / "colour.png")
+    Pillow.fromarray(np.dstack([colour, colour[..., :1]])).save(folder / "clear.png")
+    Pillow.fromarray(np.dstack([colour[..., 0], colour[..., 1]])).save(folder / "gray.png")
+    Pillow.fromarray(deep).save(folder / "deep.png")
+    Pillow.fromarray(deep > 30000).save(folder / "bits.png")
+    Pillow.fromarray(colour).save(folder / "colour.bmp")
+    return {
+        **dict.fromkeys(("plain.tif", "planar.tif", "tiled.tif", "colour.png", "clear.png", "colour.bmp"), planes),
+        **dict.fromkeys(("strips.tif", "deep.png"), deep[None]),
+        **dict.fromkeys(("bits.tif", "bits.png"), (deep > 30000)[None].astype(np.uint8)),
+        "gray.png": planes[:1],
+    }
+
+
+@pytest.mark.parametrize("limit", [0, 2**20])
+def test_large_pictures_go_slab_by_slab_into_files(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(scratch, "CHUNK", 100)
+    for name, expected in pictures(tmp_path).items():
+        array = read_image(tmp_path / name, Scratch(limit)).array
+        assert array.dtype == expected.dtype, name
+        assert array.dtype.isnative
+        np.testing.assert_array_equal(array, expected, err_msg=name)
+        owner = array
+        while getattr(owner, "base", None) is not None and not isinstance(owner, mmap.mmap):
+            owner = owner.base
+        assert isinstance(owner, mmap.mmap) == (limit == 0), name
 
 
 def test_lzw_tiff(tmp_path):
