@@ -17,44 +17,47 @@ from medseg.imaging.rasters import Index, meeting, within
 from medseg.prediction import FoundObjects
 from medseg.scratch import Scratch, release
 
-PORTION = 2**24  # bytes of masks that are moved into a file together
+PORTION = 2**24  # bytes of masks that are kept together
 
 
 class Gatherer:
-    """Takes merged objects; masks beyond `memory` bytes (or a portion, if that is more) live in temporary files."""
+    """Takes merged objects; masks beyond `memory` bytes live in temporary files.
+
+    Masks are copied one behind the other: thousands of small arrays that stay, among large ones that come and go, would leave gaps in memory.
+    """
 
     def __init__(self, memory: float = math.inf) -> None:
         self._memory = memory
-        self._held = 0.0
-        self._found: list[Merged] = []
+        self._boxes: list[tuple[int, ...]] = []
+        self._scores: list[float] = []
+        self._kinds: list[int] = []
         self._masks: list[NDArray[np.uint8]] = []
-        self._moved = 0
+        self._portion = np.zeros(0, np.uint8)
+        self._filled = 0
 
     def add(self, one: Merged) -> None:
         """One more."""
-        self._found.append(one._replace(mask=one.mask[:0]))
-        self._masks.append(one.mask)
-        self._held += one.mask.nbytes
-        if self._held > max(self._memory, PORTION):
-            self._move()
+        self._boxes.append((*one.lower, *one.upper))
+        self._scores.append(one.score)
+        self._kinds.append(strongest(one.votes))
+        self._masks.append(self._kept(one.mask))
 
     def found(self, shape: Shape) -> FoundObjects:
         """All that were added, on a grid of this shape."""
-        boxes = np.array([(*one.lower, *one.upper) for one in self._found], np.float64).reshape(-1, 2 * len(shape))
-        scores = np.array([one.score for one in self._found], np.float32)
-        kinds = np.array([strongest(one.votes) for one in self._found], np.int32)
-        return FoundObjects(shape, boxes, scores, kinds, tuple(self._masks))
+        boxes = np.array(self._boxes, np.float64).reshape(-1, 2 * len(shape))
+        return FoundObjects(shape, boxes, np.array(self._scores, np.float32), np.array(self._kinds, np.int32), tuple(self._masks))
 
-    def _move(self) -> None:
-        some = self._masks[self._moved :]
-        kept = Scratch(0).zeros((sum(mask.size for mask in some),), np.uint8)
-        flat, done = np.asarray(kept), 0
-        for k, mask in enumerate(some, self._moved):
-            flat[done : done + mask.size] = mask.reshape(-1)
-            self._masks[k] = flat[done : done + mask.size].reshape(mask.shape)
-            done += mask.size
-        release(kept)
-        self._moved, self._held = len(self._masks), 0.0
+    def _kept(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        end = self._filled + mask.size
+        if end > len(self._portion):
+            release(self._portion)
+            size = max(PORTION, mask.size)
+            self._portion, end = np.asarray(Scratch(self._memory).zeros((size,), np.uint8)), mask.size
+            self._memory -= size
+        kept = self._portion[end - mask.size : end].reshape(mask.shape)
+        kept[...] = mask
+        self._filled = end
+        return kept
 
 
 @dataclass(eq=False)
