@@ -53,6 +53,7 @@ connected component of a thing is an object; `codes`, as in memory (`Labels`).""
 NUMBER_BITS = 16
 """Of a code of things: the lower bits number the object, the class's value is above them."""
 MOST_OBJECTS = 2**NUMBER_BITS - 1
+LARGEST_THING = 2 ** (31 - NUMBER_BITS) - 1  # class value of codes
 
 
 class Labels(Record):
@@ -95,6 +96,11 @@ class Labels(Record):
             raise ValueError(f"things that are no classes: {', '.join(unknown)}; the classes are {', '.join(names)}")
         if self.things and not self.exclusive:
             raise ValueError("classes that overlap (regions) cannot be things")
+        known = self.values if self.ignore is None else (*self.values, self.ignore)
+        if self.things and not -LARGEST_THING <= min(known) <= max(known) <= LARGEST_THING:
+            raise ValueError(
+                f"where objects are told apart, values of classes go up to {LARGEST_THING}; found {min(known)} to {max(known)}"
+            )
         if self.objects != "codes" and not self.things:
             raise ValueError(f"objects are '{self.objects}', but no class is named in 'things'")
         if self.objects == "numbers" and (len(self.classes) > 1 or len(self.values) > 1):

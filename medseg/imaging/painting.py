@@ -49,7 +49,11 @@ def paint_objects(
     numbers, kept = _painted(found, threshold, smallest, scratch)
     if len(kept) > MOST_OBJECTS:
         raise ImageError.of(
-            "more objects were found than can be numbered", where=where, found=str(len(kept)), expected=f"at most {MOST_OBJECTS}"
+            "more objects were found than can be numbered",
+            where=where,
+            found=str(len(kept)),
+            expected=f"at most {MOST_OBJECTS}",
+            fix="Cut the image into parts, and predict each by itself.",
         )
     kept = kept[np.lexsort(found.boxes[kept].T[::-1])]
     codes = (np.array([0, *values], np.int32)[found.classes[kept]] << NUMBER_BITS) | np.arange(1, len(kept) + 1, dtype=np.int32)

@@ -111,6 +111,7 @@ def test_more_objects_than_codes_can_number(monkeypatch) -> None:
     with pytest.raises(ImageError, match="case 'a'") as error:
         paint_objects(found, (1,), "case 'a'")
     assert "more objects were found than can be numbered" in str(error.value)
+    assert "Cut the image into parts" in str(error.value)
     assert "at most 1" in str(error.value)
 
 

@@ -3,18 +3,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image as Pillow
 from pydantic import ValidationError
 
 from medseg.dataset import MOST_OBJECTS, NUMBER_BITS, CaseFiles, LabelClass, Labels
 from medseg.errors import DatasetError, ImageError, UsageError
-from medseg.io.images import read_annotation, read_case, read_prediction, write_label
+from medseg.io.exports import Maker, Result
+from medseg.io.images import read_annotation, read_case, read_header, read_label, read_prediction, write_label
+from medseg.io.label_maps import LabelMaps
 from medseg.io.layouts.base import LayoutOptions, open_dataset
 from medseg.io.objects import decode, encode
 from medseg.io.raster import _png_kind
+from medseg.prediction import Prediction
+from medseg.scratch import Scratch
 
 CELL = Labels(classes=(LabelClass(name="cell", values=(1,)),), things=("cell",), objects="numbers")
 TWO = Labels(
@@ -56,6 +62,30 @@ def test_label_maps_of_objects_are_alike_however_few_there_are(tmp_path, numbers
         assert read_prediction(tmp_path / "codes.png", TWO).array[0].tolist() == [[n << NUMBER_BITS for n in numbers]]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".nii.gz"])
+@pytest.mark.parametrize("given", ["numbers", "codes"])
+def test_files_hold_as_many_objects_as_there_can_be(tmp_path, suffix, given):
+    """65535 of them, without an overflow: numbers in 16 bits, codes in 32, or in the 24 of colours."""
+    image = tmp_path / f"a{suffix}"
+    if suffix == ".nii.gz":
+        nib.save(nib.Nifti1Image(np.zeros((64, 64, 16), np.uint8), np.eye(4)), image)
+    elif suffix == ".tif":
+        tifffile.imwrite(image, np.zeros((256, 256), np.uint8))
+    else:
+        Pillow.fromarray(np.zeros((256, 256), np.uint8)).save(image)
+    shape = (16, 64, 64) if suffix == ".nii.gz" else (256, 256)
+    numbers = np.arange(MOST_OBJECTS + 1, dtype=np.int32).reshape(shape)
+    labels = CELL if given == "numbers" else TWO.model_copy(update={"objects": "codes"})
+    value = 1 if given == "numbers" else 3
+    codes = np.where(numbers > 0, (value << NUMBER_BITS) | numbers, 0).astype(np.int32)
+    files = CaseFiles(id="a", images=(image,), group="a")
+    grid = read_header(image).grid
+    LabelMaps().write(Result(files, Prediction("a", codes), grid, labels, Maker("m", "1", "0"), Scratch(0)), tmp_path / "out")
+    written = tmp_path / "out" / f"a{suffix}"
+    assert np.array_equal(read_prediction(written, labels).array[0], codes)
+    assert int(read_label(written, colours=given == "codes").array.max()) == int(numbers.max() if given == "numbers" else codes.max())
+
+
 def test_labels_without_things_are_what_they_were():
     plain = Labels(classes=CELL.classes)
     assert "things" not in plain.to_json()
@@ -74,6 +104,8 @@ def test_labels_without_things_are_what_they_were():
         ({"things": ("nucleus",)}, "things that are no classes: nucleus; the classes are cell"),
         ({"things": ()}, "objects are 'numbers', but no class is named in 'things'"),
         ({"classes": (*CELL.classes, LabelClass(name="gland", values=(2,)))}, "where every value is one object, there is one class"),
+        ({"classes": (LabelClass(name="cell", values=(40_000,)),)}, "values of classes go up to 32767; found 40000 to 40000"),
+        ({"ignore": 65_535}, "values of classes go up to 32767; found 1 to 65535"),
         ({"order": (1,), "objects": "codes"}, r"classes that overlap \(regions\) cannot be things"),
     ],
 )
