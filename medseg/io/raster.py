@@ -135,10 +135,17 @@ def _channels(picture: Pillow.Image, label: bool) -> int:
 
 def joined(colours: NDArray[Any]) -> NDArray[np.int32]:
     """The numbers that colours `(3, *shape)` stand for: R + 256 G + 65536 B."""
-    red, green, blue = colours.astype(np.int32)
-    return np.asarray(red + (green << 8) + (blue << 16))
+    numbers: NDArray[np.int32] = colours[2].astype(np.int32)
+    for channel in (colours[1], colours[0]):
+        numbers <<= 8
+        numbers |= channel
+    return numbers
 
 
 def coloured(ids: NDArray[Any]) -> NDArray[np.uint8]:
     """The colours `(3, *shape)` of numbers up to 24 bits, as `joined` reads them."""
-    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255]).astype(np.uint8)
+    colours = np.empty((3, *ids.shape), np.uint8)
+    for rows in row_slabs(ids.shape):
+        for k, channel in enumerate(colours):
+            channel[rows] = ids[rows] >> 8 * k & 255
+    return colours
