@@ -26,7 +26,7 @@ LARGE = 0.75  # quantile of the sizes whose masks there is a fine enough level f
 MOST_SHAPES = 3  # anchors of a cell
 WELL_FITTED = 0.95  # of the boxes overlap an anchor by half, when both have one centre
 HALF = 0.5
-ROOM = 1.5  # places for so many times the objects that the densest case has in a window's voxels on average, because they are not spread evenly
+ROOM = 1.5  # places for so many times the objects that a window of the densest case shows on average, because they are not spread evenly
 FEWEST, MOST = 16, 512  # places for objects in a window
 QUANTUM = 8
 LARGEST_OVERLAP = 0.75
@@ -173,23 +173,21 @@ def most_objects(fingerprint: Fingerprint, frame: Frame) -> tuple[int, str]:
     places = min(max(room, FEWEST), MOST)
     if not name:
         return places, "No case has an object."
-    because = f"The densest case has {densest:.3g} object{'s' if densest != 1 else ''} in a window's voxels on average; {ROOM:g} times as many, because they "
+    because = f"A window of the densest case shows {densest:.3g} object{'s' if densest != 1 else ''} on average; {ROOM:g} times as many, because they "
     because += f"are not spread evenly, at least {FEWEST} and at most {MOST}."
     return places, because
 
 
 def _in_window(case: CaseStats, frame: Frame) -> float:
-    """Objects of a case in a window's voxels, on average, or in the whole case where that is smaller."""
+    """Objects of a case that a window shows, whole or cut, on average over its places; all of them where the case is no larger."""
     count = sum(one.count for one in case.objects)
-    window = dict(zip(frame.axes, zip(frame.window, frame.spacing, strict=True), strict=True))
+    sides = np.array([box for one in case.objects for box in one.boxes], np.float64).reshape(-1, len(case.shape))
+    window = dict(zip(frame.axes, np.multiply(frame.window, frame.spacing), strict=True))
     share = 1.0
     for axis, (n, spacing) in enumerate(zip(case.shape, case.spacing, strict=True)):
-        if axis in window:
-            share *= min(1.0, math.prod(window[axis]) / (n * spacing))
-        else:  # a slice shows all objects that it cuts
-            thick = [box[axis] for one in case.objects for box in one.boxes]
-            share *= min(1.0, (float(np.mean(thick)) / spacing + 1) / n)
-    return count * share
+        reach = window.get(axis, spacing) + (sides[:, axis].mean() if len(sides) else 0.0)  # without an axis here it is one slice
+        share *= 1.0 if window.get(axis, 0.0) >= n * spacing else min(1.0, reach / (n * spacing))
+    return count * float(share)
 
 
 def overlap_for(fingerprint: Fingerprint, frame: Frame) -> tuple[float, str]:
