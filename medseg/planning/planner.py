@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from medseg.dataset import Dataset
@@ -57,11 +57,11 @@ def make_plans(
     for draft in drafts:
         for needs in variants:
             offer = _Offer(draft, needs)
-            plan = _Search(fingerprint, folds, offer, task, domain, family, machine).result()
-            if isinstance(plan, _Misfit):
-                misfits.append(plan)
+            found = _Search(fingerprint, folds, offer, task, domain, family, machine).result()
+            if isinstance(found, _Misfit):
+                misfits.append(found)
             else:
-                fitted.append((offer, plan))
+                fitted.append(found)
     if not fitted:
         raise ResourceError(_nothing_fits(misfits, machine))
     names = {offer.name for offer, _ in fitted}
@@ -221,8 +221,9 @@ class _Search:
         """The domain's share of the configuration."""
         return self.offer.draft
 
-    def result(self) -> Plan | _Misfit:
-        """The plan with the first window that fits memory and work, and with the largest batch; a misfit when none fits memory."""
+    def result(self) -> tuple[_Offer, Plan] | _Misfit:
+        """The plan with the first window that fits memory and work, and with the largest batch, and the offer as the task fits it to that window; a misfit
+        when none fits memory."""
         networks = list({c.window: c for c in (self._configured(window) for window in self.draft.windows)}.values())
         costs: dict[int, Cost] = {}
 
@@ -241,10 +242,10 @@ class _Search:
         if smallest.memory > self.machine.memory:
             return _Misfit(self.offer.name, configured.window, smallest.memory)
         batch, why, cost = self._batch(configured, smallest)
-        if isinstance(self.family, _Known):  # nothing was searched
-            return self._plan(configured, batch, why, cost)
-        because = rules.window_reason(configured.window, tuple(c.window for c in networks), self.draft, self.machine, smallest)
-        return self._plan(configured, batch, why, cost, because)
+        because = ""
+        if not isinstance(self.family, _Known):  # of which nothing was searched
+            because = rules.window_reason(configured.window, tuple(c.window for c in networks), self.draft, self.machine, smallest)
+        return replace(self.offer, needs=self._fitted(configured)), self._plan(configured, batch, why, cost, because)
 
     def _batch(self, configured: Configured, smallest: Cost) -> tuple[int, str, Cost]:
         """The largest batch, which limit binds, and its cost."""

@@ -43,7 +43,7 @@ class Needs:
         target: the task's section of the plan.
         reasons: field name within the section -> reason.
         name: of one of several variants; it is added to the names of configurations. Empty: it is the only one, or the first.
-        preference: among variants, that of the highest is recommended.
+        preference: among variants of a configuration, that of the highest is recommended, once they are fitted (`Task.fit`).
         because: why this variant is offered.
         overlap: of neighbouring windows in inference, at least; 0 leaves it to the domain.
         overlap_because: the reason for it.
@@ -199,7 +199,11 @@ class Task(Objective):
 
     @staticmethod
     def fit(needs: Needs, fingerprint: Fingerprint, frame: Frame) -> Needs:
-        """What it needs once window and network are known. Raises PlanError where it cannot be had there."""
+        """What it needs once window and network are known, and how much it prefers that there (`preference`, `because`).
+
+        Raises:
+            PlanError: it cannot be had there.
+        """
         return needs
 
     @abstractmethod

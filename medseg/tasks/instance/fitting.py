@@ -23,6 +23,7 @@ CELLS = 6.0  # of a level's map along a typical object: with fewer its neighbour
 FINEST = 2.0  # voxels; a level at full resolution would cost more than all others
 APART = 1.5  # voxels between the cells of a flat mask: outlines of 28 cells overlap nuclei 42 voxels long by 0.99
 LARGE = 0.75  # quantile of the sizes whose masks there is a fine enough level for
+MASKS = {2: (14, 28, 56), 3: (8, 14, 20, 28)}  # cells along each axis of a mask, for windows of so many axes
 MOST_SHAPES = 3  # anchors of a cell
 WELL_FITTED = 0.95  # of the boxes overlap an anchor by half, when both have one centre
 HALF = 0.5
@@ -30,7 +31,6 @@ ROOM = 1.5  # places for so many times the objects that a window of the densest 
 FEWEST, MOST = 16, 512  # places for objects in a window
 QUANTUM = 8
 LARGEST_OVERLAP = 0.75
-SLENDER = 0.1  # of a box that an object fills; a disc or ball fills more than half, a thread across it next to nothing
 NEARLY_ALL = 0.95  # of the objects are to be whole in a window
 CHANNELS = {"cpu": 64, "gpu": 128}
 PROPOSED = 2
@@ -94,29 +94,6 @@ def dense_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Pl
         "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
     }
     return Planned(settings, reasons, *overlap_for(fingerprint, frame))
-
-
-def fills_boxes(fingerprint: Fingerprint) -> tuple[bool, str]:
-    """Whether boxes tell the objects of a dataset apart, and why: where objects fill little of their boxes, those of neighbours are nearly one box,
-    and a detector takes one object for the other."""
-    shares = [
-        np.median(one.sizes) * math.prod(case.spacing) / np.median([math.prod(box) for box in one.boxes])
-        for case in fingerprint.cases
-        for one in case.objects
-        if one.boxes
-    ]
-    if not shares:
-        return False, "No case has an object whose box could be measured, so boxes are not relied on."
-    share = float(np.median(shares))
-    if share < SLENDER:
-        return (
-            False,
-            f"Objects fill {share:.0%} of their boxes (less than {SLENDER:.0%}), so boxes of neighbours are much the same, and votes tell more.",
-        )
-    return True, (
-        f"Objects fill {share:.0%} of their boxes (at least {SLENDER:.0%}), so boxes tell them apart. On nuclei Mask R-CNN had the higher scores after half an "
-        "hour of training (accuracy 0.79 against 0.75, one run of each, benchmarks/README.md), votes after a few minutes; --folds all compares both."
-    )
 
 
 def fit_pyramid(boxes: Boxes, strides: tuple[Shape, ...], cells: int) -> Pyramid:
@@ -223,8 +200,8 @@ def _cut(case: CaseStats, frame: Frame) -> NDArray[np.float64]:
 
 def cells_for(boxes: Boxes, axes: int) -> tuple[int, str]:
     """Cells of an object's mask along each axis, and the reason."""
-    steps, apart = ((14, 28, 56), APART) if axes == 2 else ((8, 14, 20, 28), 1.0)
-    side = float(np.quantile(boxes.max(1), 0.75, method="nearest"))
+    steps, apart = MASKS[axes], APART if axes == 2 else 1.0
+    side = float(np.quantile(boxes.max(1), LARGE, method="nearest"))
     chosen = next((n for n in steps if n * apart >= side), steps[-1])
     because = f"Three quarters of the objects are at most {side:.3g} voxels long; the first of {', '.join(map(str, steps))} cells, {apart:g} voxels apart"
     return chosen, f"{because} at most, or the last: outlines are drawn between cells, which costs little accuracy."

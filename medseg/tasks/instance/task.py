@@ -22,9 +22,10 @@ from medseg.plans import Plan
 from medseg.prediction import Prediction, Scores, Stitched
 from medseg.scratch import IN_MEMORY, Scratch
 from medseg.tasks.base import Frame, Needs, Task
+from medseg.tasks.instance.choice import prefers_regions
 from medseg.tasks.instance.dense import Dense
 from medseg.tasks.instance.detectors import Prototypes, Regions
-from medseg.tasks.instance.fitting import fills_boxes, nominal
+from medseg.tasks.instance.fitting import nominal
 from medseg.tasks.instance.head import ObjectFinder
 from medseg.tasks.instance.settings import InstanceSettings, ObjectSettings, frequencies
 
@@ -67,10 +68,9 @@ class Instance(Task):
             way = WAYS.get(network, Dense)
             return (cls._by(way, plain.labels, plain.channels, fingerprint, nominal(fingerprint)),)
         regions = cls._by(Regions, plain.labels, plain.channels, fingerprint, nominal(fingerprint))
-        boxed, because = fills_boxes(fingerprint)
         return (
-            replace(plain, because=f"Objects by votes for their centres. {because}"),
-            replace(regions, name="mask-rcnn", preference=1.0 if boxed else -1.0, because=f"Objects by Mask R-CNN. {because}"),
+            replace(plain, because="Objects by votes for their centres."),
+            replace(regions, name="mask-rcnn", because="Objects by Mask R-CNN."),
         )
 
     @classmethod
@@ -99,10 +99,14 @@ class Instance(Task):
 
     @classmethod
     def fit(cls, needs: Needs, fingerprint: Fingerprint, frame: Frame) -> Needs:
-        """Detectors are fitted to the objects in voxels of a window."""
+        """Heads are fitted to the objects in voxels of a window, and so is which of two ways is recommended."""
         assert isinstance(needs.target, ObjectSettings)
         fitted = cls._by(WAYS[needs.target.head.kind], needs.labels, needs.channels, fingerprint, frame)
-        return replace(fitted, name=needs.name, preference=needs.preference, because=needs.because)
+        if not needs.because:
+            return fitted
+        boxed, because = prefers_regions(fingerprint, frame)
+        chosen = boxed == (needs.target.head.kind == "mask-rcnn")
+        return replace(fitted, name=needs.name, preference=float(chosen), because=f"{needs.because} {because}")
 
     @classmethod
     def _by(cls, way: type[Any], labels: Labels, channels: int, fingerprint: Fingerprint, frame: Frame) -> Needs:
