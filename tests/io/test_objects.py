@@ -198,6 +198,12 @@ def test_what_is_declared_stays(tmp_path):
     declared = LayoutOptions(classes={"a": (1, 2), "b": (300,)}, objects="numbers")
     with pytest.raises(DatasetError, match=r"values that number objects cannot tell classes apart.*classes a, b.*--objects components"):
         open_dataset(folder, declared)
+    some = LayoutOptions(classes={"nucleus": tuple(range(1, 29))}, objects="numbers")
+    with pytest.raises(
+        DatasetError,
+        match=r"cannot be chosen.*class 'nucleus' of 28 values from 1 to 28.*to 0 in the label files and pass --class nucleus=1",
+    ):
+        open_dataset(folder, some)
     with pytest.raises(UsageError, match=r"unknown form of objects.*'blobs'"):
         LayoutOptions(objects="blobs")  # type: ignore[arg-type]
 

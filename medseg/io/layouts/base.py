@@ -161,7 +161,7 @@ def make_labels(
     if objects is None and options.things:
         objects = "components"
     if objects == "numbers":
-        chosen = {one_class(tuple(chosen), where): (1,)}
+        chosen = {one_class(chosen, where): (1,)}
     if options.things and (unknown := sorted(set(options.things) - set(chosen))):
         raise UsageError([_no_such_class(name, chosen, objects) for name in unknown])
     things = options.things or tuple(chosen)
@@ -192,18 +192,31 @@ def _no_such_class(name: str, known: Mapping[str, tuple[int, ...]], objects: Obj
     return Problem("no such class", "--thing", f"'{name}'", f"one of {', '.join(known)}", fix)
 
 
-def one_class(names: tuple[str, ...], where: Path) -> str:
-    """The name of the only class, `object` where none is declared. Raises DatasetError where several are: values that number objects say
-    nothing of their class."""
-    if len(names) > 1:
+def one_class(classes: Mapping[str, tuple[int, ...]], where: Path) -> str:
+    """The name of the only class, `object` where none is declared.
+
+    Raises:
+        DatasetError: several are declared, or one of several values: values that number objects say nothing of their class.
+    """
+    if len(classes) > 1:
         raise DatasetError.of(
             "values that number objects cannot tell classes apart",
             where=str(where),
-            found=f"classes {', '.join(names)}",
+            found=f"classes {', '.join(classes)}",
             expected="one class",
             fix="Name one class, e.g. --class nucleus=1, or pass --objects components where values are classes.",
         )
-    return names[0] if names else OBJECT
+    for name, values in classes.items():
+        if len(values) > 1:
+            raise DatasetError.of(
+                "values that number objects cannot be chosen: each of them is an object",
+                where=str(where),
+                found=f"class '{name}' of {len(values)} values from {min(values)} to {max(values)}",
+                expected="one value, which only names the class",
+                fix=f"Set values that are no '{name}' to 0 in the label files and pass --class {shlex.quote(f'{name}=1')}, or pass --objects components "
+                "where values are classes.",
+            )
+    return next(iter(classes), OBJECT)
 
 
 def make_dataset(where: Path, **fields: Any) -> Dataset:

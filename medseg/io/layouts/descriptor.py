@@ -148,7 +148,7 @@ def classes_of(
         )
     if options.objects == "auto" and values[0] > 0:
         form, apart, why = form_of(files, found)
-        chosen = _each(values) if apart else {OBJECT: tuple(values)}
+        chosen = _each(values) if apart else {OBJECT: (1,) if form == "numbers" else tuple(values)}
         return make_labels(replace(options, objects=form), chosen, root, descriptor.ignore), (why,)
     if len(values) > MANY or values[0] < 0:
         one = f", or as one class --class {OBJECT}=1-{values[-1]}" if values[0] > 0 else ""
