@@ -218,6 +218,31 @@ def test_groups_do_not_depend_on_the_slabs_in_which_they_are_found(monkeypatch, 
         assert (group_voxels(truth > 0, offsets, 3, 1.5, chances=chances, scratch=Scratch(0)) == whole).all()
 
 
+@pytest.mark.parametrize("axes", [2, 3])
+def test_what_touches_is_one_object_where_objects_cannot(monkeypatch, axes):
+    """Votes that divide them do not count: objects are the connected components of each class, with corners, also across slices."""
+    from scipy import ndimage
+
+    rng = np.random.default_rng(axes)
+    noise = ndimage.gaussian_filter(rng.normal(size=(12, 20, 16)), 1.2)
+    truth = np.where(noise > 0.12, 1, np.where(noise < -0.12, 2, 0))
+    offsets = rng.uniform(-0.4, 0.4, (axes, *truth.shape))  # each voxel for itself
+    corners = np.ones((3, 3, 3))
+
+    def alike(found: NDArray[np.integer], other: NDArray[np.integer]) -> bool:
+        pairs = np.unique(np.stack([found.ravel(), other.ravel()]), axis=1)
+        return len(set(pairs[0])) == len(set(pairs[1])) == pairs.shape[1]
+
+    expected = [ndimage.label(truth == k, corners)[0] for k in (1, 2)]
+    both = expected[0] + np.where(truth == 2, expected[0].max() + expected[1], 0)
+    chances = [np.where(truth == k, 0.95, 0.05) for k in (1, 2)]
+    for together in (1, 20 * 16 * 3, 2**20):
+        monkeypatch.setattr(voting, "TOGETHER", together)
+        assert alike(group_voxels(truth > 0, offsets, 1, 1.0, chances=chances, scratch=Scratch(0), touching=False), both)
+    assert alike(group_voxels(truth > 0, offsets, 1, 1.0, touching=False), ndimage.label(truth > 0, corners)[0])
+    assert group_voxels(truth > 0, offsets, 1, 1.0).max() > both.max()
+
+
 def test_errors_along_thick_slices_count_by_the_sides_of_objects():
     """Where objects have a tenth of the voxels along an axis, a voxel there is ten times as far: in the loss, and between votes."""
     plan = make_plan(STUFF, 3, shape=(32, 64, 64), task="instance").edited(

@@ -136,7 +136,7 @@ class Dense(ObjectFinder):
             things[rows] = thing[chosen[rows]]
             _release(maps, chosen, things)
         chances = [maps[k] for k in np.flatnonzero(thing)]
-        decoded = group_voxels(things, maps[count:], settings.smallest, settings.reach, settings.scale, chances, scratch)
+        decoded = group_voxels(things, maps[count:], settings.smallest, settings.reach, settings.scale, chances, scratch, settings.touching)
         most = max((int(decoded[rows].max(initial=0)) for rows in slabs), default=0)
         if most > MOST_OBJECTS:
             raise ImageError.of(

@@ -70,14 +70,16 @@ def dense_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Pl
     sides = np.median(boxes, axis=0)
     scale = tuple(float(f"{max(1.0, side / 2):.3g}") for side in sides)
     counts = [sum(one.count for one in case.objects) for case in fingerprint.cases]
+    touching = labels.objects != "components"
     settings = DenseSettings(
         frequencies=frequencies(fingerprint),
         dice=1.0,
         cross_entropy=1.0,
-        offset=3.0,
+        offset=3.0 if touching else 1.0,
         scale=scale,
         smallest=smallest,
         reach=REACH,
+        touching=touching,
     )
     size = " x ".join(f"{side:.3g}" for side in sides)
     reasons = {
@@ -85,13 +87,16 @@ def dense_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Pl
         "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background.",
         "dice": "Optimises the overlap, whatever the class imbalance.",
         "cross_entropy": "Smooth gradients where the Dice has none.",
-        "offset": "Errors are counted in radii of the object, so small and large ones are worth the same; three times, because most errors are objects "
-        "that are not told apart.",
+        "offset": "Errors are counted in radii of the object, so small and large ones are worth the same; "
+        + ("three times, because most errors are objects that are not told apart." if touching else "once, because objects do not touch."),
         "scale": f"Half of the median object's sides, {size} voxels of a window, at least 1, so that outputs are about 1 along each axis."
         if any(counts)
         else "No case has an object.",
         "smallest": of_smallest,
         "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
+        "touching": "Labels number objects, so two may touch."
+        if touching
+        else "In the labels each connected component is an object, so what touches is one.",
     }
     return Planned(settings, reasons, *overlap_for(fingerprint, frame))
 

@@ -38,6 +38,7 @@ class DenseSettings(Record):
     reach: float = Field(
         ge=0, le=10, description="Groups of votes are one object when their centres are nearer to each other than this times their spread."
     )
+    touching: bool = Field(default=True, description="Whether objects of a class may touch each other; else what touches is one object.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

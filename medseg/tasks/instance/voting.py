@@ -10,6 +10,7 @@ points from one into another. What comes out does not depend on slabs.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ def group_voxels(
     scale: Sequence[float] = (),
     chances: Sequence[NDArray[Any]] = (),
     scratch: Scratch = IN_MEMORY,
+    touching: bool = True,
 ) -> NDArray[np.int32]:
     """The number of each voxel's object, from 1 on in index order, 0 where there is none.
 
@@ -51,6 +53,7 @@ def group_voxels(
         chances: probability `(*shape)` of each class of things. What is surely of different classes is not one object, as where one lies
             in the middle of another; what may be of either can be. Of one class none is needed.
         scratch: for the result.
+        touching: whether objects may touch; else groups that do, be it at a corner, are one object, also those of neighbouring slices.
     """
     numbers = scratch.zeros(things.shape, np.int32)
     field = _Field(things, offsets, tuple(scale) or (1.0,) * len(offsets), tuple(chances) if len(chances) > 1 else ())
@@ -58,7 +61,9 @@ def group_voxels(
     if not len(groups):
         return numbers
     groups = _united(field, numbers, groups, reach)
-    if len(offsets) < things.ndim:
+    if not touching:
+        groups = _joined(field, numbers, groups)
+    elif len(offsets) < things.ndim:
         groups = _linked(field, numbers, groups)
     kept = _sizes(field, numbers, groups) >= smallest
     table = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)[groups]]).astype(np.int32)
@@ -233,6 +238,25 @@ def _linked(field: _Field, numbers: NDArray[np.int32], groups: Indices) -> Indic
     kept = successors(pairs[0], pairs[1], shared, (sizes[pairs[0]], sizes[pairs[1]]), able)
     one, other = pairs[0][kept], pairs[1][kept]
     return _components(one, other, len(sizes))[groups]
+
+
+def _joined(field: _Field, numbers: NDArray[np.int32], groups: Indices) -> Indices:
+    """Groups with those united that touch and may be of one class."""
+    steps = [step for step in itertools.product((-1, 0, 1), repeat=numbers.ndim) if step > (0,) * numbers.ndim]
+    count = int(groups.max()) + 1
+    found = [np.zeros(0, np.int64)]
+    for rows in field.slabs():
+        both = numbers[rows.start : rows.stop + 1]
+        for step in steps:
+            one = both[tuple(slice(max(0, -s), n - max(0, s)) for s, n in zip(step, both.shape, strict=True))]
+            other = both[tuple(slice(max(0, s), n - max(0, -s)) for s, n in zip(step, both.shape, strict=True))]
+            meet = (one > 0) & (other > 0) & (one != other)
+            found.append(np.unique(groups[one[meet] - 1] * count + groups[other[meet] - 1]))
+        release(numbers)
+    one, other = np.divmod(np.unique(np.concatenate(found)), count)
+    means = _means(field, numbers, groups, _sizes(field, numbers, groups))
+    able = alike(means[:, one], means[:, other])
+    return _components(one[able], other[able], count)[groups]
 
 
 def _centres(field: _Field, numbers: NDArray[np.int32], groups: Indices, count: int) -> tuple[Floats, Floats]:
