@@ -116,12 +116,13 @@ def test_votes_reach_as_far_as_things() -> None:
     assert scales == [(4.0, 5.0, 10.0), (1.0, 1.25, 2.5), (5.0, 10.0), (5.0, 4.0, 10.0)]
     made = dense_settings(fingerprint, THINGS, Frame((16,) * 3, (2.0,) * 3, (0, 1, 2), (), "cpu"))
     assert "4 x 5 x 10 voxels" in made.reasons["scale"]
-    assert (made.settings.touching, made.settings.offset) == (False, 1.0)
+    assert (made.settings.touching, made.settings.offset, made.settings.blob) == (False, 1.0, 1.0)
     assert made.reasons["touching"] == "In the labels each connected component is an object, so what touches is one."
     numbered = dense_settings(
         fingerprint, THINGS.model_copy(update={"objects": "numbers"}), Frame((16,) * 3, (2.0,) * 3, (0, 1, 2), (), "cpu")
     )
-    assert (numbered.settings.touching, numbered.settings.offset) == (True, 3.0)
+    assert (numbered.settings.touching, numbered.settings.offset, numbered.settings.blob) == (True, 3.0, 0.0)
+    assert set(type(numbered.settings).model_fields) - set(numbered.reasons) == {"blob", "touching"}
     assert set(made.reasons) == set(type(made.settings).model_fields)
 
 

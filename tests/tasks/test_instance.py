@@ -243,6 +243,27 @@ def test_what_touches_is_one_object_where_objects_cannot(monkeypatch, axes):
     assert group_voxels(truth > 0, offsets, 1, 1.0).max() > both.max()
 
 
+def test_each_component_counts_the_same():
+    """Where components are the objects, to miss a small one of two costs half of the blob loss; elsewhere there is none."""
+    task = task_of(THINGS)
+    codes = np.zeros((64, 64), np.int32)
+    codes[4:34, 4:34], codes[50:52, 50:52] = code(THINGS.values[0], 1), code(THINGS.values[0], 2)
+    targets = task.targets(batch(codes))
+    outputs = task.oracle(targets)
+    assert all(float(term) < 0.01 for term in task.loss({name: [maps] for name, maps in outputs.items()}, targets).values())
+    missed = outputs["classes"].clone()
+    missed[0, :, 50:52, 50:52] = missed[0, :, :1, :1].squeeze(-1).squeeze(-1)[:, None, None]
+    terms = task.loss({**{name: [maps] for name, maps in outputs.items()}, "classes": [missed]}, targets)
+    assert float(terms["blob"]) == pytest.approx(0.5, abs=0.01)
+    assert float(terms["dice"]) < 0.5
+    numbered = task_of(THINGS.model_copy(update={"objects": "codes"}))
+    assert set(numbered.loss({name: [maps] for name, maps in outputs.items()}, numbered.targets(batch(codes)))) == {
+        "dice",
+        "cross_entropy",
+        "offset",
+    }
+
+
 def test_errors_along_thick_slices_count_by_the_sides_of_objects():
     """Where objects have a tenth of the voxels along an axis, a voxel there is ten times as far: in the loss, and between votes."""
     plan = make_plan(STUFF, 3, shape=(32, 64, 64), task="instance").edited(

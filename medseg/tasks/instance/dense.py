@@ -20,6 +20,7 @@ from medseg.dataset import MOST_OBJECTS, NUMBER_BITS, Labels
 from medseg.errors import ImageError, PlanError
 from medseg.fingerprint import Fingerprint
 from medseg.geometry import Shape
+from medseg.losses.blobs import number_blobs
 from medseg.losses.centres import centre_offsets, offset_loss
 from medseg.losses.dice import exclusive_loss
 from medseg.losses.levels import at_size, shares
@@ -80,20 +81,21 @@ class Dense(ObjectFinder):
         classes = self.class_targets(batch.label)
         found = centre_offsets(self.objects(batch.label), self.settings.scale)
         scale = torch.tensor(self.settings.scale, device=found.device).view(-1, *(1,) * self.axes)
-        return {"classes": classes, "offsets": found[:, :-2] / scale, "sizes": found[:, -2], "near": found[:, -1]}
+        targets = {"classes": classes, "offsets": found[:, :-2] / scale, "sizes": found[:, -2], "near": found[:, -1]}
+        return targets | {"blobs": number_blobs(classes)} if self.settings.blob else targets
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`dice` and `cross_entropy` of the classes, `offset` of the centres; each over all supervised resolutions (nnU-Net's weights)."""
+        """`dice`, `cross_entropy` and perhaps `blob` of the classes, `offset` of the centres; each over all supervised resolutions (nnU-Net's weights)."""
         settings, radius = self.settings, self.radius
         sums: dict[str, Tensor] = {}
         pairs = zip(outputs[CLASSES], outputs[OFFSETS], shares(len(outputs[CLASSES])), strict=True)
         for logits, offsets, share in pairs:
             truth = {name: at_size(target, logits.shape[2:]) for name, target in targets.items()}
-            terms = exclusive_loss(logits, truth["classes"]) | {
+            terms = exclusive_loss(logits, truth["classes"], blobs=truth.get("blobs")) | {
                 "offset": offset_loss(offsets.float() * radius, truth["offsets"] * radius, truth["sizes"], truth["near"])
             }
-            for name, factor in (("dice", settings.dice), ("cross_entropy", settings.cross_entropy), ("offset", settings.offset)):
-                term = terms[name] * (factor * share)
+            for name in terms:
+                term = terms[name] * (getattr(settings, name) * share)
                 sums[name] = sums[name] + term if name in sums else term
         return sums
 

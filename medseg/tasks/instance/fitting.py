@@ -79,6 +79,7 @@ def dense_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Pl
         scale=scale,
         smallest=smallest,
         reach=REACH,
+        blob=0.0 if touching else 1.0,
         touching=touching,
     )
     size = " x ".join(f"{side:.3g}" for side in sides)
@@ -94,10 +95,10 @@ def dense_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Pl
         else "No case has an object.",
         "smallest": of_smallest,
         "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
-        "touching": "Labels number objects, so two may touch."
-        if touching
-        else "In the labels each connected component is an object, so what touches is one.",
     }
+    if not touching:
+        reasons["blob"] = "Each connected component is an object, and each object counts the same, however small."
+        reasons["touching"] = "In the labels each connected component is an object, so what touches is one."
     return Planned(settings, reasons, *overlap_for(fingerprint, frame))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -22,6 +22,8 @@ STEPS = 40  # points that stand for the sizes of one case
 class DenseSettings(Record):
     """The dense head: a class for every voxel, and the way to the centre of its object."""
 
+    seldom: ClassVar[tuple[str, ...]] = ("blob", "touching")
+
     kind: Literal["dense"] = "dense"
     frequencies: tuple[float, ...] = Field(
         description="Share of annotated voxels of background and each class; the network's first guess before anything is learnt."
@@ -38,7 +40,16 @@ class DenseSettings(Record):
     reach: float = Field(
         ge=0, le=10, description="Groups of votes are one object when their centres are nearer to each other than this times their spread."
     )
-    touching: bool = Field(default=True, description="Whether objects of a class may touch each other; else what touches is one object.")
+    blob: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="Factor of the blob loss of the classes: the overlap of each connected component by itself. Written where it is not 0.",
+    )
+    touching: bool = Field(
+        default=True,
+        description="Whether objects of a class may touch each other; else what touches is one object. Written where they may not.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -29,7 +29,7 @@ from medseg.tasks.instance.fitting import nominal
 from medseg.tasks.instance.head import ObjectFinder
 from medseg.tasks.instance.settings import InstanceSettings, ObjectSettings
 
-OF_DATA = ("frequencies", "touching")  # what a head has of the labels, whatever model it is continued from
+OF_DATA = ("frequencies", "blob", "offset", "touching")  # what a head has of the labels, whatever model it is continued from
 WAYS: dict[str, type[Any]] = {"dense": Dense, "mask-rcnn": Regions, "yolact": Prototypes}  # each an `ObjectFinder`
 
 
@@ -85,7 +85,8 @@ class Instance(Task):
         assert isinstance(own.target, ObjectSettings)
         of_data = [name for name in OF_DATA if name in type(theirs).model_fields]
         head = theirs.model_copy(update={name: getattr(own.target.head, name) for name in of_data})
-        reasons = {f"head.{name}": own.reasons[f"head.{name}"] if name in of_data else because for name in type(head).model_fields}
+        reasons = {f"head.{name}": because for name in type(head).model_fields if name not in OF_DATA}
+        reasons |= {f"head.{name}": own.reasons[f"head.{name}"] for name in of_data if f"head.{name}" in own.reasons}
         find = WAYS[head.kind](head, plain.labels, len(model.window), find_network(model.network.kind).levels(model.network))
         target = cls.Settings(kind=cls.Settings.model_fields["kind"].default, head=head)
         return replace(
