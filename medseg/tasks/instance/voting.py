@@ -253,10 +253,11 @@ def _joined(field: _Field, numbers: NDArray[np.int32], groups: Indices) -> Indic
             meet = (one > 0) & (other > 0) & (one != other)
             found.append(np.unique(groups[one[meet] - 1] * count + groups[other[meet] - 1]))
         release(numbers)
-    one, other = np.divmod(np.unique(np.concatenate(found)), count)
+    pairs = np.unique(np.concatenate(found))
+    first, second = pairs // count, pairs % count
     means = _means(field, numbers, groups, _sizes(field, numbers, groups))
-    able = alike(means[:, one], means[:, other])
-    return _components(one[able], other[able], count)[groups]
+    able = alike(means[:, first], means[:, second])
+    return _components(first[able], second[able], count)[groups]
 
 
 def _centres(field: _Field, numbers: NDArray[np.int32], groups: Indices, count: int) -> tuple[Floats, Floats]:
