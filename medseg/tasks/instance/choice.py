@@ -53,5 +53,5 @@ def _of_volumes(fingerprint: Fingerprint, frame: Frame) -> str:
     if side > most:
         because += f" A quarter of the objects are at least {side:.3g} voxels long, of which {side / most:.2g} share one of the at most {most} cells of a mask;"
         because += " perfect masks of vertebrae with 2.3 voxels in a cell have a PQ of 0.91."
-    because += " On single volumes of nuclei and vertebrae votes had the higher PQ after as long a training (benchmarks/README.md)"
+    because += " On single volumes of nuclei and vertebrae votes had the higher PQ after about as many steps (benchmarks/README.md)"
     return f"{because}; --folds all compares both."
