@@ -66,7 +66,7 @@ class ObjectStats:
         extents: longest side of an object's box, in mm (voxels where there is no spacing).
         aspects: longest over shortest side of an object's box, in mm.
         boxes: sides of the boxes of at most `MOST_BOXES` objects along each axis, in mm: evenly from the smallest to the largest.
-        touching: share of the objects that share a face of a voxel with another object, of whatever class.
+        touching: share of the objects that share a face of a voxel with another object of their class.
     """
 
     name: str

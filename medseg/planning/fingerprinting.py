@@ -23,7 +23,7 @@ from medseg.parallel import default_workers, map_cases
 from medseg.progress import Progress, Silent
 from medseg.scratch import IN_MEMORY, Scratch
 
-FORMAT = 3  # of cached measurements; raise it when a measurement changes its meaning
+FORMAT = 4  # of cached measurements; raise it when a measurement changes its meaning
 ARRAYS = 2  # large arrays that exist at once while a case is measured: the image and the values of its foreground
 
 

@@ -43,6 +43,15 @@ def test_objects_are_measured():
     assert measure_objects(np.ones((4, 4), np.uint8), Labels(classes=LABELS.classes), (1.0, 1.0)) == ()
 
 
+def test_objects_of_other_classes_are_no_neighbours():
+    two = Labels(classes=LABELS.classes, things=("tissue", "cell"))
+    codes = np.zeros((6, 6), np.int32)
+    codes[1:3, 1:5], codes[3:5, 1:3], codes[3:5, 4] = code(2, 1), code(1, 2), code(1, 3)
+    assert [one.touching for one in measure_objects(codes, two, (1.0, 1.0))] == [0.0, 0.0]
+    codes[3:5, 3] = code(1, 4)
+    assert [one.touching for one in measure_objects(codes, two, (1.0, 1.0))] == [1.0, 0.0]
+
+
 def test_a_class_of_things_counts_objects():
     image = np.arange(120, dtype=np.float32).reshape(1, 10, 12) + 1
     case = Case("x", image, example(), Grid.plain((10, 12)))

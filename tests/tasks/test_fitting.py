@@ -20,6 +20,7 @@ from medseg.tasks.instance.fitting import (
     overlap_for,
     prototype_settings,
     region_settings,
+    touching_for,
 )
 
 THINGS = TWO.as_objects("components")
@@ -116,14 +117,29 @@ def test_votes_reach_as_far_as_things() -> None:
     assert scales == [(4.0, 5.0, 10.0), (1.0, 1.25, 2.5), (5.0, 10.0), (5.0, 4.0, 10.0)]
     made = dense_settings(fingerprint, THINGS, Frame((16,) * 3, (2.0,) * 3, (0, 1, 2), (), "cpu"))
     assert "4 x 5 x 10 voxels" in made.reasons["scale"]
-    assert (made.settings.touching, made.settings.offset, made.settings.blob) == (False, 1.0, 1.0)
+    assert (made.settings.touching, made.settings.offset, made.settings.blob) == ("corners", 1.0, 1.0)
     assert made.reasons["touching"] == "In the labels each connected component is an object, so what touches is one."
     numbered = dense_settings(
         fingerprint, THINGS.model_copy(update={"objects": "numbers"}), Frame((16,) * 3, (2.0,) * 3, (0, 1, 2), (), "cpu")
     )
-    assert (numbered.settings.touching, numbered.settings.offset, numbered.settings.blob) == (True, 3.0, 0.0)
+    assert (numbered.settings.touching, numbered.settings.offset, numbered.settings.blob) == ("apart", 3.0, 0.0)
     assert set(type(numbered.settings).model_fields) - set(numbered.reasons) == {"blob", "touching"}
     assert set(made.reasons) == set(type(made.settings).model_fields)
+
+
+def test_objects_that_never_touch_are_components() -> None:
+    numbers = THINGS.model_copy(update={"objects": "numbers"})
+    alone = seen([(5.0, 5.0)] * 30, count=30)
+    count = 30 * len(alone.cases)
+    assert touching_for(alone, THINGS)[0] == "corners"
+    assert touching_for(alone, numbers) == (
+        "faces",
+        f"None of {count} objects shares a face of a voxel with another one of its class, so what does so is one.",
+    )
+    assert touching_for(seen([(5.0, 5.0)], count=1), numbers)[0] == "apart"  # too few to say so
+    one = replace(alone.cases[-1].objects[0], touching=0.1)
+    met = alone.model_copy(update={"cases": (*alone.cases[:-1], alone.cases[-1].model_copy(update={"objects": (one,)}))})
+    assert touching_for(met, numbers)[0] == "apart"
 
 
 def test_cells() -> None:

@@ -238,8 +238,9 @@ def test_what_touches_is_one_object_where_objects_cannot(monkeypatch, axes):
     chances = [np.where(truth == k, 0.95, 0.05) for k in (1, 2)]
     for together in (1, 20 * 16 * 3, 2**20):
         monkeypatch.setattr(voting, "TOGETHER", together)
-        assert alike(group_voxels(truth > 0, offsets, 1, 1.0, chances=chances, scratch=Scratch(0), touching=False), both)
-    assert alike(group_voxels(truth > 0, offsets, 1, 1.0, touching=False), ndimage.label(truth > 0, corners)[0])
+        assert alike(group_voxels(truth > 0, offsets, 1, 1.0, chances=chances, scratch=Scratch(0), touching="corners"), both)
+    assert alike(group_voxels(truth > 0, offsets, 1, 1.0, touching="corners"), ndimage.label(truth > 0, corners)[0])
+    assert alike(group_voxels(truth > 0, offsets, 1, 1.0, touching="faces"), ndimage.label(truth > 0)[0])
     assert group_voxels(truth > 0, offsets, 1, 1.0).max() > both.max()
 
 

@@ -23,7 +23,7 @@ def measure_objects(codes: NDArray[Any], labels: Labels, spacing: tuple[float, .
     numbered[inside] = places.reshape(-1) + 1
     boxes = np.array([[part.stop - part.start for part in box] for box in ndimage.find_objects(numbered)], np.float64)
     sides = boxes.reshape(-1, codes.ndim) * spacing
-    near = _touching(numbered, len(ids))
+    near = _touching(numbered, labels.semantic(ids))
     found = []
     for one in labels.classes:
         if one.name in labels.things:
@@ -54,11 +54,11 @@ def _some(sides: NDArray[np.float64]) -> NDArray[np.float64]:
     return sides[order[np.unique(np.linspace(0, len(sides) - 1, min(len(sides), MOST_BOXES)).astype(np.int64))]] if len(sides) else sides
 
 
-def _touching(numbered: NDArray[np.int32], count: int) -> NDArray[np.bool_]:
-    """`(count,)` whether objects, numbered from 1, have a neighbour."""
-    near = np.zeros(count + 1, np.bool_)
+def _touching(numbered: NDArray[np.int32], values: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """`(n,)` whether objects, numbered from 1, have a neighbour of the same class, which is their value `(n,)`."""
+    near, kinds = np.zeros(len(values) + 1, np.bool_), np.concatenate([[-1], values])
     for axis in range(numbered.ndim):
         one, other = (np.moveaxis(numbered, axis, 0)[part] for part in (slice(1, None), slice(None, -1)))
-        meet = (one != other) & (one != 0) & (other != 0)
+        meet = (one != other) & (one != 0) & (kinds[one] == kinds[other])
         near[one[meet]] = near[other[meet]] = True
     return near[1:]

@@ -17,7 +17,15 @@ from medseg.fingerprint import MOST_BOXES, CaseStats, Fingerprint
 from medseg.geometry import Shape
 from medseg.tasks.base import Frame
 from medseg.tasks.instance.head import Planned
-from medseg.tasks.instance.settings import DenseSettings, PrototypeSettings, RegionSettings, frequencies, smallest_for
+from medseg.tasks.instance.settings import (
+    ENOUGH_OBJECTS,
+    DenseSettings,
+    PrototypeSettings,
+    RegionSettings,
+    Touching,
+    frequencies,
+    smallest_for,
+)
 
 CELLS = 6.0  # of a level's map along a typical object: with fewer its neighbours share its cells, with more the level costs for nothing
 FINEST = 2.0  # voxels; a level at full resolution would cost more than all others
@@ -70,16 +78,17 @@ def dense_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Pl
     sides = np.median(boxes, axis=0)
     scale = tuple(float(f"{max(1.0, side / 2):.3g}") for side in sides)
     counts = [sum(one.count for one in case.objects) for case in fingerprint.cases]
-    touching = labels.objects != "components"
+    touching, because = touching_for(fingerprint, labels)
+    apart = touching == "apart"
     settings = DenseSettings(
         frequencies=frequencies(fingerprint),
         dice=1.0,
         cross_entropy=1.0,
-        offset=3.0 if touching else 1.0,
+        offset=3.0 if apart else 1.0,
         scale=scale,
         smallest=smallest,
         reach=REACH,
-        blob=0.0 if touching else 1.0,
+        blob=0.0 if apart else 1.0,
         touching=touching,
     )
     size = " x ".join(f"{side:.3g}" for side in sides)
@@ -89,17 +98,28 @@ def dense_settings(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Pl
         "dice": "Optimises the overlap, whatever the class imbalance.",
         "cross_entropy": "Smooth gradients where the Dice has none.",
         "offset": "Errors are counted in radii of the object, so small and large ones are worth the same; "
-        + ("three times, because most errors are objects that are not told apart." if touching else "once, because objects do not touch."),
+        + ("three times, because most errors are objects that are not told apart." if apart else "once, because objects do not touch."),
         "scale": f"Half of the median object's sides, {size} voxels of a window, at least 1, so that outputs are about 1 along each axis."
         if any(counts)
         else "No case has an object.",
         "smallest": of_smallest,
         "reach": "Votes for one centre scatter about it, those for two centres lie further apart than they scatter.",
     }
-    if not touching:
+    if not apart:
         reasons["blob"] = "Each connected component is an object, and each object counts the same, however small."
-        reasons["touching"] = "In the labels each connected component is an object, so what touches is one."
+        reasons["touching"] = because
     return Planned(settings, reasons, *overlap_for(fingerprint, frame))
+
+
+def touching_for(fingerprint: Fingerprint, labels: Labels) -> tuple[Touching, str]:
+    """Whether objects of a class may touch, and the reason."""
+    if labels.objects == "components":
+        return "corners", "In the labels each connected component is an object, so what touches is one."
+    seen = [one for case in fingerprint.cases for one in case.objects if one.count]
+    count = sum(one.count for one in seen)
+    if count >= ENOUGH_OBJECTS and not any(one.touching for one in seen):
+        return "faces", f"None of {count} objects shares a face of a voxel with another one of its class, so what does so is one."
+    return "apart", "Objects touch, and votes tell them apart."
 
 
 def fit_pyramid(boxes: Boxes, strides: tuple[Shape, ...], cells: int) -> Pyramid:

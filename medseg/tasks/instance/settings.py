@@ -19,6 +19,10 @@ SIZE_QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of `ClassStats.sizes`
 STEPS = 40  # points that stand for the sizes of one case
 
 
+Touching = Literal["apart", "faces", "corners"]
+"""What votes may tell apart: also what touches; what shares no face of a voxel; what shares no corner either."""
+
+
 class DenseSettings(Record):
     """The dense head: a class for every voxel, and the way to the centre of its object."""
 
@@ -46,9 +50,10 @@ class DenseSettings(Record):
         le=10,
         description="Factor of the blob loss of the classes: the overlap of each connected component by itself. Written where it is not 0.",
     )
-    touching: bool = Field(
-        default=True,
-        description="Whether objects of a class may touch each other; else what touches is one object. Written where they may not.",
+    touching: Touching = Field(
+        default="apart",
+        description="Whether objects of a class may touch each other, or what touches is one object: where voxels share a face, or a corner, too. "
+        "Written where it is.",
     )
 
     @model_validator(mode="after")

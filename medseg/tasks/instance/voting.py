@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from medseg.imaging.linking import alike, successors
 from medseg.scratch import IN_MEMORY, Scratch, release
+from medseg.tasks.instance.settings import Touching
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -37,7 +38,7 @@ def group_voxels(
     scale: Sequence[float] = (),
     chances: Sequence[NDArray[Any]] = (),
     scratch: Scratch = IN_MEMORY,
-    touching: bool = True,
+    touching: Touching = "apart",
 ) -> NDArray[np.int32]:
     """The number of each voxel's object, from 1 on in index order, 0 where there is none.
 
@@ -53,7 +54,7 @@ def group_voxels(
         chances: probability `(*shape)` of each class of things. What is surely of different classes is not one object, as where one lies
             in the middle of another; what may be of either can be. Of one class none is needed.
         scratch: for the result.
-        touching: whether objects may touch; else groups that do, be it at a corner, are one object, also those of neighbouring slices.
+        touching: whether objects may touch; else groups that do, at faces or at corners, too, are one object, also those of neighbouring slices.
     """
     numbers = scratch.zeros(things.shape, np.int32)
     field = _Field(things, offsets, tuple(scale) or (1.0,) * len(offsets), tuple(chances) if len(chances) > 1 else ())
@@ -61,8 +62,8 @@ def group_voxels(
     if not len(groups):
         return numbers
     groups = _united(field, numbers, groups, reach)
-    if not touching:
-        groups = _joined(field, numbers, groups)
+    if touching != "apart":
+        groups = _joined(field, numbers, groups, 1 if touching == "faces" else things.ndim)
     elif len(offsets) < things.ndim:
         groups = _linked(field, numbers, groups)
     kept = _sizes(field, numbers, groups) >= smallest
@@ -240,9 +241,13 @@ def _linked(field: _Field, numbers: NDArray[np.int32], groups: Indices) -> Indic
     return _components(one, other, len(sizes))[groups]
 
 
-def _joined(field: _Field, numbers: NDArray[np.int32], groups: Indices) -> Indices:
-    """Groups with those united that touch and may be of one class."""
-    steps = [step for step in itertools.product((-1, 0, 1), repeat=numbers.ndim) if step > (0,) * numbers.ndim]
+def _joined(field: _Field, numbers: NDArray[np.int32], groups: Indices, along: int) -> Indices:
+    """Groups with those united that may be of one class and have voxels one step `along` so many axes at most from each other."""
+    steps = [
+        step
+        for step in itertools.product((-1, 0, 1), repeat=numbers.ndim)
+        if step > (0,) * numbers.ndim and np.count_nonzero(step) <= along
+    ]
     count = int(groups.max()) + 1
     found = [np.zeros(0, np.int64)]
     for rows in field.slabs():
