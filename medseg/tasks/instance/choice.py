@@ -6,19 +6,27 @@ import math
 
 import numpy as np
 
+from medseg.dataset import Labels
 from medseg.fingerprint import Fingerprint
 from medseg.tasks.base import Frame
-from medseg.tasks.instance.fitting import LARGE, MASKS, boxes_in
+from medseg.tasks.instance.fitting import LARGE, MASKS, boxes_in, touching_for
 
 SLENDER = 0.1  # of a box that an object fills; a disc or ball fills more than half, a thread across it next to nothing
 
 
-def prefers_regions(fingerprint: Fingerprint, frame: Frame) -> tuple[bool, str]:
+def prefers_regions(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> tuple[bool, str]:
     """Whether Mask R-CNN finds these objects better than votes for their centres, and the reason.
 
-    Boxes tell objects apart that fill them. In volumes outlines decide: a detector's mask has few cells along each of three axes and is read from a
-    level at half the resolution at best, while classes and votes are said of every voxel.
+    Where objects never touch, a class for every voxel says nearly all. Boxes tell objects apart that fill them. In volumes outlines decide: a
+    detector's mask has few cells along each of three axes and is read from a level at half the resolution at best, while classes and votes are said
+    of every voxel.
     """
+    touching, because = touching_for(fingerprint, labels)
+    if touching != "apart":
+        return (
+            False,
+            f"{because} So objects follow from a class for every voxel, whose outlines are finer than a detector's; --folds all compares both.",
+        )
     share = _filled(fingerprint)
     if share is None:
         return False, "No case has an object whose box could be measured, so boxes are not relied on."

@@ -108,7 +108,7 @@ class Instance(Task):
         fitted = cls._by(WAYS[needs.target.head.kind], needs.labels, needs.channels, fingerprint, frame)
         if not needs.because:
             return fitted
-        boxed, because = prefers_regions(fingerprint, frame)
+        boxed, because = prefers_regions(fingerprint, needs.labels, frame)
         chosen = boxed == (needs.target.head.kind == "mask-rcnn")
         return replace(fitted, name=needs.name, preference=float(chosen), because=f"{needs.because} {because}")
 
