@@ -24,6 +24,7 @@ from medseg.io.found import Findings
 from medseg.io.images import read_header
 from medseg.io.raster import coloured
 from medseg.record import write_atomic, write_text
+from medseg.scratch import release, row_slabs
 
 
 class _Coco(Export):
@@ -109,11 +110,18 @@ class Panoptic(_Coco):
     def write(self, result: Result, out: Path) -> None:
         """See `Export.write`; of classes that overlap a pixel shows the last."""
         findings = Findings.of(result)
-        owners = np.zeros(len(findings.values) + 1, np.int64)
+        owners = np.zeros(len(findings.values), np.int32)
         for identity, one in enumerate(findings.found, 1):
             owners[list(one.places)] = identity
-        ids = owners[findings.map]
-        areas = np.bincount(ids.ravel(), minlength=len(findings.found) + 1)
+        areas = np.zeros(len(findings.found) + 1, np.int64)
+        height, width = findings.map.shape
+        colours = np.ascontiguousarray(np.moveaxis(coloured(np.arange(len(areas), dtype=np.int32)), 0, -1))
+        shown = Pillow.new("RGB", (width, height))
+        for rows in row_slabs((height, width)):
+            ids = owners[findings.map[rows]]
+            areas += np.bincount(ids.ravel(), minlength=len(areas))
+            shown.paste(Pillow.fromarray(colours[ids]), (0, rows.start))
+            release(findings.map)
         part = _about(result)
         segments = [
             {
@@ -125,8 +133,7 @@ class Panoptic(_Coco):
         ]
         file, picture = self.targets(result.files, False)
         part["annotations"].append({"image_id": part["images"][0]["id"], "file_name": picture.name, "segments_info": segments})
-        pixels = np.moveaxis(coloured(ids), 0, -1)
-        write_atomic(out / picture, lambda temporary: Pillow.fromarray(np.ascontiguousarray(pixels)).save(temporary))
+        write_atomic(out / picture, lambda temporary: shown.save(temporary))
         write_text(out / file, json.dumps(part, ensure_ascii=False) + "\n")
 
 

@@ -114,6 +114,15 @@ def test_panoptic_segments(tmp_path):
     assert np.array_equal(ids == 0, scene() == 0)
 
 
+def test_pictures_are_painted_slab_by_slab(tmp_path, monkeypatch):
+    whole = written(Panoptic(), tmp_path / "whole", result(tmp_path))
+    monkeypatch.setattr("medseg.scratch.CHUNK", 16)  # two rows at once
+    assert written(Panoptic(), tmp_path / "parts", result(tmp_path)) == whole
+    one, other = (np.asarray(Image.open(tmp_path / folder / "panoptic" / "a.png")) for folder in ("whole", "parts"))
+    assert np.array_equal(one, other)
+    assert len(np.unique(one)) == 4
+
+
 @pytest.mark.parametrize("export", [Instances(), Panoptic()])
 def test_what_is_written_is_read_as_a_dataset(export, tmp_path):
     """The folder with its images beside it; objects are the same, numbered anew."""
