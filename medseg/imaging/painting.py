@@ -19,6 +19,18 @@ HIDDEN = 0.5  # of an object that more confident ones have taken, beyond which i
 RESIDENT = 2**27  # bytes of files that are touched before pages are let go
 
 
+def check_count(count: int, where: str) -> None:
+    """Raises ImageError: so many objects were found that codes (`Labels`) cannot number them; `where` is named in it."""
+    if count > MOST_OBJECTS:
+        raise ImageError.of(
+            "more objects were found than can be numbered",
+            where=where,
+            found=str(count),
+            expected=f"at most {MOST_OBJECTS}",
+            fix="Cut the image into parts, and predict each by itself.",
+        )
+
+
 def paint_objects(
     found: FoundObjects,
     values: Sequence[int],
@@ -47,14 +59,7 @@ def paint_objects(
         ImageError: more objects than codes can number.
     """
     numbers, kept = _painted(found, threshold, smallest, scratch)
-    if len(kept) > MOST_OBJECTS:
-        raise ImageError.of(
-            "more objects were found than can be numbered",
-            where=where,
-            found=str(len(kept)),
-            expected=f"at most {MOST_OBJECTS}",
-            fix="Cut the image into parts, and predict each by itself.",
-        )
+    check_count(len(kept), where)
     kept = kept[np.lexsort(found.boxes[kept].T[::-1])]
     codes = (np.array([0, *values], np.int32)[found.classes[kept]] << NUMBER_BITS) | np.arange(1, len(kept) + 1, dtype=np.int32)
     table = np.zeros(len(found) + 1, np.int32)

@@ -12,7 +12,7 @@ from synthetic import REGIONS, TWO, make_dataset, make_fingerprint_of, make_plan
 
 from medseg.case import Batch
 from medseg.dataset import NUMBER_BITS, LabelClass, Labels
-from medseg.errors import PlanError
+from medseg.errors import ImageError, PlanError
 from medseg.fingerprint import OBJECT_QUANTILES, ObjectStats
 from medseg.prediction import DenseMap, Prediction
 from medseg.scratch import Scratch
@@ -143,6 +143,14 @@ def test_five_hundred_objects(tasks):
     numbers = np.arange(1, 501).reshape(20, 25).repeat(4, 0).repeat(3, 1)
     found = perfect(tasks[2], (numbers | 2 << NUMBER_BITS).astype(np.int32)).labels
     assert np.array_equal(found & 0xFFFF, numbers)  # numbered in index order
+
+
+def test_more_objects_than_codes_can_number(tasks, monkeypatch):
+    monkeypatch.setattr("medseg.imaging.painting.MOST_OBJECTS", 1)
+    with pytest.raises(
+        ImageError, match=r"case 'x': more objects were found than can be numbered; found \d+, expected at most 1\. Cut the image"
+    ):
+        perfect(tasks[2], crowded(2))
 
 
 def test_the_loss_of_an_offset_is_counted_in_radii(tasks):

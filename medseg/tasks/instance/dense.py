@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.case import Batch
-from medseg.dataset import MOST_OBJECTS, NUMBER_BITS, Labels
-from medseg.errors import ImageError, PlanError
+from medseg.dataset import NUMBER_BITS, Labels
+from medseg.errors import PlanError
 from medseg.fingerprint import Fingerprint
 from medseg.geometry import Shape
+from medseg.imaging.painting import check_count
 from medseg.losses.blobs import number_blobs
 from medseg.losses.centres import centre_offsets, offset_loss
 from medseg.losses.dice import exclusive_loss
@@ -140,10 +141,7 @@ class Dense(ObjectFinder):
         chances = [maps[k] for k in np.flatnonzero(thing)]
         decoded = group_voxels(things, maps[count:], settings.smallest, settings.reach, settings.scale, chances, scratch, settings.touching)
         most = max((int(decoded[rows].max(initial=0)) for rows in slabs), default=0)
-        if most > MOST_OBJECTS:
-            raise ImageError.of(
-                "more objects were found than can be numbered", where=f"case '{case_id}'", found=str(most), expected=f"{MOST_OBJECTS}"
-            )
+        check_count(most, f"case '{case_id}'")
         votes = np.zeros((most + 1) * count, np.int64)
         for rows in slabs:
             inside = decoded[rows] != 0
