@@ -19,8 +19,8 @@ from medseg.imaging.crop import value_boxes
 from medseg.io.coco.labels import Annotated, annotated
 from medseg.io.confidences import read_confidences
 from medseg.io.detections import Detection, read_detections
-from medseg.io.rle import Rle, shared
-from medseg.metrics.instances import Contingency, Detections, Ranking, class_numbers, label_boxes
+from medseg.io.rle import Rle
+from medseg.metrics.instances import Contingency, Detections, Ranking, class_numbers, label_boxes, mask_overlaps
 
 
 def rank(
@@ -75,10 +75,13 @@ def _of_detections(found: Sequence[Detection], real: Sequence[Annotated], unknow
         "truth_classes": np.array([classes[one.value] for one in real], np.int64),
         "crowd": np.array([one.crowd for one in real], np.bool_),
     }
-    hidden = np.array([0 if unknown is None else shared(one.mask, unknown) for one in found], np.float64)
-    masks = Detections.of_masks([one.mask for one in found], scores, [one.mask for one in real], hidden=hidden, **known)
+    drawn, hidden = [one.mask for one in found], np.zeros(len(found))
+    if unknown is not None:
+        covered, _, hidden_voxels = mask_overlaps(drawn, [unknown])
+        hidden[covered] = hidden_voxels
+    masks = Detections.of_masks(drawn, scores, [one.mask for one in real], hidden=hidden, **known)
     boxes = Detections.of_boxes(_boxes(found, ndim), scores, _boxes(real, ndim), **known)
-    return Ranking(masks, boxes.where_unknown(hidden, masks.sizes))
+    return Ranking(masks, boxes.where_unknown(hidden, np.array([mask.area for mask in drawn])))
 
 
 def _boxes(some: Sequence[Detection] | Sequence[Annotated], ndim: int) -> NDArray[np.float64]:

@@ -220,14 +220,3 @@ def _passed(x: Integers, slope: NDArray[np.float64], fine: Integers, length: Int
         there = ((x + slope * middle + 0.5).astype(np.int64) > fine) == rising
         below, above = np.where(there, below, middle), np.where(there, middle, above)
     return below
-
-
-def shared(a: Rle, b: Rle) -> int:
-    """Voxels of both masks, which have one shape."""
-    starts, stops = a.runs
-    if not len(starts) or not b.area:
-        return 0
-    knots = np.stack([starts, stops], 1).ravel()
-    covered = np.cumsum(stops - starts)
-    filled = np.stack([covered - (stops - starts), covered], 1).ravel()  # voxels of `a` before each knot; linear between knots
-    return round(float((np.interp(b.runs[1], knots, filled) - np.interp(b.runs[0], knots, filled)).sum()))

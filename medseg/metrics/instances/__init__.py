@@ -10,8 +10,9 @@ Two label maps are counted once (`Contingency.between`); all scores of label map
 
 `count_case` and `pool` take all of these over the cases of a dataset together, with bootstrap intervals.
 
-Scored objects (`Detections`: of masks, boxes or a label map) have an `average_precision` (Lin et al. 2014, COCO) and a curve `froc` of
-sensitivity by false positives per case (Setio et al. 2017). They are scores of a dataset; their mean over cases is something else.
+Scored objects (`Detections`: of masks, boxes or a label map) have an average precision (Lin et al. 2014, COCO) and a curve of sensitivity by
+false positives per case (`Froc`, Setio et al. 2017). They are scores of a dataset, and `pool` takes them, too; their mean over cases is something
+else.
 
 What to report: PQ, or F1 with the mean IoU of pairs, where every object counts; FROC where finding matters more than outlines; AP only where
 scores are calibrated to rank, because it changes with detections that nobody would show (Maier-Hein et al. 2024, Metrics reloaded, Nature
@@ -32,23 +33,22 @@ lies there, or within crowds of its class, is no false positive.
 
 from medseg.metrics.contingency import Contingency, Objects
 from medseg.metrics.descriptions import DETECTION_METRICS, INSTANCE_METRICS
-from medseg.metrics.instances.average_precision import EVERY_SIZE, THRESHOLDS, AveragePrecision, average_precision
-from medseg.metrics.instances.boxes import box_iou, box_volumes, label_boxes, of_coco
+from medseg.metrics.instances.average_precision import THRESHOLDS, Ranked
+from medseg.metrics.instances.boxes import label_boxes
 from medseg.metrics.instances.detections import Detections
-from medseg.metrics.instances.froc import RATES, Froc, froc
+from medseg.metrics.instances.froc import RATES, Froc
 from medseg.metrics.instances.labelled import class_numbers, count_objects
 from medseg.metrics.instances.matching import Matches, Quality, Tally, add_up, match, mean_quality, panoptic
+from medseg.metrics.instances.overlaps import mask_overlaps
 from medseg.metrics.instances.pooling import LEVELS, ClassCounts, Pooled, Ranking, count_case, curve_of, pool, poolable, ranked_of
 from medseg.metrics.instances.scores import score_instances
 
 __all__ = [
     "DETECTION_METRICS",
-    "EVERY_SIZE",
     "INSTANCE_METRICS",
     "LEVELS",
     "RATES",
     "THRESHOLDS",
-    "AveragePrecision",
     "ClassCounts",
     "Contingency",
     "Detections",
@@ -57,21 +57,18 @@ __all__ = [
     "Objects",
     "Pooled",
     "Quality",
+    "Ranked",
     "Ranking",
     "Tally",
     "add_up",
-    "average_precision",
-    "box_iou",
-    "box_volumes",
     "class_numbers",
     "count_case",
     "count_objects",
     "curve_of",
-    "froc",
     "label_boxes",
+    "mask_overlaps",
     "match",
     "mean_quality",
-    "of_coco",
     "panoptic",
     "pool",
     "poolable",

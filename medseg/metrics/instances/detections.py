@@ -9,40 +9,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.io.rle import Rle, shared
+from medseg.io.rle import Rle
 from medseg.metrics.contingency import Contingency, Flags, Floats, Integers
-from medseg.metrics.instances.boxes import box_iou, box_volumes
+from medseg.metrics.instances.boxes import box_volumes
+from medseg.metrics.instances.overlaps import box_overlaps, mask_overlaps
 
 
 @dataclass(frozen=True)
 class Detections:
-    """The predicted objects of one case, and how they overlap with those of the truth.
+    """The predicted objects of one case, and how they overlap with those of the truth; only pairs of one class that do are kept.
 
     Attributes:
         scores: `(d,)` confidence, higher is surer.
         classes: `(d,)`.
-        sizes: `(d,)` voxels, or volumes of boxes.
         truth_classes: `(g,)`.
-        truth_sizes: `(g,)`; COCO's annotations bring areas of their own, also where boxes are compared.
         crowd: `(g,)` groups of objects that nobody told apart; finding any part of one is neither right nor wrong.
-        iou: `(d, g)` intersection over union; for crowds, over the detection alone.
+        rows: `(k,)` index of a pair's detection.
+        columns: `(k,)` index of a pair's object of the truth.
+        iou: `(k,)` intersection over union of each pair; with crowds, over the detection alone.
     """
 
     scores: Floats
     classes: Integers
-    sizes: Floats
     truth_classes: Integers
-    truth_sizes: Floats
     crowd: Flags
+    rows: Integers = field(repr=False)
+    columns: Integers = field(repr=False)
     iou: Floats = field(repr=False)
 
     def __post_init__(self) -> None:
-        d, g = len(self.scores), len(self.truth_classes)
-        shapes = [a.shape for a in (self.classes, self.sizes, self.truth_sizes, self.crowd, self.iou)]
-        if shapes != [(d,), (d,), (g,), (g,), (d, g)]:
-            raise ValueError(f"{d} scores and {g} true objects do not belong with arrays of {shapes}")
+        d, g, k = len(self.scores), len(self.truth_classes), len(self.iou)
+        shapes = [a.shape for a in (self.classes, self.crowd, self.rows, self.columns, self.iou)]
+        if shapes != [(d,), (g,), (k,), (k,), (k,)]:
+            raise ValueError(f"{d} scores, {g} true objects and {k} pairs do not belong with arrays of {shapes}")
         if not np.isfinite(self.scores).all():
             raise ValueError("a score is not a finite number")
+        if (self.classes[self.rows] != self.truth_classes[self.columns]).any():
+            raise ValueError("a detection and an object of another class are no pair")
 
     @classmethod
     def of_boxes(
@@ -53,15 +56,20 @@ class Detections:
         *,
         classes: Integers | None = None,
         truth_classes: Integers | None = None,
-        truth_sizes: Floats | None = None,
         crowd: Flags | None = None,
     ) -> Detections:
-        """From boxes `(d, 2, ndim)` with scores `(d,)` and boxes `(g, 2, ndim)` of the truth; without classes all are of class 1."""
+        """From boxes `(d, 2, ndim)` with scores `(d,)` and boxes `(g, 2, ndim)` of the truth; without classes all are of class 1.
+
+        With crowds the intersection is related to the detection alone, as in `pycocotools`: a part of a crowd is no error.
+        """
+        kinds = _or(classes, np.ones(len(boxes), np.int64)), _or(truth_classes, np.ones(len(truth), np.int64))
         crowd = _or(crowd, np.zeros(len(truth), bool))
-        sizes = _or(truth_sizes, box_volumes(truth))
-        ones = np.ones(len(boxes), np.int64), np.ones(len(truth), np.int64)
-        iou = box_iou(boxes, truth, crowd)
-        return cls(scores, _or(classes, ones[0]), box_volumes(boxes), _or(truth_classes, ones[1]), sizes, crowd, iou)
+        rows, columns, both = box_overlaps(boxes, truth)
+        akin = kinds[0][rows] == kinds[1][columns]
+        rows, columns, both = rows[akin], columns[akin], both[akin]
+        own = box_volumes(boxes)[rows]
+        iou = both / np.where(crowd[columns], own, own + box_volumes(truth)[columns] - both)
+        return cls(scores, *kinds, crowd, rows, columns, iou)
 
     @classmethod
     def of_masks(
@@ -72,7 +80,6 @@ class Detections:
         *,
         classes: Integers | None = None,
         truth_classes: Integers | None = None,
-        truth_sizes: Floats | None = None,
         crowd: Flags | None = None,
         hidden: Floats | None = None,
     ) -> Detections:
@@ -82,18 +89,15 @@ class Detections:
         """
         if len(shapes := {mask.shape for mask in (*masks, *truth)}) > 1:
             raise ValueError(f"masks of different shapes: {sorted(shapes)}")
-        crowd = _or(crowd, np.zeros(len(truth), bool))
         kinds = _or(classes, np.ones(len(masks), np.int64)), _or(truth_classes, np.ones(len(truth), np.int64))
-        own = np.array([m.area for m in masks], np.float64)
+        crowd = _or(crowd, np.zeros(len(truth), bool))
         hidden = _or(hidden, np.zeros(len(masks)))
-        areas = np.array([m.area for m in truth], np.float64)
-        iou = np.zeros((len(masks), len(truth)))
-        if len(masks) and len(truth):
-            near = box_iou(np.stack([m.box for m in masks]), np.stack([m.box for m in truth])) > 0
-            for d, g in np.argwhere(near & (kinds[0][:, None] == kinds[1])):
-                both = shared(masks[d], truth[g])
-                iou[d, g] = both / (own[d] if crowd[g] else own[d] - hidden[d] + areas[g] - both) if both else 0.0
-        return cls(scores, kinds[0], own, kinds[1], _or(truth_sizes, areas), crowd, iou).where_unknown(hidden)
+        own, areas = (np.array([mask.area for mask in some], np.float64) for some in (masks, truth))
+        rows, columns, both = mask_overlaps(masks, truth)
+        akin = kinds[0][rows] == kinds[1][columns]
+        rows, columns, both = rows[akin], columns[akin], both[akin]
+        iou = both / np.where(crowd[columns], own[rows], own[rows] - hidden[rows] + areas[columns] - both)
+        return cls(scores, *kinds, crowd, rows, columns, iou).where_unknown(hidden, own)
 
     @classmethod
     def of_labels(cls, contingency: Contingency, scores: Floats, boxes: tuple[Floats, Floats] | None = None) -> Detections:
@@ -103,31 +107,25 @@ class Detections:
         """
         truth, prediction = contingency.truth, contingency.prediction
         if boxes is None:
-            iou = np.zeros((len(prediction), len(truth)))
-            crowded = truth.crowd[contingency.rows]
-            part = contingency.shared / prediction.sizes[contingency.columns]
-            iou[contingency.columns, contingency.rows] = np.where(crowded, part, contingency.iou)
-            sizes, truth_sizes = prediction.sizes.astype(np.float64), truth.sizes.astype(np.float64)
+            akin = contingency.akin
+            rows, columns = contingency.columns[akin], contingency.rows[akin]
+            iou = np.where(truth.crowd[columns], contingency.shared[akin] / prediction.sizes[rows], contingency.iou[akin])
+            found = cls(scores, prediction.classes, truth.classes, truth.crowd, rows, columns, iou)
         else:
-            iou = box_iou(*boxes, truth.crowd)
-            sizes, truth_sizes = box_volumes(boxes[0]), box_volumes(boxes[1])
-        found = cls(scores, prediction.classes, sizes, truth.classes, truth_sizes, truth.crowd, iou)
+            found = cls.of_boxes(boxes[0], scores, boxes[1], classes=prediction.classes, truth_classes=truth.classes, crowd=truth.crowd)
         return found.where_unknown(prediction.ignored.astype(np.float64), prediction.sizes)
 
-    def where_unknown(self, hidden: Floats, voxels: Floats | Integers | None = None) -> Detections:
+    def where_unknown(self, hidden: Floats, voxels: Floats | Integers) -> Detections:
         """With a crowd of every class where nothing is known, by the voxels `(d,)` of each detection that lie there, and all that it has."""
-        whole = _or(voxels, self.sizes)
-        some = hidden > 0
+        some = np.flatnonzero(hidden > 0)
         classes, at = np.unique(self.classes[some], return_inverse=True)
-        parts = np.zeros((len(self.scores), len(classes)))
-        parts[np.flatnonzero(some), at] = (hidden / np.maximum(whole, 1))[some]
-        extent = np.array([hidden[self.classes == c].sum() for c in classes], np.float64)
         return replace(
             self,
             truth_classes=np.concatenate([self.truth_classes, classes]),
-            truth_sizes=np.concatenate([self.truth_sizes, extent]),
             crowd=np.concatenate([self.crowd, np.ones(len(classes), bool)]),
-            iou=np.concatenate([self.iou, parts], axis=1),
+            rows=np.concatenate([self.rows, some]),
+            columns=np.concatenate([self.columns, len(self.truth_classes) + at]),
+            iou=np.concatenate([self.iou, hidden[some] / voxels[some]]),
         )
 
 

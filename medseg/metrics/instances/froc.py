@@ -52,30 +52,21 @@ class Froc:
         return found
 
 
-def froc(cases: Sequence[Detections], cls: int | None = None, hit: float = HIT) -> Froc:
-    """The curve over the cases of a dataset, of one class or of all together.
+def findings(case: Detections, cls: int) -> tuple[Floats, Floats, int]:
+    """Of one case and class the scores of what is false, those of the surest detection of each lesion that is found, and the number of lesions.
 
-    A detection that reaches an IoU of `hit` with a lesion of its class finds it. Of several that find the same lesion the surest counts and
-    none is false. What finds nothing and lies by more than half within a crowd, or where the truth is ignored, is not false, either.
-
-    Raises:
-        ValueError: there is no case, or an impossible `hit`.
+    A detection that reaches an IoU of `HIT` with a lesion finds it. Of several that find the same lesion the surest counts and none is false.
+    What finds nothing and lies by more than half within a crowd, or where the truth is ignored, is not false, either.
     """
-    if not cases or not 0 < hit <= 1:
-        raise ValueError(f"no curve of {len(cases)} cases at IoU {hit}")
-    return Findings.of([findings(case, cls, hit) for case in cases]).curve()
-
-
-def findings(case: Detections, cls: int | None = None, hit: float = HIT) -> tuple[Floats, Floats, int]:
-    """The scores of what is false in one case, those of the surest detection of each lesion that is found, and the number of lesions."""
-    lesion = ~case.crowd & ((case.truth_classes == cls) if cls is not None else True)
-    akin = case.classes[:, None] == case.truth_classes
-    finds = akin & (case.iou >= hit) & lesion
-    excused = (akin & (case.iou > 0.5) & case.crowd).any(1)
-    chosen = np.ones(len(case.scores), bool) if cls is None else case.classes == cls
-    wrong = case.scores[chosen & ~excused & ~finds.any(1)]
-    surest = np.where(finds, case.scores[:, None], -np.inf).max(0, initial=-np.inf)
-    return wrong, surest[np.isfinite(surest)], int(np.count_nonzero(lesion))
+    mine, lesion = case.classes == cls, ~case.crowd & (case.truth_classes == cls)
+    crowded = case.crowd[case.columns]
+    finds = ~crowded & (case.iou >= HIT) & mine[case.rows]
+    rows, columns = case.rows[finds], case.columns[finds]
+    wrong = mine.copy()
+    wrong[rows] = wrong[case.rows[crowded & (case.iou > 0.5)]] = False
+    surest = np.full(len(lesion), -np.inf)
+    np.maximum.at(surest, columns, case.scores[rows])
+    return case.scores[wrong], surest[np.isfinite(surest)], int(np.count_nonzero(lesion))
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class ClassCounts:
         lesions: counts of lesion-wise F1.
         sizes, found: `(g,)` voxels of the true objects, and whether they have a partner at the first of `LEVELS`; crowds left out.
         masks, boxes: of ranked detections; None without confidences, or for stuff.
-        findings: see `froc`.
+        findings: see `medseg.metrics.instances.froc.findings`.
     """
 
     exact: Tally
@@ -85,7 +85,7 @@ def count_case(
     partnered = np.zeros(len(contingency.truth), bool)
     partnered[found[0].truth] = True
     counts = {}
-    levels, every = np.array(LEVELS), np.array([[0.0, np.inf]])
+    levels = np.array(LEVELS)
     for cls in classes:
         real = (contingency.truth.classes == cls) & ~contingency.truth.crowd
         seen = ranking if cls in things else None
@@ -95,8 +95,8 @@ def count_case(
             lesions=covered(contingency.of_class(cls)),
             sizes=contingency.truth.sizes[real],
             found=partnered[real],
-            masks=outcome(seen.masks, cls, levels, every, None) if seen else None,
-            boxes=outcome(seen.boxes, cls, levels, every, None) if seen else None,
+            masks=outcome(seen.masks, cls, levels) if seen else None,
+            boxes=outcome(seen.boxes, cls, levels) if seen else None,
             findings=findings(seen.masks, cls) if seen else None,
         )
     return counts

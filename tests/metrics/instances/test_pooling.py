@@ -9,9 +9,7 @@ from medseg.metrics.instances import (
     Contingency,
     Detections,
     Ranking,
-    average_precision,
     count_case,
-    froc,
     label_boxes,
     match,
     panoptic,
@@ -23,6 +21,8 @@ from medseg.metrics.instances.froc import Findings
 from medseg.metrics.instances.matching import add_up
 from medseg.metrics.instances.pooling import LEVELS, _computation, curve_of
 from tests.metrics.instances.scenes import Dice, class_of, panoptic_scene, scene
+from tests.metrics.instances.test_average_precision import ap
+from tests.metrics.instances.test_froc import froc
 
 METRICS = (
     "pq", "sq", "rq", "object_accuracy", "object_accuracy@0.5:0.95", "object_f1@0.75", "object_precision", "object_sensitivity", "lesion_f1",
@@ -74,7 +74,7 @@ def test_equal_to_the_scores_of_which_they_are_made():
     assert (got["object_precision"], got["object_sensitivity"]) == pytest.approx((at[0.5].precision, at[0.5].sensitivity))
     assert got["object_accuracy@0.5:0.95"] == pytest.approx(np.mean([tally.accuracy for tally in at.values()]))
     masks = [ranking.masks for _, ranking in found]
-    assert got["ap@0.75"] == average_precision(masks, limit=None).ap(0.75)
+    assert got["ap@0.75"] == pytest.approx(ap(masks, 0.75))
     assert got["froc"] == froc(masks).mean
     assert curve_of(counted, 1).sensitivity.tolist() == froc(masks).sensitivity.tolist()
     one = values(pool(counted[:1], (1,), ("lesion_f1", "pq"), ALONE))
