@@ -138,7 +138,8 @@ class Dense(ObjectFinder):
             chosen[rows] = maps[:count, rows].argmax(0)
             things[rows] = thing[chosen[rows]]
             _release(maps, chosen, things)
-        chances = [maps[k] for k in np.flatnonzero(thing)]
+        # Where what touches is one object, voxels are of the class that they are shown as, and nothing else.
+        chances = [maps[k] if settings.touching == "apart" else chosen == k for k in np.flatnonzero(thing)]
         decoded = group_voxels(things, maps[count:], settings.smallest, settings.reach, settings.scale, chances, scratch, settings.touching)
         most = max((int(decoded[rows].max(initial=0)) for rows in slabs), default=0)
         check_count(most, f"case '{case_id}'")
