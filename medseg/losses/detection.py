@@ -61,15 +61,21 @@ def class_loss(logits: Tensor, classes: Tensor, match: Tensor) -> Tensor:
 
 
 def mask_loss(logits: Tensor, outlines: Tensor) -> Tensor:
-    """Cross entropy plus 1 - soft Dice of masks `(N, P, cells)`; `outlines` are 1, 0, or below where nothing counts. A mean over masks, so each object
-    counts alike, whatever its volume."""
+    """Cross entropy plus 1 - soft Dice of masks `(N, P, cells)`; `outlines` are shares from 0 to 1, or below where nothing counts. A mean over masks, so
+    each object counts alike, whatever its volume.
+
+    Both terms are 0 where probabilities are the shares, and nowhere else: from the cross entropy that of the shares with themselves is taken, which changes
+    no gradient; and the Dice is that of Wang et al. 2023 (arXiv:2303.16296), the usual one where shares are 0 or 1. The usual one would have cells that an
+    object fills by more than half said to be full, and the others empty, so outlines would be as coarse as cells.
+    """
     logits, outlines = logits.float(), outlines.detach()
     counts, truth = (outlines >= 0).float(), outlines.clamp_min(0)
     cells = counts.sum(-1)
-    entropy = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * counts).sum(-1) / cells.clamp_min(1)
+    least = torch.xlogy(truth, truth) + torch.xlogy(1 - truth, 1 - truth)
+    entropy = ((F.binary_cross_entropy_with_logits(logits, truth, reduction="none") + least) * counts).sum(-1) / cells.clamp_min(1)
     chances = logits.sigmoid() * counts
-    overlap = (2 * (chances * truth).sum(-1) + SMOOTH) / (chances.sum(-1) + truth.sum(-1) + SMOOTH)
-    return _mean(entropy + 1 - overlap, cells > 0)
+    apart = (chances - truth).abs().sum(-1) / (chances.sum(-1) + truth.sum(-1) + SMOOTH)
+    return _mean(entropy + apart, cells > 0)
 
 
 def giou(first: Tensor, second: Tensor) -> Tensor:

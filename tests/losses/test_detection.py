@@ -61,6 +61,23 @@ def test_masks_count_alike_whatever_their_size() -> None:
     assert mask_loss(logits, -torch.ones_like(outlines)).item() == 0
 
 
+def test_masks_are_best_where_they_are_the_shares_that_objects_fill() -> None:
+    """Also of cells that an object fills by less than half, and beside ones that do not count."""
+    outlines = torch.tensor([[[0.0, 0.1, 0.3, 0.5, 0.8, 1.0, -1.0]]])
+    best = outlines.clamp_min(0).logit().clamp(-12, 12).requires_grad_()
+    assert mask_loss(best, outlines).item() == pytest.approx(0, abs=1e-4)
+    for cell in range(1, 5):
+        for more in (-0.5, 0.5):
+            other = best.detach().clone()
+            other[0, 0, cell] += more
+            assert mask_loss(other, outlines).item() > mask_loss(best, outlines).item() + 1e-3
+    further = best.detach() + 1
+    found, truth = further.sigmoid()[0, 0, :6], outlines[0, 0, :6]
+    surprise = functional.binary_cross_entropy(found, truth) - functional.binary_cross_entropy(truth, truth)
+    expected = surprise + 1 - (torch.minimum(2 * found, 2 * truth).sum() + 1) / (found.sum() + truth.sum() + 1)
+    assert mask_loss(further, outlines).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_what_should_be_has_no_gradient() -> None:
     """Outputs of a step in portions are leaves that all ask for a gradient."""
     logits, outlines = torch.zeros(1, 1, 4, requires_grad=True), torch.ones(1, 1, 4, requires_grad=True)

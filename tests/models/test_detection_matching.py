@@ -150,6 +150,15 @@ def test_samples_are_balanced() -> None:
     assert balanced(match, 99, 50)[0].shape == (2, 10)
 
 
+def test_outlines_are_the_shares_of_cells_that_objects_fill() -> None:
+    values = torch.zeros(1, 6, 6, dtype=torch.int32)
+    values[0, :, :2], values[0, 0, 0], values[0, 3:, 3:] = 7, 9, IGNORED
+    values[0, 3, 3] = 7
+    truth = Truth(torch.tensor([[[0.0, 0, 6, 6]]]), torch.tensor([[1]]), torch.tensor([[7]], dtype=torch.int32), values)
+    found = truth.outlines(truth.boxes, torch.tensor([[1]]), 2).view(2, 2)
+    assert found.flatten().tolist() == pytest.approx([5 / 9, 0, 6 / 9, 1])  # of the last cell nothing but one voxel counts
+
+
 def test_outlines_are_read_at_the_nearest_voxel() -> None:
     values = torch.zeros(1, 6, 8, dtype=torch.int32)
     values[0, 1:5, 2:6] = 7

@@ -39,9 +39,9 @@ def perfect_slots(truth: Truth, slots: int, mask: int) -> Tensor:
     return packed(there, classes, boxes, truth.outlines(boxes, match, mask).clamp_min(0), there)
 
 
-def sure(yes: Tensor) -> Tensor:
-    """Logits of +-`SURE`."""
-    return (2 * yes.float() - 1) * SURE
+def sure(chances: Tensor) -> Tensor:
+    """Logits of probabilities, or of what is true, from -`SURE` to `SURE`; what is below 0, because it counts nowhere, is taken for 0."""
+    return chances.float().clamp_min(0).logit().clamp(-SURE, SURE)
 
 
 def in_portions(draw: Callable[[slice], Tensor], there: Tensor, size: int) -> Tensor:

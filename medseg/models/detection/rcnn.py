@@ -177,7 +177,7 @@ def perfect(truth: Truth, design: RegionDesign) -> dict[str, Tensor]:
         "region_scores": sure(truth.classes_of(found)[..., None] == torch.arange(design.classes + 1, device=match.device)),
         "region_boxes": truth.boxes_of(found, regions),
         "region_match": found.float(),
-        "region_masks": sure(outlines > 0),
+        "region_masks": sure(outlines),
         "region_outlines": outlines,
         OBJECTS: perfect_slots(truth, design.slots, design.mask),
     }

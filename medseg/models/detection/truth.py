@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +14,8 @@ from medseg.models.detection.boxes import cell_centres, clip
 
 IGNORED = -1
 """Value of voxels that teach nothing: not annotated, or of an object for which there was no place."""
+
+SAMPLES = 3  # of a cell along each axis; with one, what is thinner than a cell comes and goes with the places of the cells' centres
 
 
 @dataclass(frozen=True)
@@ -51,26 +55,43 @@ class Truth:
 
     def at(self, boxes: Tensor, cells: int) -> Tensor:
         """Values `(N, R, cells ** d)` of the voxels nearest to the cell centres of grids over boxes `(N, R, 2 d)`, in C order."""
-        window = self.window
-        centres = cell_centres(clip(boxes, window), cells).floor().long()
-        flat = torch.zeros_like(centres[..., 0, :1])
-        for axis, size in enumerate(window):
-            index = centres[..., axis, :].clamp(0, size - 1)
-            flat = (flat[..., :, None] * size + index[..., None, :]).flatten(-2)
-        return self.map.flatten(1).gather(1, flat.flatten(1)).view(flat.shape)
+        return self._read(self._voxels(boxes, cells).unbind(-2))
 
     def outlines(self, boxes: Tensor, match: Tensor, cells: int) -> Tensor:
-        """Masks `(N, R, cells ** d)` float32 of one true object within each box: 1 inside, 0 outside, `IGNORED` where nothing counts.
+        """Masks `(N, R, cells ** d)` float32 of one true object within each box: the share of each cell that it fills, among what counts there, or
+        `IGNORED` where nothing does.
+
+        Of `SAMPLES` points of a cell along each axis. A mask that is drawn between the cells' centres is then nearly the object again, which it is not if
+        each cell tells of one point only (He et al. 2017 average, too).
 
         Args:
             boxes: `(N, R, 2 d)`.
             match: `(N, R)` int64, place of the object plus 1; 0 or below: none, and nothing counts.
             cells: of the grid, per axis.
         """
-        found = self.at(boxes, cells)
         code = self.codes.gather(1, (match - 1).clamp_min(0))[..., None]
-        counts = (found != IGNORED) & (match > 0)[..., None]
-        return torch.where(counts, (found == code).float(), float(IGNORED))
+        voxels = self._voxels(boxes, SAMPLES * cells).unflatten(-1, (cells, SAMPLES))  # (N, R, d, cells, samples)
+        inside = counts = torch.zeros((), device=boxes.device)
+        for each in itertools.product(
+            range(SAMPLES), repeat=len(self.window)
+        ):  # one by one: all at once would take as many times the memory
+            found = self._read([voxels[..., axis, :, place] for axis, place in enumerate(each)])
+            inside = inside + (found == code)
+            counts = counts + (found != IGNORED)
+        shares = inside / counts.clamp_min(1)
+        return torch.where((counts > 0) & (match > 0)[..., None], shares, float(IGNORED))
+
+    def _voxels(self, boxes: Tensor, cells: int) -> Tensor:
+        """Places `(N, R, d, cells)` along each axis of the voxels in which the cell centres of grids over boxes lie, as far as boxes lie in the window."""
+        most = torch.tensor(self.window, device=boxes.device)[:, None] - 1
+        return torch.minimum(cell_centres(clip(boxes, self.window), cells).floor().long().clamp_min(0), most)
+
+    def _read(self, lines: Sequence[Tensor]) -> Tensor:
+        """Values `(N, R, cells ** d)` at the voxels of grids, whose places are given `(N, R, cells)` along each axis."""
+        flat = torch.zeros_like(lines[0][..., :1])
+        for line, size in zip(lines, self.window, strict=True):
+            flat = (flat[..., :, None] * size + line[..., None, :]).flatten(-2)
+        return self.map.flatten(1).gather(1, flat.flatten(1)).view(flat.shape)
 
     def semantic(self, shape: Shape) -> Tensor:
         """Class index `(N, *shape)` int64 at the centres of a coarser grid over the window: 0 for background, `IGNORED` where nothing counts."""

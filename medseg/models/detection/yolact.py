@@ -140,7 +140,7 @@ def perfect(truth: Truth, design: PrototypeDesign) -> dict[str, Tensor]:
         "anchor_scores": sure(truth.classes_of(match)[..., None] == index),
         "anchor_boxes": truth.boxes_of(match, anchors),
         "anchor_match": match.float(),
-        "masks": sure(outlines > 0),
+        "masks": sure(outlines),
         "outlines": outlines,
         "semantic": sure((kinds[..., None] == index[1:]).movedim(-1, 1)),
         "semantic_truth": kinds.float(),

@@ -60,6 +60,6 @@ def _of_volumes(fingerprint: Fingerprint, frame: Frame) -> str:
     because = "Votes draw outlines voxel by voxel; in volumes a detector reads them from every second voxel at best."
     if side > most:
         because += f" A quarter of the objects are at least {side:.3g} voxels long, of which {side / most:.2g} share one of the at most {most} cells of a mask;"
-        because += " perfect masks of vertebrae with 2.3 voxels in a cell have a PQ of 0.91."
+        because += " perfect masks of vertebrae with 2.3 voxels in a cell have a PQ of 0.94."
     because += " On single volumes of nuclei and vertebrae votes had the higher PQ after about as many steps (benchmarks/README.md)"
     return f"{because}; --folds all compares both."

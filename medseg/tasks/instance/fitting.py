@@ -29,7 +29,7 @@ from medseg.tasks.instance.settings import (
 
 CELLS = 6.0  # of a level's map along a typical object: with fewer its neighbours share its cells, with more the level costs for nothing
 FINEST = 2.0  # voxels; a level at full resolution would cost more than all others
-APART = 1.5  # voxels between the cells of a flat mask: outlines of 28 cells overlap nuclei 42 voxels long by 0.99
+APART = 1.5  # voxels between the cells of a flat mask: outlines of 28 cells overlap discs 42 voxels across by 0.99
 LARGE = 0.75  # quantile of the sizes whose masks there is a fine enough level for
 MASKS = {2: (14, 28, 56), 3: (8, 14, 20, 28)}  # cells along each axis of a mask, for windows of so many axes
 MOST_SHAPES = 3  # anchors of a cell
