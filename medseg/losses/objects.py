@@ -38,10 +38,11 @@ def _object_table(objects: Tensor, places: int) -> Tensor:
     keys, owner, sizes = torch.unique(window * span + value, return_inverse=True, return_counts=True)
     window = keys.div(span, rounding_mode="floor")
     first, last = [], []
+    edge = torch.zeros(len(keys), device=keys.device)  # of float32, which tells all sides of windows exactly: not all GPUs compare int64
     for axis, side in enumerate(shape):
         line = place.div(shape[axis + 1 :].numel(), rounding_mode="floor") % side
-        first.append(torch.full_like(keys, side).scatter_reduce(0, owner, line, "amin"))
-        last.append(torch.zeros_like(keys).scatter_reduce(0, owner, line, "amax") + 1)
+        first.append((edge + side).scatter_reduce(0, owner, line.float(), "amin").long())
+        last.append(edge.scatter_reduce(0, owner, line.float(), "amax").long() + 1)
     order = (window * (sizes.max() + 1) - sizes).argsort(stable=True)  # by window, then the largest first
     sorted_by = window[order]
     rank = torch.arange(len(order), device=order.device) - torch.searchsorted(sorted_by, sorted_by)

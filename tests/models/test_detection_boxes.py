@@ -138,6 +138,23 @@ def test_gradients_reach_the_maps(axes: int) -> None:
     assert torch.autograd.gradcheck(aligned, maps)
 
 
+@pytest.mark.parametrize("axes", [2, 3])
+def test_rows_are_summed_alike_where_they_are_taken_one_by_one(axes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on devices without sums of rows."""
+    generator = torch.Generator().manual_seed(axes)
+    boxes, levels = some_boxes(5, axes, generator, extent=12.0, windows=2) - 2, torch.randint(0, 2, (2, 5), generator=generator)
+    weights = torch.randn(10, 3, *(4,) * axes, generator=generator)
+    found = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr("medseg.models.detection.roi_align.ROW_BY_ROW", devices)
+        monkeypatch.setattr(functional, "embedding_bag", functional.embedding_bag if not devices else None)
+        maps = [torch.randn(2, 3, *(n,) * axes, generator=torch.Generator().manual_seed(n), requires_grad=True) for n in (8, 4)]
+        values = roi_align(Table.of(maps, [(2,) * axes, (4,) * axes]), boxes, levels, 4)
+        found.append([values, *torch.autograd.grad((values * weights).sum(), maps)])
+    for whole_sums, row_by_row in zip(*found, strict=True):
+        assert torch.allclose(whole_sums, row_by_row, atol=1e-5)
+
+
 def slowly(boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float) -> list[int]:
     kept: list[int] = []
     table = iou(boxes, boxes).tolist()

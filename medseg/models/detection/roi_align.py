@@ -11,6 +11,9 @@ from torch.nn import functional as F  # noqa: N812  (PyTorch's own name)
 
 from medseg.geometry import Shape
 
+ROW_BY_ROW = ("mps",)
+"""Devices for which not every supported PyTorch has weighted sums of rows and their gradient (`embedding_bag`)."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -39,8 +42,9 @@ class Table:
 def roi_align(table: Table, boxes: Tensor, levels: Tensor, cells: int) -> Tensor:
     """Values at the cell centres, by linear interpolation between the centres of the maps' cells; beyond the outermost of those, theirs.
 
-    One sample per cell: a region is read on the level of its size, where a cell is about as large as those of the map. A sample is a weighted sum of
-    `2 ** d` rows of the table, so no copy of them is made. No gradient reaches the boxes.
+    One sample per cell: a region is read on the level of its size, where a cell is about as large as those of the map; of regions too large for the
+    coarsest level cells lie apart, and what is between their samples is seen only as far as the map's features reach. A sample is a weighted sum of
+    `2 ** d` rows of the table, so no copy of them is made (but on `ROW_BY_ROW`). No gradient reaches the boxes.
 
     Args:
         table: of the maps.
@@ -79,8 +83,18 @@ def _aligned(table: Table, boxes: Tensor, levels: Tensor, cells: int) -> Tensor:
         pitch = pitch * (last + 1)
     indices = indices + (starts[level] + window * pitch)
     rows, shares = (one.permute(2, 1, 0).reshape(-1, 2**axes) for one in (indices, weights))
-    values = F.embedding_bag(rows, table.rows, mode="sum", per_sample_weights=shares)
+    values = _summed(table.rows, rows, shares)
     return values.view(-1, *(cells,) * axes, table.rows.shape[1]).movedim(-1, 1)
+
+
+def _summed(table: Tensor, rows: Tensor, shares: Tensor) -> Tensor:
+    """`(n, C)` sums of rows of the table, at `(n, k)`, times their shares `(n, k)`."""
+    if table.device.type not in ROW_BY_ROW:
+        return F.embedding_bag(rows, table, mode="sum", per_sample_weights=shares)
+    total = table.index_select(0, rows[:, 0]) * shares[:, :1]
+    for place in range(1, rows.shape[1]):
+        total = total + table.index_select(0, rows[:, place]) * shares[:, place, None]
+    return total
 
 
 def _crossed(line: Tensor, rest: Tensor, how: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
