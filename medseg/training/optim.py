@@ -25,7 +25,10 @@ def schedule(progress: float, warmup: float) -> float:
 
 
 def make_optimizer(network: nn.Module, plan: TrainingPlan) -> torch.optim.Optimizer:
-    """The plan's optimiser. Norms and biases are not decayed. Each group's `peak` is the learning rate that the schedule scales."""
+    """The plan's optimiser. Norms and biases are not decayed. Each group's `peak` is the learning rate that the schedule scales.
+
+    Muon leaves to AdamW what is too thin, and modules that call themselves `last`, however many rows they have (Jordan et al. 2024).
+    """
     weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     scalars = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
     rate, decay = plan.learning_rate, plan.weight_decay
@@ -36,7 +39,8 @@ def make_optimizer(network: nn.Module, plan: TrainingPlan) -> torch.optim.Optimi
     elif plan.optimizer is Optimizer.adamw:
         optimizer = torch.optim.AdamW([g for g in plain if g["params"]], lr=rate, betas=BETAS)
     else:
-        matrices = [p for p in weights if p[0].numel() >= THIN and p.shape[0] >= THIN // 2]
+        last = {id(module.weight) for module in network.modules() if getattr(module, "last", False)}
+        matrices = [p for p in weights if p[0].numel() >= THIN and p.shape[0] >= THIN // 2 and id(p) not in last]
         chosen = {id(p) for p in matrices}
         groups = [
             {"params": matrices, "weight_decay": decay, "orthogonal": True, "lr": rate},

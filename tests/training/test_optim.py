@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from medseg.models.detection.heads import AnchorHead
 from medseg.plans import Optimizer, TrainingPlan
 from medseg.training.optim import Muon, make_optimizer, orthogonalise, schedule
 
@@ -81,6 +82,15 @@ def test_muon_takes_inner_convolutions_only():
     assert orthogonal == {id(network[2].weight)}  # not the stem, the norm, the head
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(network.parameters()))
     assert [g["peak"] for g in optimizer.param_groups] == [0.02, pytest.approx(0.002), pytest.approx(0.002)]
+
+
+@pytest.mark.parametrize("anchors", [1, 3, 9])
+def test_muon_leaves_last_layers_to_adam_however_many_anchors_they_tell_of(anchors):
+    head = AnchorHead(32, 2, anchors, 5)
+    optimizer = make_optimizer(head, PLAN)
+    orthogonal = {id(p) for g in optimizer.param_groups if g["orthogonal"] for p in g["params"]}
+    assert orthogonal == {id(head.conv.weight)}
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == 4
 
 
 @pytest.mark.parametrize("name", list(Optimizer))

@@ -94,9 +94,10 @@ def dense(inputs: int, outputs: int) -> nn.Linear:
 
 
 def decision(layer: nn.Module) -> nn.Module:
-    """A last layer that has no opinion yet."""
+    """A last layer that has no opinion yet, and is told to optimisers as one (`last`)."""
     assert isinstance(layer.weight, Tensor)
     assert isinstance(layer.bias, Tensor)
+    layer.last = True  # type: ignore[assignment]  # modules hold any value
     nn.init.normal_(layer.weight, std=CALM)
     nn.init.zeros_(layer.bias)
     return layer
