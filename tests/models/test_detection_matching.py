@@ -17,7 +17,7 @@ from medseg.models.detection.sampling import balanced
 
 
 def by_definition(truth: Truth, plan: tuple[Level, ...]) -> Tensor:
-    """ATSS as published, from tables of all anchors by all objects, with the best candidate of each object."""
+    """ATSS as published, from tables of all anchors by all objects, with the best candidate of each object, or the best free one."""
     axes = truth.boxes.shape[-1] // 2
     anchors = anchor_boxes(plan, truth.window)
     starts = [0]
@@ -27,6 +27,7 @@ def by_definition(truth: Truth, plan: tuple[Level, ...]) -> Tensor:
     best = torch.zeros(len(anchors))
     match = torch.zeros(len(anchors), dtype=torch.int64)
     alike = torch.zeros(len(anchors), dtype=torch.bool)
+    wants: dict[int, list[tuple[float, float, int]]] = {}
     for j, (box, kind) in enumerate(zip(truth.boxes[0], truth.classes[0], strict=True)):
         if kind == 0:
             continue
@@ -44,13 +45,24 @@ def by_definition(truth: Truth, plan: tuple[Level, ...]) -> Tensor:
         limit = overlap.mean() + overlap.std(correction=0)
         inside = ((centres[index] > box[:axes]) & (centres[index] < box[axes:])).all(1)
         distance = ((centres[index] - middle) / (anchors[index][:, axes:] - anchors[index][:, :axes])).square().sum(1)
-        top = int((overlap - 0.01 * distance).argmax())
+        worth = overlap - 0.01 * distance
+        top = int(worth.argmax())
+        wants[j + 1] = sorted(zip(worth.tolist(), overlap.tolist(), index.tolist(), strict=True), reverse=True)
         for k, (i, value, good) in enumerate(zip(index.tolist(), overlap, inside & (overlap >= limit), strict=True)):
             is_best = k == top
             rank = 1 + value + is_best
             alike[i] |= value >= 0.5
             if (good or is_best) and rank > best[i]:
                 best[i], match[i] = rank, j + 1
+    for _ in range(2):
+        asked: dict[int, tuple[float, int]] = {}
+        for j in wants.keys() - set(match.tolist()):
+            for _, value, i in wants[j]:
+                if match[i] == 0:
+                    asked[i] = max(asked.get(i, (0.0, 0)), (value, j))
+                    break
+        for i, (_, j) in asked.items():
+            match[i] = j
     return torch.where((match == 0) & alike, IGNORED, match)
 
 
@@ -79,6 +91,24 @@ def test_every_object_has_an_anchor() -> None:
             _, truth = painted(window, [balls], 3)
             match = match_anchors(truth, levels(axes))
             assert set(match[match > 0].tolist()) == set(range(1, len(balls) + 1))
+
+
+def test_objects_of_one_cell_have_an_anchor_each() -> None:
+    """Specks one beside the other in one cell of stride 4, and 64 at a distance of 3, of which 36 have a cell of their own."""
+    plan = (Level((4, 4), ((16.0, 16.0),)), Level((8, 8), ((32.0, 32.0),)))
+    for places, size, least in (
+        ([(32, 33), (34, 33)], 1, 2),
+        ([(32, 32), (32, 34), (34, 32)], 1, 3),
+        ([(8 + 3 * i, 8 + 3 * j) for i in range(8) for j in range(8)], 2, 61),
+    ):
+        values = torch.zeros(1, 64, 64, dtype=torch.int32)
+        for k, (y, x) in enumerate(places, 1):
+            values[0, y : y + size, x : x + size] = k
+        boxes = torch.tensor([[(y, x, y + size, x + size) for y, x in places]], dtype=torch.float32)
+        count = len(places)
+        truth = Truth(boxes, torch.ones(1, count, dtype=torch.int64), torch.arange(1, count + 1, dtype=torch.int32)[None], values)
+        match = match_anchors(truth, plan)
+        assert len(match[match > 0].unique()) >= least
 
 
 def test_a_speck_has_one_anchor() -> None:

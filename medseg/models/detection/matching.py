@@ -14,6 +14,7 @@ from medseg.models.detection.truth import IGNORED, Truth, at_centres
 
 NEAR = 3  # cells per axis about an object's centre: 9 in two dimensions, as many as ATSS takes
 NEARER = 0.01  # of overlap is worth a side of an anchor: of those that hold an object within them the nearest is the best
+ROUNDS = 2  # in which objects whose best anchor is another one's get the best that is free
 ALIKE = 0.5  # an anchor that overlaps an object by so much, but is not chosen for it, is no background either
 
 
@@ -23,8 +24,9 @@ def match_anchors(truth: Truth, levels: Sequence[Level]) -> Tensor:
     By ATSS (Zhang et al. 2020, arXiv:1912.02424): of the anchors nearest to its centre on every level an object takes those that overlap it by more than
     the mean plus the standard deviation of all of them, and lie about its voxels. Fixed thresholds would leave small objects without any
     anchor; this one follows from each object, so it is the same in two and three dimensions, and needs one anchor per cell. Beyond the paper,
-    the best anchor of an object is always its own, however small the object is. The nearest anchors lie on a grid, so they are known without a
-    table of all anchors by all objects.
+    the best anchor of an object is its own, however small the object is; of several objects with one best anchor the one that overlaps it most has it,
+    and the others get the best of theirs that is free, as far as `ROUNDS` go. Where objects are denser than anchors some have none. The nearest anchors
+    lie on a grid, so they are known without a table of all anchors by all objects.
     """
     window, boxes = truth.window, truth.boxes
     index, anchors = _nearest(levels, window, boxes)
@@ -33,7 +35,8 @@ def match_anchors(truth: Truth, levels: Sequence[Level]) -> Tensor:
     centre = (anchors[..., : lower.shape[-1]] + anchors[..., lower.shape[-1] :]) / 2
     inside = ((centre > lower) & (centre < upper)).all(-1)
     limit = overlap.mean(-1, keepdim=True) + overlap.std(-1, correction=0, keepdim=True)
-    best = _first(overlap - NEARER * ((centre - (lower + upper) / 2) / sides(anchors)).square().sum(-1))
+    worth = overlap - NEARER * ((centre - (lower + upper) / 2) / sides(anchors)).square().sum(-1)
+    best = _first(worth)
     there = truth.there[..., None]
     chosen = there & (best | (inside & (overlap >= limit)))
     rank = torch.where(chosen, 1 + overlap + best, 0.0).flatten(1)
@@ -41,9 +44,13 @@ def match_anchors(truth: Truth, levels: Sequence[Level]) -> Tensor:
     flat = index.flatten(1)
     count = sum(_count(level, window) for level in levels)
     empty = torch.zeros(len(boxes), count, device=boxes.device)
-    highest = empty.scatter_reduce(1, flat, rank, "amax")
-    wins = (rank > 0) & (rank >= highest.gather(1, flat))
-    match = empty.scatter_reduce(1, flat, torch.where(wins, place, 0.0), "amax").long()
+    match = _won(empty, flat, rank, place)
+    for _ in range(ROUNDS):
+        without = truth.there & ~_matched(match, boxes.shape[1])
+        free = match.gather(1, flat).view(overlap.shape) == 0
+        worth = torch.where(without[..., None] & free, worth, -torch.inf)
+        chosen = _first(worth) & (worth > -torch.inf)
+        match = match + _won(empty, flat, torch.where(chosen, 1 + overlap, 0.0).flatten(1), place)
     alike = empty.scatter_reduce(1, flat, (there & (overlap >= ALIKE)).float().flatten(1), "amax") > 0
     unknown = torch.cat([_spread(at_centres(truth.map, level.cells(window)) == IGNORED, len(level.sizes)) for level in levels], 1)
     return torch.where((match == 0) & (alike | unknown), IGNORED, match)
@@ -58,6 +65,25 @@ def match_regions(boxes: Tensor, valid: Tensor, truth: Truth, threshold: float) 
     match = torch.where(best >= threshold, place + 1, 0)
     unknown = truth.at(boxes, 1)[..., 0] == IGNORED
     return torch.where(valid & ~((match == 0) & unknown), match, IGNORED)
+
+
+def _won(empty: Tensor, flat: Tensor, rank: Tensor, place: Tensor) -> Tensor:
+    """`(N, A)` place of the object that wants each anchor most, 0 where none does.
+
+    Args:
+        empty: `(N, A)` zeros.
+        flat: `(N, n)` anchors.
+        rank: `(N, n)` how much each is wanted, 0: not at all.
+        place: `(n,)` of the object that wants it.
+    """
+    highest = empty.scatter_reduce(1, flat, rank, "amax")
+    wins = (rank > 0) & (rank >= highest.gather(1, flat))
+    return empty.scatter_reduce(1, flat, torch.where(wins, place, 0.0), "amax").long()
+
+
+def _matched(match: Tensor, objects: int) -> Tensor:
+    """Which objects `(N, M)` have an anchor."""
+    return torch.zeros(len(match), objects + 1, device=match.device).scatter(1, match, 1.0)[:, 1:] > 0
 
 
 def _nearest(levels: Sequence[Level], window: Shape, boxes: Tensor) -> tuple[Tensor, Tensor]:

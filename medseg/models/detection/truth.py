@@ -70,7 +70,8 @@ class Truth:
             cells: of the grid, per axis.
         """
         code = self.codes.gather(1, (match - 1).clamp_min(0))[..., None]
-        voxels = self._voxels(boxes, SAMPLES * cells).unflatten(-1, (cells, SAMPLES))  # (N, R, d, cells, samples)
+        voxels = self._voxels(boxes, SAMPLES * cells)
+        voxels = voxels.view(*voxels.shape[:-1], cells, SAMPLES)  # (N, R, d, cells, samples)
         inside = counts = torch.zeros((), device=boxes.device)
         for each in itertools.product(
             range(SAMPLES), repeat=len(self.window)
