@@ -398,3 +398,15 @@ def test_the_mean_of_a_domain_knows_objects(plans) -> None:
     found = found_in(truth, (16, 16, 16), 24)
     (mean,) = GridDomain(plans[0]).mean([{HEAD: found}, {HEAD: found}], 1e9).values()
     assert np.array_equal(painted(mean)[0], painted(found)[0])
+
+
+def test_full_windows_are_warned_of_once(caplog) -> None:
+    """Not where the faintest object of a full one is none, probably."""
+    cells = np.ones((4, 4))
+    for faintest, said in ((0.6, 1), (0.4, 0)):
+        caplog.clear()
+        full = slots_of(4, (0.9, 1, (1, 1, 5, 5), cells), (faintest, 1, (7, 7, 11, 11), cells), slots=2)
+        collected((12, 24), (12, 12), [[full]] * 3, 4, 2)
+        assert [record.getMessage().startswith("all 2 places for objects of a window are taken") for record in caplog.records] == [
+            True
+        ] * said

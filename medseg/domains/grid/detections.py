@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from medseg.scratch import Scratch
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOG = logging.getLogger(__name__)
+LIKELY = 0.5  # confidence of the faintest object of a full window, from which on there are probably more
 SHARE_OF_SUMS = 1 / 8  # of the memory, for each sum of one open object; larger ones live in temporary files
 SMALL = 2**20  # bytes of sums that are no matter: there are thousands of them, and files are not
 
@@ -41,19 +44,28 @@ class Collector:
             memory: bytes that masks may take in memory.
         """
         self._head, self._shape, self._full = head, shape, full
+        self._crowded = False
         self._gatherer = Gatherer(memory)
         self._linker = SliceLinker(self._gatherer) if head.axes < len(shape) else None
         keep = self._gatherer.add if self._linker is None else self._linker.add
         self._merger = Merger(shape, full, starts, keep, Scratch(max(memory * SHARE_OF_SUMS, SMALL)))
 
     def add(self, start: tuple[int, ...], packed: Tensor) -> None:
-        """One window's slots `(views, slots, channels)`; as many views for each window."""
+        """One window's slots `(views, slots, channels)`; as many views for each window. Warns once where likely objects fill all slots of a view."""
         from medseg.models.slots import Slots
 
         head, lead = self._head, len(self._shape) - self._head.axes
         if packed.ndim != 3 or packed.shape[1] > head.slots:
             raise ValueError(f"'{head.name}' has at most {head.slots} slots for each view of a window, got {tuple(packed.shape)}")
         kept = (packed[..., 1] >= 0.5) & (packed[..., 0] >= FLOOR)
+        likely = kept & (packed[..., 0] >= LIKELY)
+        if not self._crowded and int(likely.sum(1).max()) == head.slots:
+            self._crowded = True
+            LOG.warning(
+                "all %d places for objects of a window are taken by likely ones: more may be there, and are left out; "
+                "a plan with more places (target.head.slots) finds them",
+                head.slots,
+            )
         slots = Slots.unpack(packed[kept][None], head.axes, head.mask)
         view = kept.nonzero()[:, 0].numpy()
         # An object of a slice has a box one voxel thick.

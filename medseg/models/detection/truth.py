@@ -73,9 +73,8 @@ class Truth:
         voxels = self._voxels(boxes, SAMPLES * cells)
         voxels = voxels.view(*voxels.shape[:-1], cells, SAMPLES)  # (N, R, d, cells, samples)
         inside = counts = torch.zeros((), device=boxes.device)
-        for each in itertools.product(
-            range(SAMPLES), repeat=len(self.window)
-        ):  # one by one: all at once would take as many times the memory
+        # One by one: all at once would take as many times the memory.
+        for each in itertools.product(range(SAMPLES), repeat=len(self.window)):
             found = self._read([voxels[..., axis, :, place] for axis, place in enumerate(each)])
             inside = inside + (found == code)
             counts = counts + (found != IGNORED)
