@@ -7,12 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from medseg.imaging.merging import FLOOR
 from medseg.models.detection.boxes import clip
 from medseg.models.detection.truth import Truth
 from medseg.models.slots import Slots
 
 PYRAMID, OBJECTS = "pyramid", "objects"
-FAINTEST = 0.05  # score of what is called an object
+FAINTEST = FLOOR  # score of what is called an object: what is fainter would not be kept
 SURE = 12.0  # logit of a perfect network
 
 
