@@ -63,7 +63,8 @@ def make_task(network: str, ndim: int, task: str = "instance"):
     dataset = make_dataset(STUFF, ndim)
     fingerprint = make_fingerprint_of(dataset, SHAPES[ndim], (1.0,) * ndim)
     objects = tuple(
-        ObjectStats(name=name, count=12, sizes=(40,) * 7, boxes=((6.0,) * ndim, (9.0,) * ndim, (14.0,) * ndim)) for name in STUFF.things
+        ObjectStats(name=name, count=12, sizes=(40,) * 7, boxes=((6.0,) * ndim, (9.0,) * ndim, (14.0,) * ndim), touching=0.2)
+        for name in STUFF.things
     )
     fingerprint = fingerprint.model_copy(update={"cases": tuple(c.model_copy(update={"objects": objects}) for c in fingerprint.cases)})
     plans = make_plans(dataset, fingerprint, task=task, domain="grid", network=network, machine=Machine("cpu", 8.0))
