@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-NEAR = 2  # voxels
+NEAR = 2  # voxels, along the axis of the largest scale
 BORDER = 3.0  # further times that a voxel near another object counts
 
 # What `custom_op` makes imports PyTorch's compiler when it is first called.
@@ -21,27 +19,53 @@ _LIBRARY.define("centre_offsets(Tensor objects, float[] scale) -> Tensor")  # ty
 def centre_offsets(objects: Tensor, scale: Sequence[float]) -> Tensor:
     """The way from each voxel of an object to the object's centre, the object's size, and whether another object is near.
 
-    The centre is the object's voxel next to its centroid, so no two objects share one, however they are entangled. Runs on the CPU, wherever
-    the tensor lies; an operator of its own, so that a training step can be measured without values.
+    The centre is the object's voxel next to its centroid, the first of equal ones, so no two objects share one, however they are entangled. On
+    the tensor's device. An operator of its own, so that a training step can be measured without values.
 
     Args:
         objects: `(N, *spatial)` integers, one value per object of a window, 0 where there is none.
-        scale: `(d,)` voxels along each axis that are equally far.
+        scale: `(d,)` voxels along each axis that are equally far, for what is the nearest and for what is near.
 
     Returns:
         `(N, d + 2, *spatial)` float32: offsets in voxels along each axis, then the object's voxels, then 1 where a voxel
-        of another object is at most `NEAR` voxels away along every axis; 0 outside.
+        of another object is at most `NEAR` voxels away along every axis, in thick slices fewer, but at least 1; 0 outside.
     """
     found: Tensor = torch.ops.medseg.centre_offsets.default(objects, list(scale))
     return found
 
 
 def _centre_offsets(objects: Tensor, scale: Sequence[float]) -> Tensor:
-    values = objects.to("cpu").numpy()
-    result = np.zeros((len(values), values.ndim + 1, *values.shape[1:]), np.float32)
-    for window, found in zip(values, result, strict=True):
-        fill_offsets(window, found, scale)
-    return torch.from_numpy(result).to(objects.device)
+    shape, axes = objects.shape[1:], objects.ndim - 1
+    found = torch.zeros((len(objects), axes + 2, *shape), dtype=torch.float32, device=objects.device)
+    # Sums of coordinates are exact in it, so they do not depend on the order of threads; Apple's GPUs have no longer one.
+    real = torch.float32 if objects.device.type == "mps" else torch.float64
+    flat, voxels = objects.flatten(), shape.numel()
+    inside = flat.nonzero()[:, 0]
+    if not len(inside):
+        return found
+    window = inside.div(voxels, rounding_mode="floor")
+    owner, sizes = _numbered(flat[inside].long(), window)
+    place = inside - window * voxels
+    lines = _coordinates(place, shape)
+    distance = torch.zeros(len(inside), dtype=real, device=objects.device)
+    for line, side in zip(lines, scale, strict=True):
+        centroid = torch.zeros(len(sizes), dtype=real, device=objects.device).scatter_add(0, owner, line.to(real)) / sizes
+        distance += ((line - centroid[owner]) / (side / min(scale))).square()
+    # Rounded, so that equal ones are equal on every machine: the first in index order wins.
+    distance = (distance * 1e6).round()
+    least = torch.full_like(distance[: len(sizes)], torch.inf).scatter_reduce(0, owner, distance, "amin")
+    nearest = (distance == least[owner]).nonzero()[:, 0]
+    centre = torch.full_like(least, voxels).scatter_reduce(0, owner[nearest], place[nearest].to(real), "amin").long()
+    target = found.view(-1)
+    start = inside + window * (voxels * (axes + 1))  # of the voxel's first channel
+    for axis, (line, middle) in enumerate(zip(lines, _coordinates(centre, shape), strict=True)):
+        target[start + axis * voxels] = (middle[owner] - line).float()
+    target[start + axes * voxels] = sizes[owner].float()
+    numbers = torch.full((2, len(flat)), -len(sizes), dtype=torch.int32, device=objects.device)
+    numbers[0, inside], numbers[1, inside] = owner.int(), -owner.int()
+    most, least = _highest(numbers.view(2, *objects.shape), scale).view(2, -1)[:, inside]
+    target[start + (axes + 1) * voxels] = (most != -least).float()
+    return found
 
 
 def _shaped(objects: Tensor, scale: Sequence[float]) -> Tensor:
@@ -52,34 +76,36 @@ _LIBRARY.impl("centre_offsets", _centre_offsets, "CompositeExplicitAutograd")  #
 _LIBRARY.impl("centre_offsets", _shaped, "Meta")  # type: ignore[no-untyped-call]
 
 
-def fill_offsets(window: NDArray[np.integer], out: NDArray[np.float32], scale: Sequence[float]) -> None:
-    """What `centre_offsets` says of one window `(*spatial)`, into `out` `(d + 2, *spatial)` of zeros."""
-    inside = np.flatnonzero(window)
-    if not inside.size:
-        return
-    _, owner, sizes = np.unique(window.reshape(-1)[inside], return_inverse=True, return_counts=True)
-    places = np.stack(np.unravel_index(inside, window.shape)).astype(np.float64)
-    centroids = np.stack([np.bincount(owner, weights=line) / sizes for line in places])
-    relative = np.array(scale)[:, None] / min(scale)
-    # Rounded, so that equal ones are equal on every machine: the first in index order wins.
-    distance = np.square((places - centroids[:, owner]) / relative).sum(0).round(6)
-    order = np.lexsort((distance, owner))
-    centres = places[:, order[np.concatenate([[0], np.cumsum(sizes)[:-1]])]]
-    flat = out.reshape(len(out), -1)
-    flat[:-2, inside] = centres[:, owner] - places
-    flat[-2, inside] = sizes[owner]
-    flat[-1, inside] = _near(inside, owner.reshape(-1), window.shape)
+def _numbered(values: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+    """Of voxels `(n,)` the number of the object from 0 on, one for each value of a window, and the voxels of each object."""
+    # Neighbours are of one object most often, so runs of them are fewer to sort.
+    runs, run = torch.unique_consecutive(window * (values.max() + 1) + values, return_inverse=True)
+    keys, key = torch.unique(runs, return_inverse=True)
+    owner = key[run]
+    return owner, torch.bincount(owner, minlength=len(keys))
 
 
-def _near(inside: NDArray[np.integer], owner: NDArray[np.integer], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Of each voxel `inside`, whether one with another `owner` is near."""
-    from scipy import ndimage
+def _coordinates(place: Tensor, shape: Sequence[int]) -> list[Tensor]:
+    """Along each axis, of voxels by their index in a window."""
+    lines: list[Tensor] = []
+    for side in reversed(shape):
+        rest = place.div(side, rounding_mode="floor")
+        lines.insert(0, place - rest * side)
+        place = rest
+    return lines
 
-    most, least = np.full(shape, -1, np.int32), np.full(shape, owner.max() + 1, np.int32)
-    most.reshape(-1)[inside] = least.reshape(-1)[inside] = owner
-    side = 2 * NEAR + 1
-    differs = ndimage.maximum_filter(most, side) != ndimage.minimum_filter(least, side)
-    return np.asarray(differs.reshape(-1)[inside])
+
+def _highest(values: Tensor, scale: Sequence[float]) -> Tensor:
+    """Of `values` `(2, N, *spatial)`, the highest of all that are near."""
+    for axis, side in enumerate(scale, 2):
+        reach = max(1, round(NEAR * side / max(scale)))
+        found, length = values.clone(), values.shape[axis]
+        for step in range(1, min(reach, length - 1) + 1):
+            for low, high in ((0, step), (step, 0)):
+                part = found.narrow(axis, low, length - step)
+                torch.maximum(part, values.narrow(axis, high, length - step), out=part)
+        values = found
+    return values
 
 
 def radius(sizes: Tensor, axes: int) -> Tensor:
