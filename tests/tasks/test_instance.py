@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -224,6 +225,40 @@ def test_groups_do_not_depend_on_the_slabs_in_which_they_are_found(monkeypatch, 
     for together in (1, 20 * 16 * 3):
         monkeypatch.setattr(voting, "TOGETHER", together)
         assert (group_voxels(truth > 0, offsets, 3, 1.5, chances=chances, scratch=Scratch(0)) == whole).all()
+
+
+@pytest.mark.parametrize("together", [1, 40, 2**20])
+def test_near_centres_are_those_of_all_pairs(monkeypatch, together):
+    """Spreads differ a thousandfold; some centres are the same, some groups do not spread at all."""
+    monkeypatch.setattr(voting, "TOGETHER", together)
+    rng = np.random.default_rng(together)
+    centres = rng.uniform(0, 100, (2, 120))
+    centres[:, 100:] = centres[:, :20]
+    spread = 10 ** rng.uniform(-2, 1, 120)
+    spread[::7] = 0
+    spread[:30] = 0.5
+    apart = np.linalg.norm(centres[:, :, None] - centres[:, None], axis=0)
+    expected = (apart <= 1.5 * (spread[:, None] + spread)) & ~np.eye(120, dtype=bool)
+    found = np.zeros_like(expected)
+    for one, other in voting._near(centres, spread, 1.5):
+        found[one, other] = found[other, one] = True
+    assert np.array_equal(found, expected)
+    assert expected.sum() > 60
+
+
+def test_one_group_that_strays_does_not_make_all_others_look_far():
+    """A large object with votes all over it, beside thousands of small ones that all are themselves."""
+    rows, columns = np.mgrid[:320, :320]
+    large = (rows - 160) ** 2 + (columns - 82) ** 2 < 80**2
+    small = (rows % 4 == 0) & (columns % 4 == 0) & (columns > 240)
+    offsets = np.zeros((2, 320, 320), np.float32)
+    offsets[:, large] = np.stack([160 - rows, 82 - columns])[:, large] + np.random.default_rng(0).normal(0, 27, (2, int(large.sum())))
+    tracemalloc.start()
+    found = group_voxels(large | small, offsets, 1, 2.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.max() > small.sum() == 1520
+    assert peak < 20 * 2**20
 
 
 @pytest.mark.parametrize("axes", [2, 3])

@@ -26,7 +26,7 @@ from medseg.tasks.instance.settings import Touching
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
 APART = 2.0**20  # no group has votes in two slices; a power of two, so that it rounds nothing
-TOGETHER = 2**20  # voxels that are looked at together
+TOGETHER = 2**20  # voxels, or pairs of groups, that are looked at together
 STEPS = (1.0, 0.75, 0.5, 0.25)  # of the way to a centre that lies outside of all objects; then the voxel stays alone
 
 
@@ -202,22 +202,40 @@ def _means(field: _Field, numbers: NDArray[np.int32], groups: Indices, sizes: In
 
 def _united(field: _Field, numbers: NDArray[np.int32], groups: Indices, reach: float) -> Indices:
     """Groups with those united that may be of one class and whose centres are nearer than `reach` times the sum of their spreads."""
-    from scipy.spatial import cKDTree
-
     sizes = _sizes(field, numbers, groups)
     count = len(sizes)
     centres, spread = _centres(field, numbers, groups, count)
     # More is no spread of votes for one centre.
     spread = np.minimum(spread, 0.5 * np.sqrt(sizes) if len(field.offsets) == 2 else 0.5 * np.cbrt(sizes))
-    limit = 2 * reach * float(spread.max())
-    if count < 2 or limit == 0:
+    if count < 2 or not reach or not spread.any():
         return groups
-    one, other = cKDTree(centres.T).query_pairs(limit, output_type="ndarray").T
-    near = np.linalg.norm(centres[:, one] - centres[:, other], axis=0) <= reach * (spread[one] + spread[other])
-    one, other = one[near], other[near]
     means = _means(field, numbers, groups, sizes)
-    able = alike(means[:, one], means[:, other])
-    return _components(one[able], other[able], count)[groups]
+    united = np.arange(count)
+    for one, other in _near(centres, spread, reach):
+        able = alike(means[:, one], means[:, other])
+        united = _components(united[one[able]], united[other[able]], count)[united]
+    return united[groups]
+
+
+def _near(centres: Floats, spread: Floats, reach: float) -> Iterator[tuple[Indices, Indices]]:
+    """Pairs of centres `(ndim, n)` that are nearer than `reach` times the sum of their spreads `(n,)`, in portions.
+
+    Of two the one that spreads more looks for the other, so nobody looks further than twice as far as pairs are, and one group of votes that
+    go astray does not make all others look far.
+    """
+    from scipy.spatial import cKDTree
+
+    tree, radii = cKDTree(centres.T), 2 * reach * spread * (1 + 1e-9)
+    many = tree.query_ball_point(centres.T, radii, return_length=True)
+    parts = np.flatnonzero(np.diff(np.cumsum(many) // TOGETHER, prepend=0))
+    for part in np.split(np.arange(many.size), parts):
+        found = tree.query_ball_point(centres.T[part], radii[part])
+        one = np.repeat(part, many[part])
+        other = np.fromiter(itertools.chain.from_iterable(found), np.int64, one.size)
+        kept = (spread[other] <= spread[one]) & (other != one)
+        one, other = one[kept], other[kept]
+        near = np.linalg.norm(centres[:, one] - centres[:, other], axis=0) <= reach * (spread[one] + spread[other])
+        yield one[near], other[near]
 
 
 def _linked(field: _Field, numbers: NDArray[np.int32], groups: Indices) -> Indices:
