@@ -38,14 +38,17 @@ def paint_objects(
     threshold: float = 0.0,
     smallest: int = 1,
     scratch: Scratch = IN_MEMORY,
+    takes: bool = True,
 ) -> tuple[NDArray[np.int32], dict[int, float]]:
     """Codes `(*shape)` of objects (`Labels`), numbered in the order of their boxes, and the confidence of each by its code.
 
     The most confident objects come first. One of which more than half is taken by then is left out, as in panoptic FPN (Kirillov et al. 2019,
-    arXiv:1801.00868): it says again what a better one has said. Any other takes the voxels in which its mask's probability is higher, so that
-    where two objects touch a confident one with a coarse mask does not eat into its neighbour; of equal probabilities the more
-    confident one wins. But it takes nothing from one that would be left with less than half of what it was, or less than `smallest`; and if it
-    is then too small itself, it takes nothing at all. Work and memory follow the boxes; both maps come from `scratch`.
+    arXiv:1901.02446): it says again what a better one has said. There any other has what is free of it.
+
+    Where it `takes`, which is not theirs, it also has the voxels in which its mask's probability is higher, so that where two objects touch a
+    confident one with a coarse mask does not eat into its neighbour; of equal probabilities the more confident one wins. But it takes nothing
+    from one that would be left with less than half of what it was, or less than `smallest`; and if it is then too small itself, it takes
+    nothing at all. Work and memory follow the boxes; both maps come from `scratch`.
 
     Args:
         found: objects on the grid of the result.
@@ -54,11 +57,12 @@ def paint_objects(
         threshold: least confidence of an object.
         smallest: voxels of the smallest object; what has fewer when its turn comes is left out, and no other takes it below that.
         scratch: for large arrays.
+        takes: whether a voxel that two claim goes to the more probable mask, or to the more confident object.
 
     Raises:
         ImageError: more objects than codes can number.
     """
-    numbers, kept = _painted(found, threshold, smallest, scratch)
+    numbers, kept = _painted(found, threshold, smallest, scratch, takes)
     check_count(len(kept), where)
     kept = kept[np.lexsort(found.boxes[kept].T[::-1])]
     codes = (np.array([0, *values], np.int32)[found.classes[kept]] << NUMBER_BITS) | np.arange(1, len(kept) + 1, dtype=np.int32)
@@ -83,7 +87,9 @@ def paint_chances(found: FoundObjects, maps: Sequence[NDArray[np.float16]]) -> N
             np.maximum(part, chances.astype(np.float16), out=part)
 
 
-def _painted(found: FoundObjects, threshold: float, smallest: int, scratch: Scratch) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _painted(
+    found: FoundObjects, threshold: float, smallest: int, scratch: Scratch, takes: bool
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """For each voxel the place of its object in `found`, from 1 on; and the places, from 0 on, of objects that are left."""
     owner = scratch.zeros(found.shape, np.int32)
     best = scratch.zeros(found.shape, np.uint8)
@@ -104,7 +110,7 @@ def _painted(found: FoundObjects, threshold: float, smallest: int, scratch: Scra
         taken = inside & (owned != 0)
         if whole < smallest or np.count_nonzero(taken) > HIDDEN * whole:
             continue
-        wins = inside & (chances > best[place])
+        wins = inside & (chances > best[place]) if takes else inside & ~taken
         losers, losses = np.unique(owned[wins & taken] - 1, return_counts=True)
         spared = sizes[losers] - losses < least[losers]
         if spared.any():

@@ -22,6 +22,7 @@ from medseg.planning.memory import training_cost
 from medseg.planning.planner import make_plans
 from medseg.prediction import DenseMap, FoundObjects
 from medseg.tasks.base import find_task
+from medseg.tasks.instance.task import OF_DATA
 
 STUFF = Labels(
     classes=(LabelClass(name="tissue", values=(1,)), LabelClass(name="cell", values=(2, 5)), LabelClass(name="vessel", values=(3,))),
@@ -208,8 +209,7 @@ def test_uncertainty_is_a_mean_over_voxels():
     voxels = np.unique(prediction.labels, return_counts=True)[1].tolist()
     assert voxels == [496, 100, 4]
     assert prediction.uncertainty == pytest.approx(100 / 104, rel=1e-4)
-    maps[1, :, 20:] = 1  # stuff against background, 0.73 to 0.27; of things nothing is let through
-    maps[2] = 50
+    maps[1, :, 20:] = 1  # stuff against background, 0.73 to 0.27
     entropy = -sum(p * np.log2(p) for p in (np.e / (1 + np.e), 1 / (1 + np.e)))
     assert head.decode(outputs, "x", uncertainty=True).uncertainty == pytest.approx((100 + 200 * entropy) / 304, rel=1e-4)
     none = FoundObjects(shape, np.zeros((0, 4)), np.zeros(0, np.float32), np.zeros(0, np.int32), ())
@@ -217,6 +217,54 @@ def test_uncertainty_is_a_mean_over_voxels():
     assert alone.uncertainty == pytest.approx(entropy, rel=1e-4)
     maps[1] = -40
     assert head.decode({"objects": none, "classes": Slabs(maps)}, "x", uncertainty=True).uncertainty is None
+
+
+def test_a_thing_that_no_object_is_found_for_is_no_stuff():
+    """Things and background are one class beside stuff, in labels and in probabilities."""
+    head = make_task("mask-rcnn", 2, "panoptic").head
+    maps = np.full((4, 2, 6), -40, np.float32)
+    maps[1] = 0
+    maps[2, :, :2] = 1  # a cell, surer than tissue
+    maps[[0, 2, 3], :, 2:4] = -0.5  # each less probable than tissue, all together more
+    maps[0, :, 4] = -0.5
+    none = FoundObjects((2, 6), np.zeros((0, 4)), np.zeros(0, np.float32), np.zeros(0, np.int32), ())
+    prediction = head.decode({"objects": none, "classes": Slabs(maps)}, "x", probabilities=True)
+    assert (prediction.labels >> NUMBER_BITS).tolist() == [[0, 0, 0, 0, 1, 1]] * 2
+    assert prediction.probabilities.argmax(0).tolist() == [[0, 0, 0, 0, 1, 1]] * 2
+    assert prediction.probabilities[0, 0].tolist() == pytest.approx(
+        [np.e / (1 + np.e)] * 2 + [3 * np.exp(-0.5) / (1 + 3 * np.exp(-0.5))] * 2 + [np.exp(-0.5) / (1 + np.exp(-0.5)), 0], abs=1e-3
+    )
+
+
+def test_of_stuff_and_things_the_more_confident_object_has_a_voxel_that_two_claim():
+    """As published; the other has what is left, and is left out where that is less than half."""
+    head = make_task("mask-rcnn", 2, "panoptic").head
+    maps = np.full((4, 4, 30), -40, np.float32)
+    maps[1] = 0
+    masks = (np.full((1, 1), 140, np.uint8), np.full((1, 1), 255, np.uint8), np.full((1, 1), 255, np.uint8))
+    boxes = np.array([[0, 0, 4, 10], [0, 6, 4, 16], [0, 10, 4, 21]], float)
+    found = FoundObjects((4, 30), boxes, np.array([0.9, 0.8, 0.7], np.float32), np.ones(3, np.int32), masks)
+    rows = {}
+    for contested in ("confident", "probable"):
+        other = type(head)(head.settings.model_copy(update={"contested": contested}), head.labels, head.axes, head.levels)
+        rows[contested] = (other.decode({"objects": found, "classes": Slabs(maps)}, "x").labels[0] & 0xFFFF).tolist()
+    assert head.settings.contested == "confident"
+    assert rows["confident"] == [1] * 10 + [2] * 6 + [0] * 14
+    assert rows["probable"] == [1] * 6 + [2] * 10 + [0] * 14
+
+
+@pytest.mark.parametrize("network", ["mask-rcnn", "yolact"])
+def test_settings_of_stuff_are_those_of_labels_with_stuff(network):
+    head = make_task(network, 2).head
+    things = STUFF.model_copy(update={"things": STUFF.names})
+    with pytest.raises(PlanError) as error:
+        type(head)(head.settings, things, head.axes, head.levels)
+    assert [problem.where for problem in error.value.problems] == ["target.head.semantic", "target.head.frequencies"]
+    assert "all classes have objects" in str(error.value)
+    plain = head.settings.model_copy(update={"semantic": 0.0, "frequencies": ()})
+    assert len(type(head)(plain, things, head.axes, head.levels).heads) == 1
+    with pytest.raises(PlanError, match="4 numbers"):
+        type(head)(plain, STUFF, head.axes, head.levels)
 
 
 def test_what_is_found_is_more_than_what_is_painted():
@@ -316,7 +364,7 @@ def test_a_model_can_be_continued(network):
     fingerprint = make_fingerprint_of(dataset, (200, 300), (1.0, 1.0))
     how = {"task": "instance", "domain": "grid", "machine": Machine("cpu", 8.0)}
     (plan,) = make_plans(dataset, fingerprint, network=None, like=model, **how)
-    same = {"frequencies": plan.target.head.frequencies}
+    same = {name: getattr(plan.target.head, name) for name in OF_DATA if name in type(plan.target.head).model_fields}
     assert plan.target.head == model.target.head.model_copy(update=same)
     assert (plan.window, plan.network, plan.inference.mirror) == (model.window, model.network, model.inference.mirror)
     assert "so that its weights fit" in plan.reasons["target.head.kind"]

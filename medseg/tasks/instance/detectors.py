@@ -2,14 +2,14 @@
 stuff, too.
 
 With stuff this is the panoptic feature pyramid network (Kirillov et al. 2019, arXiv:1901.02446): one pyramid, a branch for objects, a branch for
-voxels, and their published merge.
+voxels, and their published merge: the most confident objects first, each of what is free; below them stuff, and where neither is, background.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from medseg.case import Batch
 from medseg.dataset import NUMBER_BITS, Labels
-from medseg.errors import PlanError
+from medseg.errors import PlanError, Problem
 from medseg.fingerprint import Fingerprint
+from medseg.geometry import Shape
 from medseg.imaging.painting import paint_chances, paint_objects
 from medseg.losses.detection import prototype_losses, region_losses
 from medseg.losses.dice import IGNORED, exclusive_loss
@@ -74,6 +75,36 @@ class Detector(ObjectFinder):
 
     settings: DetectorSettings
     inner = "backbone."
+
+    def __init__(self, settings: DetectorSettings, labels: Labels, axes: int, levels: Sequence[Shape]) -> None:
+        """See `ObjectFinder`.
+
+        Raises:
+            PlanError: settings of stuff without any, or not for all classes.
+        """
+        super().__init__(settings, labels, axes, levels)
+        named = ("semantic", "frequencies")
+        told = [name for name in named if getattr(settings, name) != type(settings).model_fields[name].default]
+        if told and not self.stuff:
+            raise PlanError(
+                [
+                    Problem(
+                        "of no effect: all classes have objects",
+                        f"target.head.{name}",
+                        str(getattr(settings, name)),
+                        "no such setting",
+                        "Leave it out.",
+                    )
+                    for name in told
+                ]
+            )
+        if self.stuff and len(settings.frequencies) != 1 + len(labels.names):
+            raise PlanError.of(
+                "each class has a first guess, and background",
+                where="target.head.frequencies",
+                found=str(list(settings.frequencies)),
+                expected=f"{1 + len(labels.names)} numbers",
+            )
 
     @property
     def stuff(self) -> bool:
@@ -189,7 +220,9 @@ class Detector(ObjectFinder):
         found: FoundObjects = outputs[OBJECTS]
         settings, labels = self.settings, self.labels
         values = [value for name, value in zip(labels.names, labels.written, strict=True) if name in labels.things]
-        codes, confidence = paint_objects(found, values, f"case '{case_id}'", settings.score, settings.smallest, scratch)
+        codes, confidence = paint_objects(
+            found, values, f"case '{case_id}'", settings.score, settings.smallest, scratch, settings.contested == "probable"
+        )
         chances = self._chances(found, outputs.get(CLASSES), scratch) if probabilities else None
         doubt = _Doubt() if uncertainty else None
         if doubt:
@@ -200,15 +233,27 @@ class Detector(ObjectFinder):
         return Prediction(case_id, codes, chances, doubt.mean if doubt else None, confidence, replace(found, classes=kinds[found.classes]))
 
     def _fill(self, codes: NDArray[np.int32], classes: DenseMap, doubt: _Doubt | None) -> None:
-        """Give voxels without an object to background or stuff."""
-        rest = [0, *(k for k, name in enumerate(self.labels.names, 1) if name not in self.labels.things)]
-        values = np.array([0, *self.labels.written], np.int32)[rest] << NUMBER_BITS
+        """Give voxels without an object to stuff, or where it is less probable than all else together, to background: a thing that no object is
+        found for is no stuff. Kirillov et al. fold things into one class and call that void."""
+        values = np.array([0, *self.labels.written], np.int32)[self.rest] << NUMBER_BITS
         for rows, logits in classes.slabs():
-            free, own = codes[rows] == 0, logits[rest]
+            free, own = codes[rows] == 0, self._folded(logits)
             best = own.argmax(0)
             if doubt:
                 doubt.add_stuff(own[:, free & (best > 0)])
             codes[rows] = np.where(free, values[best], codes[rows])
+
+    @property
+    def rest(self) -> list[int]:
+        """Channels of background and stuff."""
+        return [0, *(k for k, name in enumerate(self.labels.names, 1) if name not in self.labels.things)]
+
+    def _folded(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of logits `(1 + K, ...)` those of `rest`, in which background has the probability of all things, too."""
+        rest = self.rest
+        own = logits[rest]
+        own[0] = np.logaddexp.reduce(logits[[k for k in range(len(logits)) if k == 0 or k not in rest]], axis=0)
+        return own
 
     def _chances(self, found: FoundObjects, classes: DenseMap | None, scratch: Scratch) -> NDArray[np.float16]:
         """`(1 + K, *shape)`, background first."""
@@ -216,13 +261,14 @@ class Detector(ObjectFinder):
         maps = scratch.zeros((1 + len(labels.names), *found.shape), np.float16)
         things = [k for k, name in enumerate(labels.names, 1) if name in labels.things]
         paint_chances(found, [maps[k] for k in things])
-        rest = [0, *(k for k in range(1, len(maps)) if k not in things)]
+        rest = self.rest
         if classes is None:
             for rows in row_slabs((maps.shape[1], maps.shape[0], *maps.shape[2:])):
                 maps[0, rows] = 1 - maps[1:, rows].max(0)
             return maps
         for rows, logits in classes.slabs():
-            powers = np.exp(logits[rest] - logits[rest].max(0))
+            own = self._folded(logits)
+            powers = np.exp(own - own.max(0))
             maps[rest, rows] = powers / powers.sum(0) * (1 - maps[things, rows].max(0).astype(np.float32))
         return maps
 

@@ -310,8 +310,6 @@ def _common(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
         "mask": mask,
         "score": 0.3,
         "smallest": smallest,
-        "semantic": 1.0,
-        "frequencies": frequencies(fingerprint),
     }
     reasons = {
         "levels": said_of_levels(pyramid, boxes, frame.levels, mask),
@@ -325,11 +323,15 @@ def _common(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> Planned:
         "score": "An object's confidence is the mean over all windows and mirrored views that could see it, in which one that missed it counts as 0; so 0.3 is "
         "seen by most, or surely by some.",
         "smallest": of_smallest,
-        "semantic": "Each voxel's class counts as much as an object's." if stuff else "Of no effect: all classes have objects.",
-        "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background."
-        if stuff
-        else "Measured; of no effect: all classes have objects.",
     }
+    if stuff:
+        settings |= {"contested": "confident", "semantic": 1.0, "frequencies": frequencies(fingerprint)}
+        reasons |= {
+            "contested": "As published (Kirillov et al. 2019). On two sections of electron microscopy left out of one training probable had a PQ of 0.661 "
+            "against 0.656.",
+            "semantic": "Each voxel's class counts as much as an object's.",
+            "frequencies": "Measured: a network that starts from them need not first learn that most voxels are background.",
+        }
     one_network = (
         "One: what two networks find in half the time each is hardly better together than what one of them finds, so one learns for longer."
     )

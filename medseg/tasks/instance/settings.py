@@ -23,6 +23,10 @@ Touching = Literal["apart", "faces", "corners"]
 """What votes may tell apart: also what touches; what shares no face of a voxel; what shares no corner either."""
 
 
+Contested = Literal["probable", "confident"]
+"""Which object has a voxel that several claim."""
+
+
 class DenseSettings(Record):
     """The dense head: a class for every voxel, and the way to the centre of its object."""
 
@@ -68,6 +72,8 @@ class DenseSettings(Record):
 class DetectorSettings(Record):
     """What detectors have in common: a feature pyramid, anchors, and places for objects."""
 
+    seldom: ClassVar[tuple[str, ...]] = ("contested", "semantic", "frequencies")
+
     kind: str
     levels: tuple[int, ...] = Field(min_length=1, description="Decoder stages that are the levels of the feature pyramid, finest first.")
     channels: int = Field(ge=8, description="Channels of the pyramid.")
@@ -79,9 +85,17 @@ class DetectorSettings(Record):
     mask: int = Field(ge=4, le=56, description="Cells along each axis of an object's mask.")
     score: float = Field(gt=0, lt=1, description="Confidence of an object that is predicted, at least.")
     smallest: int = Field(ge=1, description="Voxels of the smallest object that is predicted, at native spacing.")
-    semantic: float = Field(ge=0, le=10, description="Factor of the loss of a class for every voxel, where some classes have no objects.")
+    contested: Contested = Field(
+        default="probable",
+        description="Which of two objects has a voxel that both claim: that with the more probable mask there, or the more confident one. Written "
+        "where it is that.",
+    )
+    semantic: float = Field(
+        default=0.0, ge=0, le=10, description="Factor of the loss of a class for every voxel. Written where some classes have no objects."
+    )
     frequencies: tuple[float, ...] = Field(
-        description="Share of annotated voxels of background and each class; where some classes have no objects, the first guess of them."
+        default=(),
+        description="Share of annotated voxels of background and each class, the first guess of them. Written where some classes have no objects.",
     )
 
     @model_validator(mode="after")
@@ -90,6 +104,8 @@ class DetectorSettings(Record):
             raise ValueError(f"each of the {len(self.levels)} levels needs as many anchors; found {[len(sizes) for sizes in self.anchors]}")
         if any(not side > 0 for sizes in self.anchors for size in sizes for side in size):
             raise ValueError("sides of anchors are positive")
+        if any(not 0 < f < 1 for f in self.frequencies):
+            raise ValueError(f"frequencies lie between 0 and 1; found {list(self.frequencies)}")
         if self.mask % 2:
             raise ValueError(f"masks have an even number of cells; found {self.mask}")
         return self

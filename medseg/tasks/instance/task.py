@@ -29,7 +29,14 @@ from medseg.tasks.instance.fitting import nominal
 from medseg.tasks.instance.head import ObjectFinder
 from medseg.tasks.instance.settings import InstanceSettings, ObjectSettings
 
-OF_DATA = ("frequencies", "blob", "offset", "touching")  # what a head has of the labels, whatever model it is continued from
+OF_DATA = (
+    "frequencies",
+    "blob",
+    "offset",
+    "touching",
+    "semantic",
+    "contested",
+)  # what a head has of the labels, whatever model it is continued from
 WAYS: dict[str, type[Any]] = {"dense": Dense, "mask-rcnn": Regions, "yolact": Prototypes}  # each an `ObjectFinder`
 
 
