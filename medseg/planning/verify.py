@@ -303,7 +303,7 @@ def _classes(
             fix = "It cannot be learnt and scored at once."
             if len(occurrences) > 1 and not dataset.labels.things:
                 highest = dataset.labels.values[-1]
-                fix += f" Where values count objects: --task instance, or make one class of them, --class object=1-{highest}."
+                fix += f" Where values count objects: --objects numbers, or make one class of them, --class object=1-{highest}."
             warnings.append(
                 Problem(
                     f"class '{name}' occurs in one case only",
