@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -47,6 +49,8 @@ class Instance(Task):
     summary = "each object by itself, found by votes for its centre, Mask R-CNN or YOLACT"
     metrics: ClassVar[tuple[str, ...]] = ("pq", *(name for name in INSTANCE_METRICS if name != "pq"))
     objects = True
+    both: ClassVar[bool] = False
+    """Whether some classes must be things, and some not."""
     combines = False  # what votes and boxes mean depends on a configuration's axes and voxels
     networks: ClassVar[Mapping[str, str]] = {
         "dense": "a class for every voxel, and votes for the centres of objects",
@@ -56,7 +60,13 @@ class Instance(Task):
 
     @classmethod
     def needs(cls, dataset: Dataset, fingerprint: Fingerprint) -> Needs:
-        """Where the labels name no things, every class is one, and its connected components are the objects."""
+        """Where the labels name no things, every class is one, and its connected components are the objects.
+
+        Raises:
+            PlanError: regions overlap; all classes are things, or none is, where `both` must be.
+        """
+        if cls.both:
+            _check_both(dataset)
         labels = dataset.labels
         if not labels.exclusive:
             raise PlanError.of(
@@ -202,3 +212,22 @@ class Instance(Task):
         """See `medseg.metrics.instances.score_instances`; a class without objects is one object."""
         found = counted or count_objects(prediction, truth, self.labels)
         return score_instances(found, class_numbers(self.labels), self.metrics if metrics is None else metrics)
+
+
+def _check_both(dataset: Dataset) -> None:
+    labels = dataset.labels
+    if not labels.things or len(labels.things) == len(labels.names):
+        names = labels.names
+        both = "--task instance, where all classes have objects, or --task semantic, where none has"
+        if len(names) == 1:
+            fix = f"One class cannot be things and stuff at once: take {both}."
+        else:
+            told = f'--thing {shlex.quote(names[0])}, or "things": [{json.dumps(names[0])}] in the dataset\'s medseg.json'
+            fix = f"Say which classes have objects, e.g. {told}; or take {both}."
+        raise PlanError.of(
+            "a panoptic task needs classes with objects (things) and classes without (stuff)",
+            where=f"dataset '{dataset.name}'",
+            found=f"things: {', '.join(labels.things) or 'none'}; all classes: {', '.join(labels.names)}",
+            expected="some of the classes among the things",
+            fix=fix,
+        )
