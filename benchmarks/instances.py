@@ -18,8 +18,8 @@ last ones, which suits sections of a stack, where neighbours are alike. Each par
 cores), predicts the cases left out, and writes its part of the result into WORK; `join` puts the parts together. A part that is finished is not
 done again; one that was interrupted goes on (medseg) or trains anew (StarDist). The time is that of training: planning, preparation
 and StarDist's choice of thresholds come in addition. All label maps are scored by `medseg evaluate`'s pooled scores; `stardist` also scores its
-own by StarDist's functions, as a check. Average precision is of all that a detector found (`detections/`), as in `medseg run`; of painted objects only, above its
-own threshold of confidence, where a program writes no more (StarDist, votes).
+own by StarDist's functions, as a check. Average precision is of all that a detector found (`detections/`), as in `medseg run`; of painted objects only
+(above its own threshold of confidence) where a program writes no more: StarDist, votes.
 """
 
 from __future__ import annotations
