@@ -38,8 +38,8 @@ def prefers_regions(fingerprint: Fingerprint, labels: Labels, frame: Frame) -> t
     if len(frame.window) == 3:
         return False, _of_volumes(fingerprint, frame)
     return True, (
-        f"Objects fill {share:.0%} of their boxes (at least {SLENDER:.0%}), so boxes tell them apart. On nuclei Mask R-CNN had the higher scores after half an "
-        "hour of training (accuracy 0.79 against 0.75, one run of each, benchmarks/README.md), votes after a few minutes; --folds all compares both."
+        f"Objects fill {share:.0%} of their boxes (at least {SLENDER:.0%}), so boxes tell them apart. Not proven: on one set of nuclei, one run of each, "
+        "Mask R-CNN was ahead after half an hour (intervals overlap), votes after a few minutes (benchmarks/README.md); --folds all compares both."
     )
 
 
