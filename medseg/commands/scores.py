@@ -93,6 +93,8 @@ def show_objects(scores: ObjectScores, title: str) -> None:
     for reason in dict.fromkeys(scores.left_out.values()):
         names = ", ".join(m for m, why in scores.left_out.items() if why == reason)
         say(f"Not computed: {names}. {reason[0].upper()}{reason[1:]}.")
+    if painted := scores.of_painted():
+        say(painted)
 
 
 def _counts(counts: Matched) -> tuple[int, int, int]:

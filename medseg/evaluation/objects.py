@@ -42,10 +42,16 @@ ALL, THINGS, STUFF = "all", "things", "stuff"
 
 @dataclass(frozen=True)
 class Counted:
-    """What one case adds to scores of all of them; `ranked` says whether its predicted objects came with confidences."""
+    """What one case adds to scores of all of them.
+
+    Attributes:
+        ranked: its predicted objects came with confidences.
+        painted: these are of the objects in its label map only.
+    """
 
     classes: Mapping[int, ClassCounts]
     ranked: bool
+    painted: bool
 
     def matched(self, labels: Labels) -> dict[str, Matched]:
         """The objects of each class."""
@@ -67,8 +73,8 @@ def count(contingency: Contingency, prediction: NDArray[Any], truth: NDArray[Any
     """
     names = class_numbers(labels)
     things = [cls for cls, name in names.items() if name in labels.things]
-    ranking = rank(contingency, prediction, truth, labels, files)
-    return Counted(count_case(contingency, tuple(names), things, ranking), ranking is not None)
+    ranking, painted = rank(contingency, prediction, truth, labels, files) or (None, False)
+    return Counted(count_case(contingency, tuple(names), things, ranking), ranking is not None, painted)
 
 
 def pooled(cases: Sequence[Counted], labels: Labels, metrics: Sequence[str]) -> ObjectScores:
@@ -83,6 +89,7 @@ def pooled(cases: Sequence[Counted], labels: Labels, metrics: Sequence[str]) -> 
     )
     left_out = {m: why for m in metrics if unranked and m.partition("@")[0] in DETECTION_METRICS}
     wanted = tuple(m for m in metrics if m not in left_out)
+    ranks = any(m.partition("@")[0] in DETECTION_METRICS for m in wanted)
     counts = [case.classes for case in cases]
     groups = {ALL: tuple(names), **({THINGS: things, STUFF: stuff} if stuff else {})}
     found = pool(counts, things, wanted, groups)
@@ -105,6 +112,7 @@ def pooled(cases: Sequence[Counted], labels: Labels, metrics: Sequence[str]) -> 
         froc={name: _points(curve.false_positives, curve.sensitivity) for name, curve in rates.items()} if "froc" in wanted else {},
         sizes={names[cls]: groups_of_size(counts, cls) for cls in things},
         left_out=left_out,
+        painted=sum(case.painted for case in cases) if ranks else 0,
     )
 
 

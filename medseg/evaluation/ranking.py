@@ -25,8 +25,9 @@ from medseg.metrics.instances import Contingency, Detections, Ranking, class_num
 
 def rank(
     contingency: Contingency, prediction: NDArray[Any], truth: NDArray[Any], labels: Labels, files: tuple[Path, Path]
-) -> Ranking | None:
-    """The scored objects of two maps of codes `(*shape)`, whose table is `contingency`; None where nobody knows how sure they are.
+) -> tuple[Ranking, bool] | None:
+    """The scored objects of two maps of codes `(*shape)`, whose table is `contingency`, and whether they are those of the label map only, because
+    there are no detections; None where nobody knows how sure they are.
 
     Args:
         files: the prediction and the reference. The objects of a COCO file are taken as they are drawn, also beneath others.
@@ -38,13 +39,13 @@ def rank(
     if found is not None:
         drawn = annotated(files[1])
         if drawn is not None:
-            return _of_detections(found, drawn, None, labels, truth.ndim)
-        return _of_detections(found, _real(contingency, truth, labels), _unknown(truth, labels), labels, truth.ndim)
+            return _of_detections(found, drawn, None, labels, truth.ndim), False
+        return _of_detections(found, _real(contingency, truth, labels), _unknown(truth, labels), labels, truth.ndim), False
     confidences = read_confidences(files[0], labels)
     things = [cls for cls, name in class_numbers(labels).items() if name in labels.things]
     if confidences is None and np.isin(contingency.prediction.classes, things).any():
         return None
-    return _of_table(contingency, prediction, truth, labels, confidences or {}, files[0])
+    return _of_table(contingency, prediction, truth, labels, confidences or {}, files[0]), bool(confidences)
 
 
 def _of_table(

@@ -137,7 +137,10 @@ class ObjectScores(Record):
         froc: class -> false positives per case, and the sensitivity at each; with confidences, in 3D.
         sizes: class -> groups of objects, the smallest first.
         left_out: metric -> why it could not be computed.
+        painted: cases without detections, of which average precision and FROC know the objects in the label map only. Written where there are.
     """
+
+    seldom: ClassVar[tuple[str, ...]] = ("painted",)
 
     metrics: tuple[str, ...]
     things: tuple[str, ...]
@@ -150,6 +153,16 @@ class ObjectScores(Record):
     froc: dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
     sizes: dict[str, tuple[SizeGroup, ...]]
     left_out: dict[str, str]
+    painted: int = 0
+
+    def of_painted(self) -> str:
+        """A sentence on `painted`; empty where all cases have detections."""
+        if not self.painted:
+            return ""
+        return (
+            f"Average precision and FROC of {self.painted} case{'s' if self.painted > 1 else ''} are of the objects in the label map alone, with the "
+            "confidences of objects/<case>.csv: there is no detections/<case>.json, which would hold fainter ones, too."
+        )
 
 
 class Evaluation(Record):

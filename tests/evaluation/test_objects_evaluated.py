@@ -15,6 +15,7 @@ from medseg.evaluation.comparison import compare
 from medseg.evaluation.objects import POOLED, POOLED_3D
 from medseg.evaluation.records import Evaluation, Matched
 from medseg.evaluation.scoring import evaluate
+from medseg.io.detections import detections_path, write_detections
 from medseg.io.table import FOLDER
 from medseg.progress import Silent
 from tests.metrics.instances.scenes import Dice, scene
@@ -298,3 +299,21 @@ def test_two_tables_say_what_they_are(folders, capsys, monkeypatch):
     assert "a case weighs as much as it has objects" in second
     assert "Mean over cases: each case is scored alone" in second
     assert "Lesion" not in first + second
+
+
+def test_what_knows_painted_objects_only_says_so(folders, tmp_path, capsys, monkeypatch):
+    """Those of a table above; with detections beside one case, of the others; and nothing where no score is made of confidences."""
+    monkeypatch.setenv("COLUMNS", "400")
+    show_scores(evaluate(*folders, CELL, tmp_path / "out", 1), None)
+    line = "Average precision and FROC of 4 cases are of the objects in the label map alone"
+    assert line in capsys.readouterr().out
+    assert line in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    for seed in SEEDS:
+        write_detections(detections_path(folders[0], f"s{seed}"), [], CELL, (60, 70))
+        found = evaluate(*folders, CELL, workers=1)
+        assert found.objects.painted == len(SEEDS) - seed
+    assert found.objects.of_painted() == ""
+    assert '"painted"' not in found.to_json()
+    (folders[0] / "detections" / "s1.json").unlink()
+    assert evaluate(*folders, CELL, workers=1).objects.of_painted().startswith("Average precision and FROC of 1 case are")
+    assert evaluate(*folders, CELL, workers=1, metrics=["pq"]).objects.painted == 0

@@ -72,6 +72,8 @@ def object_scores(scores: ObjectScores) -> str:
         f"{escape(reason[0].upper() + reason[1:])}.</p>"
         for reason in dict.fromkeys(scores.left_out.values())
     )
+    if painted := scores.of_painted():
+        missing += f'<p class="lead after">{escape(painted)}</p>'
     return (
         '<p class="lead">Objects of all cases together: counts are added up before a ratio is taken, so a case weighs as much as it has objects. '
         "Below each score its 95 % bootstrap interval; cases are drawn whole. Found, missed and invented are counted at an IoU above 0.5.</p>"
