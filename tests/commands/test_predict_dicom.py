@@ -169,12 +169,12 @@ def test_wrong_usage(cli, runs, study, tmp_path):
     assert (code, err) == (2, "error -o: no folder for the predictions. Name one, or look first with --dry-run.\n")
     code, _, err = cli("predict", runs[1], study, "-o", tmp_path / "out", "--format", "sge")
     assert code == 2
-    assert err == "error --format: unknown format; found 'sge', expected one of coco, detections, labelmap, labels, nifti, panoptic, preview, rtstruct, seg, sr, table. " \
-        "Did you mean 'seg'?\n"  # fmt: skip
+    formats = "coco, detections, labelmap, labels, nifti, panoptic, preview, rtstruct, seg, sr, table"
+    assert err == f"error --format: unknown format; found 'sge', expected one of {formats}. Did you mean 'seg'?\n"
     code, _, err = cli("predict", "none", "dimse://PACS@127.0.0.1:9/1.2", "-o", tmp_path / "out", "--format", "bogus")
     assert (code, err) == (
         2,
-        "error --format: unknown format; found 'bogus', expected one of coco, detections, labelmap, labels, nifti, panoptic, preview, rtstruct, seg, sr, table.\n",
+        f"error --format: unknown format; found 'bogus', expected one of {formats}.\n",
     )
     code, _, err = cli("predict", runs[2], study, "-o", tmp_path / "out", "--series", "FLAIR=2")
     assert code == 2
