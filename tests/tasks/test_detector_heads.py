@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from slabs import Slabs
 from synthetic import make_dataset, make_fingerprint_of
 
 from medseg.case import Batch, PreparedCase
@@ -20,7 +19,7 @@ from medseg.geometry import Grid
 from medseg.models.base import ObjectHead
 from medseg.planning.memory import training_cost
 from medseg.planning.planner import make_plans
-from medseg.prediction import DenseMap, FoundObjects
+from medseg.prediction import FoundObjects
 from medseg.tasks.base import find_task
 from medseg.tasks.instance.task import OF_DATA
 
@@ -38,22 +37,6 @@ SMALL = {
 }  # fmt: skip
 DEEP = {"network.encoder": "[0, 0, 0]", "network.decoder": "[0, 0]"}
 SHAPES = {2: (96, 96), 3: (24, 48, 48)}
-
-
-class Slabs(DenseMap):
-    """A map in memory, read three rows at a time."""
-
-    def __init__(self, values: NDArray[np.float32]) -> None:
-        self.values = values
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        for start in range(0, self.shape[1], 3):
-            rows = slice(start, min(start + 3, self.shape[1]))
-            yield rows, self.values[:, rows]
 
 
 def code(value: int, number: int = 0) -> int:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,13 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from slabs import Slabs
 from synthetic import REGIONS, TWO, make_dataset, make_fingerprint_of, make_plan
 
 from medseg.case import Batch
 from medseg.dataset import NUMBER_BITS, LabelClass, Labels
 from medseg.errors import ImageError, PlanError
 from medseg.fingerprint import OBJECT_QUANTILES, ObjectStats
-from medseg.prediction import DenseMap, Prediction
+from medseg.prediction import Prediction
 from medseg.scratch import Scratch
 from medseg.tasks.base import Frame
 from medseg.tasks.instance import Instance, voting
@@ -28,22 +28,6 @@ STUFF = Labels(
     ignore=9,
     things=("cell", "vessel"),
 )
-
-
-class Slabs(DenseMap):
-    """A map in memory, read two rows at a time."""
-
-    def __init__(self, values: NDArray[np.float32]) -> None:
-        self.values = values
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        for start in range(0, self.shape[1], 2):
-            rows = slice(start, min(start + 2, self.shape[1]))
-            yield rows, self.values[:, rows]
 
 
 def task_of(labels: Labels, ndim: int = 2) -> Instance:

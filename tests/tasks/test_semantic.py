@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import tracemalloc
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from slabs import Slabs
 from synthetic import REGIONS, TWO, make_dataset, make_fingerprint_of, make_plan
 
 from medseg.case import Batch
@@ -19,7 +19,7 @@ from medseg.losses.blobs import number_blobs
 from medseg.losses.dice import IGNORED
 from medseg.planning.memory import training_memory
 from medseg.plans import Plan
-from medseg.prediction import DenseMap, Prediction
+from medseg.prediction import Prediction
 from medseg.scratch import Scratch
 from medseg.tasks import semantic
 from medseg.tasks.semantic import HEAD, Semantic, SemanticSettings
@@ -37,22 +37,6 @@ VARIANTS_OF_LOSS: list[dict[str, str]] = [
     {"target.blob": "1"},
     {"target.blob": "2", "target.missed": "0.8", "target.focal": "1", "target.hardest": "0.3"},
 ]
-
-
-class Slabs(DenseMap):
-    """A map in memory, read two rows at a time."""
-
-    def __init__(self, values: NDArray[np.float32]) -> None:
-        self.values = values
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    def slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        for start in range(0, self.shape[1], 2):
-            rows = slice(start, min(start + 2, self.shape[1]))
-            yield rows, self.values[:, rows]
 
 
 @pytest.fixture(scope="module")
